@@ -1,0 +1,40 @@
+//! Which pages were written since somebody last asked.
+
+use std::ops::Range;
+
+use crate::guest::GuestError;
+use crate::pages::PageSet;
+
+/// The log of pages written since the last [`take`](DirtyLog::take), by the guest or by the VMM itself.
+///
+/// The order that loses nothing is: `take`, then for every page to be sent `rearm`, then read the page.
+/// A write before `rearm` is in what is read afterwards; a write after it is in the next `take`.
+/// Pages that are skipped (zero, untouched) are re-armed too, or every `take` lists them again.
+pub trait DirtyLog: Send + Sync {
+    /// Starts the log. Everything counts as written: the first `take` names every page, also on a second
+    /// attempt after a failed move.
+    ///
+    /// # Errors
+    /// The log could not be started; nothing was changed.
+    fn start(&self) -> Result<(), GuestError>;
+
+    /// Adds the pages written since the last `take` to `into`.
+    ///
+    /// # Errors
+    /// The log could not be read; treat every page as written.
+    fn take(&self, into: &mut PageSet) -> Result<(), GuestError>;
+
+    /// Makes writes to the pages of `set` within `range` visible again. To be called just before their
+    /// bytes are read. `range` starts at a multiple of 64 and ends at one, or at the last page.
+    /// Does nothing where `take` itself re-arms.
+    ///
+    /// # Errors
+    /// The pages could not be re-armed; they must not be sent.
+    fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError>;
+
+    /// Stops the log. Never called between the stop of the vCPUs and their resume.
+    ///
+    /// # Errors
+    /// The log could not be stopped; the guest is slower than it need be, nothing is lost.
+    fn stop(&self) -> Result<(), GuestError>;
+}

@@ -1,0 +1,172 @@
+//! The seam between the engine and a VMM: what a guest must be able to do to be moved.
+//!
+//! A guest is a [`RunningGuest`] or a [`PausedGuest`], never both: transitions consume the one and give the
+//! other, and on failure hand back what they were given. The engine never sees KVM, a device or a thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use vm_memory::bitmap::AtomicBitmap;
+
+use crate::dirty::DirtyLog;
+use crate::pages::MemoryLayout;
+use crate::state::VmState;
+
+/// Guest memory. The bitmap is the VMM's own half of the dirty log: every write of the VMM itself marks it,
+/// since KVM's log only knows what vCPUs write.
+pub type GuestRam = vm_memory::GuestMemoryMmap<AtomicBitmap>;
+
+/// Something the VMM was asked for and could not do. The text says the act and the values.
+#[derive(Debug, Error)]
+#[error("{act}")]
+pub struct GuestError {
+    act: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl GuestError {
+    /// An error with its cause.
+    pub fn new(
+        act: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            act: act.into(),
+            source: Some(source.into()),
+        }
+    }
+
+    /// An error that has no cause but itself.
+    pub fn bare(act: impl Into<String>) -> Self {
+        Self {
+            act: act.into(),
+            source: None,
+        }
+    }
+}
+
+/// A transition that did not happen, with the guest as it was before.
+#[derive(Debug)]
+pub struct Failed<G> {
+    /// The guest, as it was before the attempt.
+    pub guest: G,
+    /// Why it failed.
+    pub error: GuestError,
+}
+
+/// What both sides must agree on before the first page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Where the guest's memory lies.
+    pub layout: MemoryLayout,
+    /// How many vCPUs it has.
+    pub vcpus: u32,
+    /// CPU model and device list, as sections that only the VMM understands.
+    pub sections: VmState,
+}
+
+/// When a guest that reports heartbeats last did so. Times are of CLOCK_BOOTTIME, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Heartbeat {
+    /// How many were seen in this process.
+    pub count: u64,
+    /// When the first was seen in this process; 0 before it.
+    pub first_ns: u64,
+    /// When the last was seen; 0 before the first.
+    pub last_ns: u64,
+    /// The largest distance between two neighbours seen since [`RunningGuest::heartbeat`] was first asked.
+    pub largest_gap_ns: u64,
+}
+
+/// How much a vCPU is slowed down: of every period, so many percent asleep. 0 is full speed; at most 99.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
+pub struct ThrottlePercent(u8);
+
+impl ThrottlePercent {
+    /// The most a vCPU is ever slowed down. Beyond it a guest is as good as stopped.
+    pub const MAX: ThrottlePercent = ThrottlePercent(99);
+
+    /// That many percent, at most 99.
+    pub fn new(percent: u8) -> Self {
+        Self(percent.min(Self::MAX.0))
+    }
+
+    /// The number, 0 to 99.
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+/// A guest whose vCPUs run.
+pub trait RunningGuest: Send + Sized {
+    /// The same guest with its vCPUs and devices stopped.
+    type Paused: PausedGuest<Running = Self>;
+
+    /// What the destination has to agree to.
+    fn describe(&self) -> Description;
+    /// Its memory.
+    fn ram(&self) -> &GuestRam;
+    /// Its dirty log, shared with the workers that send pages.
+    fn dirty_log(&self) -> Arc<dyn DirtyLog>;
+    /// Slows every vCPU by its percentage (the slice is never longer than `longest_slice`); missing entries
+    /// mean full speed, so an empty list lets go of all of them.
+    fn throttle(&self, vcpus: &[ThrottlePercent], longest_slice: Duration);
+    /// Its heartbeats, if it is a guest that reports them.
+    fn heartbeat(&self) -> Option<Heartbeat>;
+    /// Stops vCPUs and devices: on return nothing of the guest writes memory any more.
+    ///
+    /// # Errors
+    /// The guest runs on, as before.
+    fn pause(self) -> Result<Self::Paused, Failed<Self>>;
+}
+
+/// A guest whose vCPUs and devices are stopped. Dropping it frees its memory.
+pub trait PausedGuest: Send + Sized {
+    /// The same guest, running.
+    type Running: RunningGuest<Paused = Self>;
+
+    /// Its memory.
+    fn ram(&self) -> &GuestRam;
+    /// Its dirty log; still on. Saving may add to it.
+    fn dirty_log(&self) -> Arc<dyn DirtyLog>;
+    /// Its heartbeats, if it is a guest that reports them.
+    fn heartbeat(&self) -> Option<Heartbeat>;
+    /// All state besides memory. May be called again; the guest stays able to resume.
+    ///
+    /// # Errors
+    /// Some state could not be read; the guest can still resume.
+    fn save(&mut self) -> Result<VmState, GuestError>;
+    /// Lets vCPUs and devices go on. Returns when the first vCPU is let into the guest.
+    ///
+    /// # Errors
+    /// The guest stays paused, whole.
+    fn resume(self) -> Result<Self::Running, Failed<Self>>;
+}
+
+/// A guest made from a [`Description`], with memory, vCPUs and devices, that waits for pages and state.
+pub trait BlankGuest: Send + Sized {
+    /// What it becomes once its state is in.
+    type Paused: PausedGuest;
+
+    /// Its memory, written by the receiver.
+    fn ram(&self) -> &GuestRam;
+    /// Takes the state. After an error the blank guest is gone; the source still has the guest.
+    ///
+    /// # Errors
+    /// The state was refused, with the reason.
+    fn load(self, state: &VmState) -> Result<Self::Paused, GuestError>;
+}
+
+/// The destination's VMM: makes blank guests.
+pub trait Host {
+    /// The guests that it makes.
+    type Blank: BlankGuest;
+
+    /// Checks the description and makes the guest that fits it.
+    ///
+    /// # Errors
+    /// Why this host cannot run that guest; the text is shown on both sides.
+    fn prepare(&mut self, description: &Description) -> Result<Self::Blank, GuestError>;
+}
