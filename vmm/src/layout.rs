@@ -1,0 +1,274 @@
+//! The machine's map: every guest-physical address, I/O port and interrupt line is written down here, once.
+//!
+//! Guest-physical memory, sizes in bytes:
+//!
+//! ```text
+//!   0x0000_0000  +--------------------------------------------+
+//!                | low RAM                                    |  see "below 1 MiB"
+//!   0x0010_0000  |   1 MiB: the kernel, by default            |  KERNEL_START
+//!                |   ...                                      |
+//!                |   initramfs, as high as it may lie         |
+//!   0xc000_0000  +--------------------------------------------+  LOW_RAM_END = 3 GiB
+//!                | nothing                                    |
+//!   0xd000_0000  +--------------------------------------------+  VIRTIO_MMIO_START
+//!                | 16 virtio-mmio slots of 4 KiB each         |
+//!   0xd001_0000  +--------------------------------------------+  = start + 16 * 0x1000
+//!                | nothing                                    |
+//!   0xfec0_0000  +--------------------------------------------+  IOAPIC_START (in KVM)
+//!   0xfee0_0000  |   local APIC (in KVM)                      |  LAPIC_START
+//!   0xfffb_c000  |   KVM's identity map, 1 page               |  KVM_IDENTITY_MAP_START
+//!   0xfffb_d000  |   KVM's TSS, 3 pages                       |  KVM_TSS_START
+//!   0xfffc_0000  |   = TSS + 3 * 0x1000                       |
+//!   0x1_0000_0000+--------------------------------------------+  HIGH_RAM_START = 4 GiB
+//!                | high RAM: what is beyond the first 3 GiB   |
+//!                +--------------------------------------------+
+//! ```
+//!
+//! Below 1 MiB, all of it RAM to KVM (one region without holes) and partly reserved to the guest:
+//!
+//! ```text
+//!   0x0_0000     real-mode vectors and BIOS data area, left zero
+//!   0x0_0500     GDT, 4 entries of 8 bytes                          GDT_START
+//!   0x0_5000     PVH: start info, 56 bytes                          PVH_START_INFO
+//!   0x0_5100     PVH: module list, 1 entry of 32 bytes              PVH_MODULE_LIST
+//!   0x0_5200     PVH: memory map, 24 bytes an entry                 PVH_MEMORY_MAP
+//!   0x0_7000     Linux: boot params ("zero page"), 4 KiB            BOOT_PARAMS
+//!   0x0_8ff0     Linux: stack for the first instructions, downwards BOOT_STACK
+//!   0x0_9000     PML4, PDPT, four page directories: 6 * 4 KiB       PAGE_TABLES
+//!   0x0_f000     = PAGE_TABLES + 6 * 0x1000
+//!   0x2_0000     kernel command line, at most 2 KiB                 CMDLINE
+//!   0x9_fc00     end of what the guest may use below 1 MiB          LOW_RESERVED_START
+//!   0xa_0000     (legacy video memory: nothing lies there)
+//!   0xe_0000     ACPI: RSDP, then the other tables                  ACPI_START = RSDP
+//!   0x10_0000    = ACPI_START + 128 KiB                             ACPI_END
+//! ```
+//!
+//! I/O ports and interrupt lines (GSI: the pin of the one IOAPIC, which has 24):
+//!
+//! ```text
+//!   0x060, 0x064       i8042, for its reset line alone
+//!   0x3f8..0x400       COM1, GSI 4
+//!   0x505              pvpanic
+//!   0x5f0..0x5f4       heartbeat of the bare test guest
+//!   0x600..0x603       ACPI: sleep control, sleep status, reset
+//!   GSI 0..8           the legacy lines; COM1's is the only one in use
+//!   GSI 8..24          virtio-mmio slots 0..16: 8 + slot
+//! ```
+
+use migration::pages::{LayoutError, MAX_MEMORY, MemoryLayout, REGION_ALIGN, Region};
+use thiserror::Error;
+
+/// Low RAM ends here at the latest, 3 GiB; the last GiB below 4 GiB belongs to devices.
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// RAM beyond the first 3 GiB lies from here on, 4 GiB.
+pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
+/// The least guest memory, 4 MiB. It is enough for the bare test guest; what a Linux kernel needs is in its
+/// header and is checked when it is loaded.
+pub const MIN_MEMORY: u64 = 4 << 20;
+
+/// The global descriptor table of the first instructions.
+pub const GDT_START: u64 = 0x500;
+/// PVH's `hvm_start_info`.
+pub const PVH_START_INFO: u64 = 0x5000;
+/// PVH's module list; the one module is the initramfs.
+pub const PVH_MODULE_LIST: u64 = 0x5100;
+/// PVH's memory map.
+pub const PVH_MEMORY_MAP: u64 = 0x5200;
+/// Linux's `boot_params`, also called the zero page.
+pub const BOOT_PARAMS: u64 = 0x7000;
+/// Where the stack begins (downwards) when Linux is entered; it sets up its own at once.
+pub const BOOT_STACK: u64 = 0x8ff0;
+/// Page tables that map the low 4 GiB one to one, in 2 MiB pages: PML4, PDPT and four page directories.
+pub const PAGE_TABLES: u64 = 0x9000;
+/// The kernel command line.
+pub const CMDLINE: u64 = 0x2_0000;
+/// The most bytes of a command line, its closing zero included: x86 Linux's `COMMAND_LINE_SIZE`.
+pub const CMDLINE_SIZE: u64 = 2048;
+/// From here to 1 MiB the guest finds no usable RAM (the customary place of the extended BIOS data area).
+pub const LOW_RESERVED_START: u64 = 0x9_fc00;
+/// The ACPI tables, the RSDP first. A kernel that is not told the RSDP's address searches 0xe0000..0x100000
+/// in steps of 16 bytes (ACPI 6.5, 5.2.5.1) and finds it at once.
+pub const ACPI_START: u64 = 0xe_0000;
+/// The ACPI tables end before this.
+pub const ACPI_END: u64 = 0x10_0000;
+/// Kernels lie from here on, 1 MiB; an ELF kernel may say another place above it.
+pub const KERNEL_START: u64 = 0x10_0000;
+
+/// The first virtio-mmio slot.
+pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
+/// Bytes of address space of one virtio-mmio slot.
+pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// How many virtio-mmio slots there are.
+pub const VIRTIO_SLOTS: u32 = 16;
+/// The GSI of slot 0. 16 slots from 8 on end at 23, the last pin of the IOAPIC.
+const VIRTIO_FIRST_GSI: u32 = 8;
+
+/// Where the IOAPIC's registers are; KVM has this address built in.
+pub const IOAPIC_START: u64 = 0xfec0_0000;
+/// Pins of the IOAPIC: GSIs 0..24.
+pub const IOAPIC_PINS: u32 = 24;
+/// Where each vCPU's local APIC is, unless the guest moves it.
+pub const LAPIC_START: u64 = 0xfee0_0000;
+/// KVM's identity-map page (KVM_SET_IDENTITY_MAP_ADDR), needed by Intel CPUs without unrestricted guest.
+pub const KVM_IDENTITY_MAP_START: u64 = 0xfffb_c000;
+/// KVM's three TSS pages (KVM_SET_TSS_ADDR), needed by the same CPUs.
+pub const KVM_TSS_START: u64 = 0xfffb_d000;
+/// End of both.
+pub const KVM_PAGES_END: u64 = KVM_TSS_START + 3 * 0x1000;
+
+/// COM1's first port.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// COM1's ports: 8 registers.
+pub const SERIAL_PORTS: u16 = 8;
+/// COM1's interrupt line.
+pub const SERIAL_GSI: u32 = 4;
+
+/// The i8042 keyboard controller's data port. Of the controller only the reset line exists.
+pub const I8042_DATA_PORT: u16 = 0x60;
+/// The i8042's command port; the byte 0xfe resets the machine.
+pub const I8042_COMMAND_PORT: u16 = 0x64;
+
+/// pvpanic (QEMU docs/specs/pvpanic): one byte, written by a guest that has panicked.
+pub const PVPANIC_PORT: u16 = 0x505;
+
+/// Where the bare test guest writes its heartbeat counter.
+pub const HEARTBEAT_PORT: u16 = 0x5f0;
+/// Ports of the heartbeat: one 32-bit register.
+pub const HEARTBEAT_PORTS: u16 = 4;
+
+/// The first of the ACPI power registers.
+pub const POWER_PORT: u16 = 0x600;
+/// Ports of the ACPI power registers: sleep control, sleep status, reset.
+pub const POWER_PORTS: u16 = 3;
+/// ACPI sleep control register (ACPI 6.5, 4.8.3.7).
+pub const SLEEP_CONTROL_PORT: u16 = POWER_PORT;
+/// ACPI sleep status register.
+pub const SLEEP_STATUS_PORT: u16 = POWER_PORT + 1;
+/// ACPI reset register.
+pub const RESET_PORT: u16 = POWER_PORT + 2;
+/// What is written to the reset register to reset the machine.
+pub const RESET_VALUE: u8 = 1;
+/// The sleep type that means S5, soft off, in the sleep control register.
+pub const SLEEP_TYPE_S5: u8 = 5;
+
+/// A guest memory size that the machine cannot have.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum MemorySizeError {
+    /// Not a multiple of 2 MiB, too little or too much.
+    #[error(
+        "guest memory of {0} bytes is refused: it must be a multiple of 2 MiB, at least 4 MiB and at most 16 TiB"
+    )]
+    Size(u64),
+    /// The regions made from it were refused.
+    #[error("guest memory of {bytes} bytes cannot be laid out")]
+    Layout {
+        /// The size asked for.
+        bytes: u64,
+        /// What is wrong with the regions.
+        source: LayoutError,
+    },
+}
+
+/// Where a guest memory of `bytes` lies: one region from 0 up to 3 GiB, and the rest from 4 GiB on.
+///
+/// # Errors
+/// The size is not a multiple of 2 MiB, below [`MIN_MEMORY`] or above 16 TiB.
+pub fn memory_layout(bytes: u64) -> Result<MemoryLayout, MemorySizeError> {
+    if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(REGION_ALIGN) {
+        return Err(MemorySizeError::Size(bytes));
+    }
+    let low = bytes.min(LOW_RAM_END);
+    let mut regions = vec![Region { gpa: 0, bytes: low }];
+    if bytes > low {
+        regions.push(Region {
+            gpa: HIGH_RAM_START,
+            bytes: bytes - low,
+        });
+    }
+    MemoryLayout::new(regions).map_err(|source| MemorySizeError::Layout { bytes, source })
+}
+
+/// The guest-physical address of a virtio-mmio slot.
+///
+/// # Panics
+/// If there is no such slot: slots are 0..[`VIRTIO_SLOTS`].
+pub fn slot_address(slot: u32) -> u64 {
+    assert!(slot < VIRTIO_SLOTS, "virtio slot {slot} does not exist");
+    VIRTIO_MMIO_START + u64::from(slot) * VIRTIO_MMIO_SIZE
+}
+
+/// The interrupt line of a virtio-mmio slot.
+///
+/// # Panics
+/// If there is no such slot: slots are 0..[`VIRTIO_SLOTS`].
+pub fn slot_gsi(slot: u32) -> u32 {
+    assert!(slot < VIRTIO_SLOTS, "virtio slot {slot} does not exist");
+    VIRTIO_FIRST_GSI + slot
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    fn regions(bytes: u64) -> Vec<(u64, u64)> {
+        let layout = memory_layout(bytes).unwrap();
+        assert_eq!(layout.bytes(), bytes);
+        layout.regions().iter().map(|r| (r.gpa, r.bytes)).collect()
+    }
+
+    #[test]
+    fn memory_fills_the_low_gap_first() {
+        assert_eq!(regions(128 * MIB), [(0, 128 * MIB)]);
+        assert_eq!(regions(3 * GIB), [(0, 3 * GIB)]);
+        assert_eq!(
+            regions(3 * GIB + 2 * MIB),
+            [(0, 3 * GIB), (4 * GIB, 2 * MIB)]
+        );
+        assert_eq!(regions(8 * GIB), [(0, 3 * GIB), (4 * GIB, 5 * GIB)]);
+    }
+
+    #[test]
+    fn odd_sizes_are_refused() {
+        for bytes in [
+            0,
+            2 * MIB,
+            128 * MIB + 1,
+            129 * MIB,
+            MAX_MEMORY + 2 * MIB,
+            u64::MAX,
+        ] {
+            assert_eq!(memory_layout(bytes), Err(MemorySizeError::Size(bytes)));
+        }
+    }
+
+    #[test]
+    fn every_slot_has_its_own_line_on_the_ioapic_and_room_in_the_gap() {
+        for slot in 0..VIRTIO_SLOTS {
+            assert!(slot_gsi(slot) < IOAPIC_PINS && slot_gsi(slot) > SERIAL_GSI);
+            assert!(slot_address(slot) >= LOW_RAM_END);
+            assert!(slot_address(slot) + VIRTIO_MMIO_SIZE <= IOAPIC_START);
+        }
+        assert_eq!(slot_gsi(VIRTIO_SLOTS - 1), IOAPIC_PINS - 1);
+    }
+
+    #[test]
+    fn structures_below_one_mib_do_not_overlap() {
+        let mut areas = [
+            (GDT_START, 4 * 8),
+            (PVH_START_INFO, 0x100),
+            (PVH_MODULE_LIST, 0x100),
+            (PVH_MEMORY_MAP, 0x200),
+            (BOOT_PARAMS, 0x1000),
+            (PAGE_TABLES, 6 * 0x1000),
+            (CMDLINE, CMDLINE_SIZE),
+            (ACPI_START, ACPI_END - ACPI_START),
+        ];
+        areas.sort_unstable();
+        for pair in areas.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
+        }
+    }
+}
