@@ -1,0 +1,406 @@
+//! What a person asked for, checked: the plain values that the command line (or anything else) hands to the VMM.
+//!
+//! No flag, no string to be parsed later: whoever holds one of these holds something that makes sense by
+//! itself. Whether the host can do it (the file is there, the tap is free) shows when it is tried.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use migration::pages::{MAX_MEMORY, REGION_ALIGN};
+use thiserror::Error;
+
+use crate::units::Size;
+
+/// The kernel command line when none is given: messages on the serial port, and a panic ends the VM instead
+/// of stopping it for ever (`panic=-1` resets at once; `reboot=t` does so by a triple fault, which needs no
+/// keyboard controller and no ACPI).
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=t panic=-1";
+/// The most vCPUs a guest has.
+pub const MAX_CPUS: u8 = 8;
+/// The least memory for a Linux kernel with an initramfs: 128 MiB.
+pub const MIN_LINUX_MEMORY: u64 = 128 << 20;
+/// The least memory for the bare test guest: 16 MiB.
+pub const MIN_PULSE_MEMORY: u64 = 16 << 20;
+/// The most network devices in a guest.
+pub const MAX_NETS: usize = 8;
+/// The memory that a receiver gives a guest at most, if not told otherwise: 8 GiB.
+pub const DEFAULT_MAX_MEMORY: u64 = 8 << 30;
+/// The longest kernel command line: what the x86-64 Linux kernel keeps of it (COMMAND_LINE_SIZE), with its
+/// closing zero.
+pub const MAX_CMDLINE: usize = 2048;
+/// The longest name of a network interface: IFNAMSIZ without its closing zero.
+pub const MAX_TAP_NAME: usize = 15;
+
+/// A value that makes no sense, with what would.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Too little, too much, or not a multiple of 2 MiB.
+    #[error(
+        "{} of guest memory: take a multiple of 2M from {} to {}", Size(*.bytes), Size(*.least), Size(MAX_MEMORY)
+    )]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// The least that this kind of guest takes.
+        least: u64,
+    },
+    /// No vCPU, or too many.
+    #[error("{0} vCPUs: take 1 to {MAX_CPUS}")]
+    Cpus(u8),
+    /// Too many network devices.
+    #[error("{0} network devices: take at most {MAX_NETS}")]
+    Nets(usize),
+    /// The kernel command line is too long, or has a zero byte in it.
+    #[error(
+        "a kernel command line of {0} bytes: it must be shorter than {MAX_CMDLINE} bytes and have no zero byte in it"
+    )]
+    Cmdline(usize),
+    /// Not a name that Linux lets an interface have.
+    #[error(
+        "tap name {0:?}: take 1 to {MAX_TAP_NAME} characters without '/', ':', '%' or white space, and not '.' or '..'"
+    )]
+    TapName(String),
+    /// The same tap twice.
+    #[error("tap {0} is given to two network devices: each needs its own")]
+    TapTwice(String),
+    /// The same slot twice.
+    #[error("network device {0} is given twice: name each slot once")]
+    SlotTwice(u32),
+    /// A slot that no guest has.
+    #[error("network device {0}: a guest has at most {MAX_NETS}, counted from 0")]
+    Slot(u32),
+    /// Not a MAC address of one station.
+    #[error(
+        "MAC address {0}: take six hex pairs like 52:54:00:12:34:56 that are neither all zero nor multicast"
+    )]
+    Mac(String),
+    /// Not something to connect to or listen on.
+    #[error("{0:?} is no address: take tcp:HOST:PORT, tcp:[IPv6]:PORT or unix:PATH")]
+    Target(String),
+    /// Guest memory would cross a network readable by all.
+    #[error(
+        "{target} is not on this machine and the connection is not encrypted: guest memory, keys and passwords in it, would be readable \
+         on the way; give --insecure-plaintext if the network is yours alone, or go through a tunnel"
+    )]
+    Plaintext {
+        /// Where to.
+        target: Target,
+    },
+}
+
+/// What the guest runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelConfig {
+    /// A kernel image: bzImage, or ELF with a PVH entry.
+    File(PathBuf),
+    /// The embedded bare test guest, with its parameters.
+    Pulse(String),
+}
+
+/// Where the serial port of the guest goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SerialConfig {
+    /// This process's standard input and output.
+    Stdio,
+    /// Output into a file, which is made anew; no input.
+    File(PathBuf),
+    /// A listening Unix socket, one client at a time.
+    Socket(PathBuf),
+    /// Output thrown away; no input.
+    None,
+}
+
+/// The host's end of a network device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TapConfig {
+    /// A tap interface that exists.
+    Existing(String),
+    /// A tap interface that Ferry makes, and that is gone with the process.
+    Create(String),
+    /// An open tap descriptor that was passed to this process.
+    Fd(RawFd),
+}
+
+/// A network device of the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Its other end.
+    pub tap: TapConfig,
+    /// Its MAC address; None makes one up.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// A guest to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestConfig {
+    /// What it runs.
+    pub kernel: KernelConfig,
+    /// Its first file system.
+    pub initramfs: Option<PathBuf>,
+    /// The kernel command line; None means [`DEFAULT_CMDLINE`].
+    pub cmdline: Option<String>,
+    /// Added to the kernel command line, after a blank.
+    pub append: Option<String>,
+    /// Bytes of memory, a multiple of 2 MiB.
+    pub memory: u64,
+    /// vCPUs, 1 to [`MAX_CPUS`].
+    pub cpus: u8,
+    /// Network devices; the index is the slot.
+    pub nets: Vec<NetConfig>,
+    /// The serial port.
+    pub serial: SerialConfig,
+    /// Where to listen for commands.
+    pub control: Option<PathBuf>,
+}
+
+/// A receiver of guests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiveConfig {
+    /// Where to wait for the source.
+    pub listen: Target,
+    /// The host's end for each network device of the guest that may come, by slot.
+    pub nets: Vec<(u32, TapConfig)>,
+    /// The serial port.
+    pub serial: SerialConfig,
+    /// The most memory a guest may have, in bytes.
+    pub max_memory: u64,
+    /// End when the first attempt failed, instead of waiting for the next.
+    pub once: bool,
+    /// Where to listen for commands.
+    pub control: Option<PathBuf>,
+    /// Listen beyond loopback without encryption.
+    pub insecure_plaintext: bool,
+}
+
+/// Where a guest goes to, or is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Host (a name or an address, IPv6 without brackets) and port.
+    Tcp(String, u16),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl KernelConfig {
+    /// The least memory it takes, in bytes.
+    pub fn least_memory(&self) -> u64 {
+        match self {
+            KernelConfig::File(_) => MIN_LINUX_MEMORY,
+            KernelConfig::Pulse(_) => MIN_PULSE_MEMORY,
+        }
+    }
+}
+
+impl GuestConfig {
+    /// Checks every value, and those that must fit each other.
+    ///
+    /// # Errors
+    /// The first value that makes no sense.
+    pub fn checked(self) -> Result<Self, ConfigError> {
+        let least = self.kernel.least_memory();
+        check_memory(self.memory, least)?;
+        if self.cpus == 0 || self.cpus > MAX_CPUS {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if self.nets.len() > MAX_NETS {
+            return Err(ConfigError::Nets(self.nets.len()));
+        }
+        check_taps(self.nets.iter().map(|net| &net.tap))?;
+        for mac in self.nets.iter().filter_map(|net| net.mac) {
+            check_mac(mac)?;
+        }
+        let line = self.kernel_cmdline();
+        if line.len() >= MAX_CMDLINE || line.contains('\0') {
+            return Err(ConfigError::Cmdline(line.len()));
+        }
+        Ok(self)
+    }
+
+    /// The whole command line that the kernel gets.
+    pub fn kernel_cmdline(&self) -> String {
+        let base = match (&self.cmdline, &self.kernel) {
+            (Some(line), _) => line.as_str(),
+            (None, KernelConfig::Pulse(parameters)) => parameters.as_str(),
+            (None, KernelConfig::File(_)) => DEFAULT_CMDLINE,
+        };
+        match &self.append {
+            Some(more) if base.is_empty() => more.clone(),
+            Some(more) => format!("{base} {more}"),
+            None => base.to_owned(),
+        }
+    }
+}
+
+impl ReceiveConfig {
+    /// Checks every value, and those that must fit each other.
+    ///
+    /// # Errors
+    /// The first value that makes no sense.
+    pub fn checked(self) -> Result<Self, ConfigError> {
+        check_memory(self.max_memory, MIN_PULSE_MEMORY)?;
+        check_taps(self.nets.iter().map(|(_, tap)| tap))?;
+        for (index, (slot, _)) in self.nets.iter().enumerate() {
+            if usize::try_from(*slot).is_ok_and(|slot| slot >= MAX_NETS) {
+                return Err(ConfigError::Slot(*slot));
+            }
+            if self.nets[..index].iter().any(|(other, _)| other == slot) {
+                return Err(ConfigError::SlotTwice(*slot));
+            }
+        }
+        self.listen.check_plaintext(self.insecure_plaintext)?;
+        Ok(self)
+    }
+}
+
+impl Target {
+    /// Whether what is sent there never leaves this machine.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Target::Unix(_) => true,
+            // RFC 6761, 6.3: localhost is loopback, whatever a name server says. Any other name may lead anywhere.
+            Target::Tcp(host, _) => {
+                host.eq_ignore_ascii_case("localhost")
+                    || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            }
+        }
+    }
+
+    /// Refuses to go beyond this machine without encryption, unless that was asked for.
+    ///
+    /// # Errors
+    /// [`ConfigError::Plaintext`].
+    pub fn check_plaintext(&self, insecure_plaintext: bool) -> Result<(), ConfigError> {
+        if insecure_plaintext || self.is_local() {
+            Ok(())
+        } else {
+            Err(ConfigError::Plaintext {
+                target: self.clone(),
+            })
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let refused = || ConfigError::Target(text.to_owned());
+        match text.split_once(':') {
+            Some(("unix", path)) if !path.is_empty() && !path.contains('\0') => {
+                Ok(Target::Unix(PathBuf::from(path)))
+            }
+            Some(("tcp", rest)) => {
+                let (host, port) = rest.rsplit_once(':').ok_or_else(refused)?;
+                let port = parse_port(port).ok_or_else(refused)?;
+                let host = match host.strip_prefix('[') {
+                    Some(inner) => {
+                        let inner = inner.strip_suffix(']').ok_or_else(refused)?;
+                        inner.parse::<std::net::Ipv6Addr>().map_err(|_| refused())?;
+                        inner
+                    }
+                    None => host,
+                };
+                let bare_ipv6 = host.contains(':') && !rest.starts_with('[');
+                let odd = |c: char| c.is_whitespace() || c.is_control() || c == '/';
+                if host.is_empty() || host.len() > 253 || bare_ipv6 || host.contains(odd) {
+                    return Err(refused());
+                }
+                Ok(Target::Tcp(host.to_owned(), port))
+            }
+            _ => Err(refused()),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Tcp(host, port) if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
+            Target::Tcp(host, port) => write!(f, "tcp:{host}:{port}"),
+            Target::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Digits alone: `u16::from_str` would take a plus sign, too. Port 0 (any free one) is for listeners.
+fn parse_port(text: &str) -> Option<u16> {
+    (text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| text.parse().ok())
+        .flatten()
+}
+
+fn check_memory(bytes: u64, least: u64) -> Result<(), ConfigError> {
+    if bytes < least || bytes > MAX_MEMORY || !bytes.is_multiple_of(REGION_ALIGN) {
+        return Err(ConfigError::Memory { bytes, least });
+    }
+    Ok(())
+}
+
+fn check_taps<'a>(taps: impl Iterator<Item = &'a TapConfig>) -> Result<(), ConfigError> {
+    let mut seen: Vec<String> = Vec::new();
+    for tap in taps {
+        let name = match tap {
+            TapConfig::Existing(name) | TapConfig::Create(name) => {
+                check_tap_name(name)?;
+                name.clone()
+            }
+            TapConfig::Fd(fd) => format!("descriptor {fd}"),
+        };
+        if seen.contains(&name) {
+            return Err(ConfigError::TapTwice(name));
+        }
+        seen.push(name);
+    }
+    Ok(())
+}
+
+/// The rules of the kernel's `dev_valid_name`, and no '%', which it would take for a pattern.
+fn check_tap_name(name: &str) -> Result<(), ConfigError> {
+    let bad = |c: char| c == '/' || c == ':' || c == '%' || c == '\0' || c.is_whitespace();
+    if name.is_empty()
+        || name.len() > MAX_TAP_NAME
+        || name == "."
+        || name == ".."
+        || name.contains(bad)
+    {
+        return Err(ConfigError::TapName(name.to_owned()));
+    }
+    Ok(())
+}
+
+fn check_mac(mac: [u8; 6]) -> Result<(), ConfigError> {
+    if mac == [0; 6] || mac[0] & 1 == 1 {
+        return Err(ConfigError::Mac(display_mac(mac)));
+    }
+    Ok(())
+}
+
+/// Six hex pairs with colons.
+pub fn display_mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Parses six hex pairs with colons.
+///
+/// # Errors
+/// [`ConfigError::Mac`] for anything else, also for an address that no single station may have.
+pub fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
+    let refused = || ConfigError::Mac(text.to_owned());
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().ok_or_else(refused)?;
+        if part.len() != 2 || !part.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(refused());
+        }
+        *byte = u8::from_str_radix(part, 16).map_err(|_| refused())?;
+    }
+    if parts.next().is_some() {
+        return Err(refused());
+    }
+    check_mac(mac)?;
+    Ok(mac)
+}
