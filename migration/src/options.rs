@@ -1,0 +1,88 @@
+//! What a user may ask of a move.
+
+use std::time::Duration;
+
+use crate::guest::ThrottlePercent;
+
+/// What happens when the bound on rounds or on time is reached with the blackout still predicted too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnTimeout {
+    /// The move is given up and the guest runs on at the source: nobody gets a longer blackout than asked.
+    #[default]
+    GiveUp,
+    /// The guest is switched over all the same, with a blackout beyond the limit.
+    SwitchOver,
+}
+
+/// What the steps of the blackout cost that the engine cannot measure beforehand. The VMM may know better
+/// than the defaults, which are round figures for a small guest on KVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateCosts {
+    /// To stop the vCPUs and the devices.
+    pub stop: Duration,
+    /// To save the state.
+    pub save: Duration,
+    /// To restore the state on the destination.
+    pub restore: Duration,
+    /// To resume on the destination.
+    pub resume: Duration,
+    /// Size of the state on the wire, in bytes.
+    pub state_bytes: u64,
+}
+
+impl Default for StateCosts {
+    fn default() -> Self {
+        Self {
+            stop: Duration::from_millis(1),
+            save: Duration::from_millis(2),
+            restore: Duration::from_millis(4),
+            resume: Duration::from_millis(1),
+            state_bytes: 128 << 10,
+        }
+    }
+}
+
+/// A move, as asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The longest blackout that is wanted.
+    pub downtime_limit: Duration,
+    /// The most bytes a second on the wire, all streams together; at least [`MIN_BANDWIDTH`].
+    pub bandwidth: Option<u64>,
+    /// Streams wished for. The destination may grant fewer; this version uses one.
+    pub streams: u16,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// A peer from which nothing comes, or that takes nothing, for so long is dead.
+    pub peer_timeout: Duration,
+    /// The most rounds before the guest is stopped.
+    pub max_rounds: u32,
+    /// The most time before the guest is stopped.
+    pub max_total: Duration,
+    /// What to do when either is reached.
+    pub on_timeout: OnTimeout,
+    /// The most that vCPUs are slowed down; 0 means never.
+    pub max_throttle: ThrottlePercent,
+    /// What the engine should expect of steps that it has not seen yet.
+    pub costs: StateCosts,
+}
+
+/// A lower bandwidth than this (64 KiB/s) is raised to it: a page must leave well within the peer's timeout.
+pub const MIN_BANDWIDTH: u64 = 64 << 10;
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            downtime_limit: Duration::from_millis(300),
+            bandwidth: None,
+            streams: 1,
+            connect_timeout: Duration::from_secs(5),
+            peer_timeout: Duration::from_secs(5),
+            max_rounds: 100,
+            max_total: Duration::from_secs(3600),
+            on_timeout: OnTimeout::GiveUp,
+            max_throttle: ThrottlePercent::MAX,
+            costs: StateCosts::default(),
+        }
+    }
+}

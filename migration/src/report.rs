@@ -1,0 +1,128 @@
+//! The report of a move: what `--report` writes. The names are a contract, kept by
+//! `migration/report.schema.json`; every field is always there, `null` where it is not known.
+
+use serde::{Deserialize, Serialize};
+
+/// How a move ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The guest runs on the destination.
+    Completed,
+    /// Cancelled in time: the guest runs on the source.
+    Cancelled,
+    /// The guest runs on the source, and `reason` says why.
+    Failed,
+    /// Cut between GO and LIVE: the guest is paused on the source and may run on the destination.
+    Unknown,
+}
+
+/// How the blackout was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlackoutClock {
+    /// Both ends read one CLOCK_BOOTTIME: exact.
+    Shared,
+    /// On the source's clock up to the arrival of LIVE: the blackout was at most that long, and at least
+    /// that less one round trip.
+    Bounded,
+}
+
+/// Where the blackout went, in milliseconds. The parts add up to `blackout_ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blackout {
+    /// Until vCPUs and devices stood still.
+    pub stop_vcpus_ms: f64,
+    /// Reading the dirty log, twice.
+    pub final_dirty_sync_ms: f64,
+    /// Handing the last pages to the network.
+    pub final_pages_ms: f64,
+    /// Saving the state.
+    pub save_state_ms: f64,
+    /// All that is spent between the two ends: pages and state still under way, READY, GO.
+    pub send_state_ms: f64,
+    /// On the destination: from the state's last byte to a guest that can run.
+    pub restore_ms: f64,
+    /// On the destination: from GO to the return of resume.
+    pub resume_ms: f64,
+}
+
+/// One pass over the pages written since the one before. The last one of a move that got so far is the
+/// final copy, with the vCPUs stopped.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Round {
+    /// 0 sends all memory.
+    pub index: u32,
+    /// Until its last byte had arrived.
+    pub duration_ms: f64,
+    /// Pages it had to deal with: `sent_pages` and `zero_pages` together.
+    pub dirty_pages: u64,
+    /// Pages sent with their bytes.
+    pub sent_pages: u64,
+    /// Pages of zeros, sent without bytes.
+    pub zero_pages: u64,
+    /// All bytes on the wire, headers too.
+    pub wire_bytes: u64,
+    /// `wire_bytes` over the duration.
+    pub bandwidth_bytes_per_s: u64,
+    /// How fast pages were written for the first time during the round.
+    pub dirty_bytes_per_s: u64,
+    /// How much each vCPU was slowed down during it.
+    pub throttle_percent: Vec<u8>,
+    /// What the blackout was predicted to be, had the guest been stopped at its end.
+    pub predicted_blackout_ms: f64,
+}
+
+/// A move in numbers. Times are in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why it switched over, or failed.
+    pub reason: String,
+    /// From the call until LIVE, or until the guest was back.
+    pub total_ms: f64,
+    /// Connecting and agreeing.
+    pub setup_ms: f64,
+    /// From the start of the dirty log to the first vCPU told to stop: the guest runs, slower.
+    pub brownout_ms: Option<f64>,
+    /// From the first vCPU told to stop to the first instruction on the destination.
+    pub blackout_ms: Option<f64>,
+    /// Where it went.
+    pub blackout: Option<Blackout>,
+    /// What it was predicted to be when the guest was stopped.
+    pub predicted_blackout_ms: Option<f64>,
+    /// What was asked for.
+    pub downtime_limit_ms: f64,
+    /// On which clock it was measured.
+    pub blackout_clock: Option<BlackoutClock>,
+    /// Last heartbeat on the source to the first on the destination.
+    pub guest_gap_ms: Option<f64>,
+    /// The largest distance between two heartbeats in the whole move.
+    pub largest_gap_ms: Option<f64>,
+    /// How much less the guest got done during the move, where it was measured.
+    pub guest_work_lost_percent: Option<f64>,
+    /// How long the comparison of both memories took, where it was asked for.
+    pub verify_ms: Option<f64>,
+    /// One entry a round.
+    pub rounds: Vec<Round>,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// All bytes that the source sent.
+    pub wire_bytes: u64,
+    /// Bytes of pages after compression; 0 without.
+    pub compressed_bytes: u64,
+    /// Bytes of pages sent as differences; 0 without.
+    pub delta_bytes: u64,
+    /// Pages of zeros in all rounds.
+    pub zero_pages: u64,
+    /// Pages never touched, that were not even read.
+    pub untouched_pages: u64,
+    /// Connections that carried pages.
+    pub streams: u16,
+    /// `wire_bytes` over the time from the first round to the end.
+    pub mean_bandwidth_bytes_per_s: u64,
+}
