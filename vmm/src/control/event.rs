@@ -1,0 +1,131 @@
+//! What the asker of a move hears while it goes on: one JSON object a line, the report last.
+
+use migration::event::Event;
+use migration::report::{Report, Round};
+use serde::{Deserialize, Serialize};
+
+/// One line of the answer to a migrate request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum MoveEvent {
+    /// The last line, always: how it ended.
+    Report {
+        /// In numbers.
+        report: Box<Report>,
+    },
+    /// Something on the way.
+    Happened(Happening),
+}
+
+/// A step of a move. In JSON: `{"event": "round_finished", …}`. These names are the API's; they follow the
+/// engine's [`Event`] but do not change when it does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Happening {
+    /// The destination accepted.
+    Connected {
+        /// The peer's address.
+        peer: String,
+        /// Guest memory, in bytes.
+        memory_bytes: u64,
+    },
+    /// A round begins.
+    RoundStarted {
+        /// Its number; 0 sends all memory.
+        index: u32,
+        /// The pages that it has to deal with.
+        pages: u64,
+    },
+    /// Where the round is.
+    Progress {
+        /// The round's number.
+        index: u32,
+        /// Pages dealt with so far.
+        pages_done: u64,
+        /// Pages to deal with in all.
+        pages: u64,
+        /// Bytes on the wire since the move began.
+        wire_bytes: u64,
+    },
+    /// A round is over.
+    RoundFinished {
+        /// What it did.
+        #[serde(flatten)]
+        round: Round,
+    },
+    /// The vCPUs are slowed down more, or less.
+    ThrottleChanged {
+        /// Per vCPU, in percent.
+        percent: Vec<u8>,
+        /// Why.
+        reason: String,
+    },
+    /// The guest is about to be stopped.
+    SwitchingOver {
+        /// Why now.
+        reason: String,
+        /// How long it is expected to be stopped, in milliseconds.
+        predicted_blackout_ms: f64,
+    },
+    /// From here the move can no longer be cancelled.
+    Go,
+    /// The guest runs on the destination.
+    Live {
+        /// How long it stood still, in milliseconds.
+        blackout_ms: f64,
+    },
+    /// The move did not happen; the report says what became of the guest.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// A step that this build does not know, from a newer VMM.
+    #[serde(other)]
+    Other,
+}
+
+impl From<Report> for MoveEvent {
+    fn from(report: Report) -> Self {
+        MoveEvent::Report {
+            report: Box::new(report),
+        }
+    }
+}
+
+impl From<Event> for MoveEvent {
+    fn from(event: Event) -> Self {
+        MoveEvent::Happened(event.into())
+    }
+}
+
+impl From<Event> for Happening {
+    fn from(event: Event) -> Self {
+        match event {
+            Event::Connected { peer, memory_bytes } => Self::Connected { peer, memory_bytes },
+            Event::RoundStarted { index, pages } => Self::RoundStarted { index, pages },
+            Event::Progress {
+                index,
+                pages_done,
+                pages,
+                wire_bytes,
+            } => Self::Progress {
+                index,
+                pages_done,
+                pages,
+                wire_bytes,
+            },
+            Event::RoundFinished { round } => Self::RoundFinished { round },
+            Event::ThrottleChanged { percent, reason } => Self::ThrottleChanged { percent, reason },
+            Event::SwitchingOver {
+                reason,
+                predicted_blackout_ms,
+            } => Self::SwitchingOver {
+                reason,
+                predicted_blackout_ms,
+            },
+            Event::Go => Self::Go,
+            Event::Live { blackout_ms } => Self::Live { blackout_ms },
+            Event::Failed { reason } => Self::Failed { reason },
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The control socket: how a running `ferry` is asked and told things from outside.
+//!
+//! HTTP/1.1 and JSON over a Unix socket, one request a connection, so that curl is a client:
+//!
+//! ```text
+//! curl --unix-socket /run/guest.sock http://localhost/v1/status
+//! curl --unix-socket /run/guest.sock -X PUT http://localhost/v1/pause
+//! ```
+//!
+//! Only root and the user that runs the VMM may use it: the socket's mode is 0600, and the peer's user id is
+//! checked as well. What there is to ask is written in `vmm/openapi.json`, which a test keeps true and which the
+//! server hands out itself.
+//!
+//! A connection's thread parses the request and hands a [`Call`] to the VM's main thread, the only one that
+//! changes the VM; its [`Reply`] becomes the response.
+//!
+//! ```text
+//! client ──HTTP──▶ connection thread ──Call──▶ main thread (woken by an eventfd)
+//!        ◀─────────                  ◀─Reply──
+//! ```
+
+mod command;
+mod event;
+mod request;
+mod status;
+
+pub use command::{Call, CallReceiver, CallSender, Command, Reply, calls};
+pub use event::{Happening, MoveEvent};
+pub use request::{MigrateRequest, OnTimeout, RequestError};
+pub use status::{
+    DeviceStatus, DirtyLogStatus, HeartbeatStatus, LastMove, MemoryRegion, MoveProgress, State,
+    Status,
+};

@@ -1,0 +1,154 @@
+//! The request for a move: what the API takes, checked.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use migration::guest::ThrottlePercent;
+use migration::options::{MIN_BANDWIDTH, Options};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use thiserror::Error;
+
+use crate::config::{ConfigError, Target};
+use crate::units::Rate;
+
+/// What to do when the bound on time or rounds is reached and the blackout would still be too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// The guest stays where it is.
+    #[default]
+    Cancel,
+    /// The guest is moved all the same, with a longer blackout.
+    Switch,
+}
+
+/// A move, as asked for. What is left out is the engine's default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Where to.
+    #[serde(serialize_with = "write_target", deserialize_with = "read_target")]
+    pub target: Target,
+    /// The longest blackout wanted, in milliseconds; 1 to an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
+    /// The most bytes a second on the wire, at least 64 KiB/s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// The most rounds before the guest is stopped; at least 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rounds: Option<u32>,
+    /// The most time before the guest is stopped, in milliseconds; 1 to 30 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// What to do when either is reached.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
+    /// Whether vCPUs may be slowed down where the guest writes faster than the link carries.
+    #[serde(default = "yes")]
+    pub throttle: bool,
+    /// Go beyond this machine without encryption.
+    #[serde(default)]
+    pub insecure_plaintext: bool,
+}
+
+/// A value that makes no sense, with what would.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum RequestError {
+    /// The downtime is out of range.
+    #[error("a downtime of {0} ms: take 1 ms to 1 hour")]
+    Downtime(u64),
+    /// The bandwidth is too small to move anything.
+    #[error("a bandwidth of {}: take at least {}", Rate(*.0), Rate(MIN_BANDWIDTH))]
+    Bandwidth(u64),
+    /// No round at all.
+    #[error("0 rounds: at least one is needed to send the memory")]
+    Rounds,
+    /// The timeout is out of range.
+    #[error("a timeout of {0} ms: take 1 ms to 30 days")]
+    Timeout(u64),
+    /// The target is refused.
+    #[error(transparent)]
+    Target(#[from] ConfigError),
+}
+
+const HOUR_MS: u64 = 3_600_000;
+const MONTH_MS: u64 = 30 * 24 * HOUR_MS;
+
+impl MigrateRequest {
+    /// A request with every default.
+    pub fn to(target: Target) -> Self {
+        Self {
+            target,
+            downtime_ms: None,
+            bandwidth_bytes_per_s: None,
+            max_rounds: None,
+            timeout_ms: None,
+            on_timeout: OnTimeout::Cancel,
+            throttle: true,
+            insecure_plaintext: false,
+        }
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first that makes no sense.
+    pub fn checked(self) -> Result<Self, RequestError> {
+        if let Some(ms) = self.downtime_ms
+            && !(1..=HOUR_MS).contains(&ms)
+        {
+            return Err(RequestError::Downtime(ms));
+        }
+        if let Some(rate) = self.bandwidth_bytes_per_s
+            && rate < MIN_BANDWIDTH
+        {
+            return Err(RequestError::Bandwidth(rate));
+        }
+        if self.max_rounds == Some(0) {
+            return Err(RequestError::Rounds);
+        }
+        if let Some(ms) = self.timeout_ms
+            && !(1..=MONTH_MS).contains(&ms)
+        {
+            return Err(RequestError::Timeout(ms));
+        }
+        self.target.check_plaintext(self.insecure_plaintext)?;
+        Ok(self)
+    }
+
+    /// The same for the engine.
+    pub fn options(&self) -> Options {
+        let default = Options::default();
+        let millis = |ms: Option<u64>, or| ms.map_or(or, Duration::from_millis);
+        Options {
+            downtime_limit: millis(self.downtime_ms, default.downtime_limit),
+            bandwidth: self.bandwidth_bytes_per_s.or(default.bandwidth),
+            max_rounds: self.max_rounds.unwrap_or(default.max_rounds),
+            max_total: millis(self.timeout_ms, default.max_total),
+            on_timeout: match self.on_timeout {
+                OnTimeout::Cancel => migration::options::OnTimeout::GiveUp,
+                OnTimeout::Switch => migration::options::OnTimeout::SwitchOver,
+            },
+            max_throttle: if self.throttle {
+                default.max_throttle
+            } else {
+                ThrottlePercent::new(0)
+            },
+            ..default
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn write_target<S: Serializer>(target: &Target, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(target)
+}
+
+fn read_target<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Target::from_str(&text).map_err(serde::de::Error::custom)
+}
