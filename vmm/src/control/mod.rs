@@ -19,14 +19,21 @@
 //!        ◀─────────                  ◀─Reply──
 //! ```
 
+pub mod client;
 mod command;
 mod event;
+mod http;
 mod request;
+mod router;
+mod server;
+pub(crate) mod socket;
 mod status;
 
 pub use command::{Call, CallReceiver, CallSender, Command, Reply, calls};
 pub use event::{Happening, MoveEvent};
 pub use request::{MigrateRequest, OnTimeout, RequestError};
+pub use router::{OPENAPI, routes};
+pub use server::{ControlError, ControlServer};
 pub use status::{
     DeviceStatus, DirtyLogStatus, HeartbeatStatus, LastMove, MemoryRegion, MoveProgress, State,
     Status,

@@ -1,0 +1,122 @@
+//! From a request to a command, and from the answer to a response. The table of routes is what `openapi.json`
+//! describes.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::command::Command;
+use super::http::{Refusal, Request};
+use super::request::MigrateRequest;
+
+/// The API's description, as handed out.
+pub const OPENAPI: &str = include_str!("../../openapi.json");
+
+/// What a path and method stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Status,
+    Pause,
+    Resume,
+    Cancel,
+    Stop,
+    Migrate,
+    OpenApi,
+}
+
+const ROUTES: &[(&str, &str, Route)] = &[
+    ("GET", "/v1/status", Route::Status),
+    ("PUT", "/v1/pause", Route::Pause),
+    ("PUT", "/v1/resume", Route::Resume),
+    ("PUT", "/v1/cancel", Route::Cancel),
+    ("PUT", "/v1/stop", Route::Stop),
+    ("POST", "/v1/migrate", Route::Migrate),
+    ("GET", "/v1/openapi.json", Route::OpenApi),
+];
+
+/// What a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// Something for the main thread.
+    Command(Command),
+    /// The API's description.
+    OpenApi,
+}
+
+/// Every method and path there is.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|(method, path, _)| (*method, *path))
+}
+
+/// The body of resume; without one, nothing is forced.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ResumeBody {
+    force: bool,
+}
+
+/// The body of requests that need none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoBody {}
+
+/// What the request asks for.
+///
+/// # Errors
+/// No such path, no such method on it, or a body that does not fit.
+pub fn route(request: &Request) -> Result<Asked, Refusal> {
+    let Request { method, path, body } = request;
+    let mut methods = ROUTES
+        .iter()
+        .filter(|(_, known, _)| known == path)
+        .peekable();
+    if methods.peek().is_none() {
+        let all: Vec<_> = routes()
+            .map(|(method, path)| format!("{method} {path}"))
+            .collect();
+        let text = format!("there is no {path}: there are {}", all.join(", "));
+        return Err(Refusal::new(404, text));
+    }
+    let Some((_, _, route)) = methods.clone().find(|(known, _, _)| known == method) else {
+        let allow: Vec<_> = methods.map(|(method, _, _)| *method).collect();
+        let allow = allow.join(", ");
+        return Err(Refusal {
+            status: 405,
+            text: format!("{path} is not for {method}: use {allow}"),
+            allow: Some(allow),
+        });
+    };
+    let command = match route {
+        Route::OpenApi => return Ok(Asked::OpenApi),
+        Route::Status => Command::Status,
+        Route::Pause => no_body(body, Command::Pause)?,
+        Route::Cancel => no_body(body, Command::Cancel)?,
+        Route::Stop => no_body(body, Command::Stop)?,
+        Route::Resume => {
+            let ResumeBody { force } = optional(body)?;
+            Command::Resume { force }
+        }
+        Route::Migrate => {
+            let request: MigrateRequest = json(body)?;
+            let request = request.checked();
+            Command::Migrate(request.map_err(|error| Refusal::new(400, error.to_string()))?)
+        }
+    };
+    Ok(Asked::Command(command))
+}
+
+fn no_body(body: &[u8], command: Command) -> Result<Command, Refusal> {
+    let NoBody {} = optional(body)?;
+    Ok(command)
+}
+
+fn optional<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Refusal> {
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    json(body)
+}
+
+fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body)
+        .map_err(|error| Refusal::new(400, format!("the body is not what is wanted here: {error}")))
+}
