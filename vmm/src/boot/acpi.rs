@@ -1,0 +1,208 @@
+//! The ACPI tables: the only way in which the guest learns of its vCPUs and devices.
+//!
+//! ```text
+//!   RSDP -> XSDT -+-> FADT -> DSDT: serial port, pvpanic, virtio-mmio slots, how to power off
+//!                 +-> MADT: local APICs, the IOAPIC
+//! ```
+//!
+//! The machine is "hardware-reduced" (ACPI 6.5, 4.1): no PM1 registers, no SCI, no PM timer, no legacy
+//! devices. Linux then never touches the PIC pair and the PIT and sets up interrupts by the IOAPIC alone.
+//! Its clocks are kvm-clock, which also tells it the TSC's frequency, and the local APIC timer in TSC
+//! deadline mode, which needs no calibration. So the CPU model has to offer both: without the PIT there is
+//! nothing else to calibrate an APIC timer by.
+//!
+//! MADT's PCAT_COMPAT flag stays 0, as in Cloud Hypervisor: it says that a PIC pair has to be masked by the
+//! OS, and hardware-reduced Linux does not do that.
+
+use acpi_tables::aml::{
+    Device, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, aml::EISAName};
+
+use super::Machine;
+use crate::layout;
+
+const OEM: [u8; 6] = *b"FERRY ";
+const OEM_TABLE: [u8; 8] = *b"FERRYVM ";
+const OEM_REVISION: u32 = 1;
+
+/// IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): neither VGA (bit 2), MSI (bit 3) nor a CMOS clock (bit 5); and, by
+/// zeros, neither legacy devices (bit 0) nor a keyboard controller to be probed (bit 1).
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
+
+/// All tables as one piece to be put at guest-physical address `start`, the RSDP first.
+pub fn tables(start: u64, machine: &Machine) -> Vec<u8> {
+    let mut blob = Blob {
+        start,
+        bytes: vec![0; Rsdp::len()],
+    };
+    let dsdt = blob.add(dsdt(machine).as_slice());
+    let fadt = blob.add(&encode(&fadt(dsdt)));
+    let madt = blob.add(&encode(&madt(machine)));
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = blob.add(&encode(&xsdt));
+    let mut bytes = blob.bytes;
+    bytes[..Rsdp::len()].copy_from_slice(&encode(&Rsdp::new(OEM, xsdt)));
+    bytes
+}
+
+/// Tables one after the other, each at a multiple of 16.
+struct Blob {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Blob {
+    /// Adds a table and gives its guest-physical address.
+    fn add(&mut self, table: &[u8]) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let address = self.start + self.bytes.len() as u64;
+        self.bytes.extend_from_slice(table);
+        address
+    }
+}
+
+fn encode(aml: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    aml.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// One register of a byte in I/O space.
+fn register(port: u16) -> GAS {
+    GAS::new(
+        AddressSpace::SystemIo,
+        8,
+        0,
+        AccessSize::ByteAccess,
+        u64::from(port),
+    )
+}
+
+/// Fixed description: hardware-reduced, with registers to power off and to reset.
+fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        // Power and sleep buttons, if any, would be devices: there are no fixed ones.
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    fadt.reset_reg = register(layout::RESET_PORT);
+    fadt.reset_value = layout::RESET_VALUE;
+    fadt.sleep_control_reg = register(layout::SLEEP_CONTROL_PORT);
+    fadt.sleep_status_reg = register(layout::SLEEP_STATUS_PORT);
+    fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"FERRY\0\0\0").into();
+    fadt.finalize()
+}
+
+/// Interrupt controllers: a local APIC per vCPU, whose id is the vCPU's index, and one IOAPIC from GSI 0 on.
+fn madt(machine: &Machine) -> MADT {
+    // Both addresses are below 4 GiB.
+    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
+    let lapic = LocalInterruptController::Address(low(layout::LAPIC_START));
+    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, lapic);
+    for id in 0..machine.vcpus {
+        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    // The id is what KVM's IOAPIC says of itself after a reset.
+    madt.add_structure(IoApic::new(0, low(layout::IOAPIC_START), 0));
+    madt
+}
+
+/// Devices, and the sleep type that means off.
+fn dsdt(machine: &Machine) -> Sdt {
+    let mut devices = Vec::new();
+    if machine.serial {
+        devices.extend(serial());
+    }
+    if machine.pvpanic {
+        devices.extend(pvpanic());
+    }
+    for &slot in &machine.virtio_slots {
+        devices.extend(virtio(slot));
+    }
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
+    // Scope::raw takes the encoded children as they are.
+    dsdt.append_slice(&Scope::raw(Path::new("_SB_"), devices));
+    let sleep_type = layout::SLEEP_TYPE_S5;
+    let s5 = Package::new(vec![&sleep_type]);
+    dsdt.append_slice(&encode(&Name::new(Path::new("_S5_"), &s5)));
+    dsdt.update_checksum();
+    dsdt
+}
+
+/// COM1, a 16550A-compatible port.
+fn serial() -> Vec<u8> {
+    let length = u8::try_from(layout::SERIAL_PORTS).unwrap_or(u8::MAX);
+    encode(&Device::new(
+        Path::new("COM1"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
+            &Name::new(Path::new("_UID"), &1u8),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![
+                    &IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, length),
+                    &edge_interrupt(layout::SERIAL_GSI),
+                ]),
+            ),
+        ],
+    ))
+}
+
+/// pvpanic, by the name that Linux's driver looks for.
+fn pvpanic() -> Vec<u8> {
+    encode(&Device::new(
+        Path::new("PEVT"),
+        vec![
+            &Name::new(Path::new("_HID"), &"QEMU0001"),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![&IO::new(
+                    layout::PVPANIC_PORT,
+                    layout::PVPANIC_PORT,
+                    1,
+                    1,
+                )]),
+            ),
+        ],
+    ))
+}
+
+/// A virtio-mmio slot, by the name that Linux's driver looks for.
+fn virtio(slot: u32) -> Vec<u8> {
+    // The slots lie below 4 GiB and are a page each.
+    let address = u32::try_from(layout::slot_address(slot)).unwrap_or(u32::MAX);
+    let length = u32::try_from(layout::VIRTIO_MMIO_SIZE).unwrap_or(u32::MAX);
+    encode(&Device::new(
+        Path::new(&format!("VR{slot:02}")),
+        vec![
+            &Name::new(Path::new("_HID"), &"LNRO0005"),
+            &Name::new(Path::new("_UID"), &slot),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![
+                    &Memory32Fixed::new(true, address, length),
+                    &edge_interrupt(layout::slot_gsi(slot)),
+                ]),
+            ),
+        ],
+    ))
+}
+
+/// An interrupt line of its own: edge triggered, active high, not shared.
+fn edge_interrupt(gsi: u32) -> Interrupt {
+    Interrupt::new(true, true, false, false, gsi)
+}
