@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::geteuid;
 use serde_json::json;
 use thiserror::Error;
 
@@ -20,7 +18,7 @@ use super::command::{CallSender, Reply};
 use super::event::MoveEvent;
 use super::http::{self, Deadline, ReadError, Refusal};
 use super::router::{Asked, OPENAPI, route};
-use super::socket::{OwnedSocket, SocketError};
+use super::socket::{OwnedSocket, SocketError, check_peer};
 
 /// The most connections at a time; the next is told to come again.
 const MAX_CONNECTIONS: usize = 16;
@@ -212,9 +210,8 @@ fn take(stream: UnixStream, calls: &CallSender, busy: &Arc<Busy>) {
 
 /// One request, one response.
 fn serve(stream: &UnixStream, calls: &CallSender, mut place: Place) {
-    if let Err(refusal) = check_peer(stream) {
-        refuse(stream, &refusal);
-        return;
+    if let Err(text) = check_peer(stream) {
+        return refuse(stream, &Refusal::new(403, text));
     }
     let mut writer = stream;
     let request = match http::read_request(&mut Deadline::new(stream, PATIENCE), &mut writer) {
@@ -232,22 +229,6 @@ fn serve(stream: &UnixStream, calls: &CallSender, mut place: Place) {
             Ok(())
         }
     };
-}
-
-/// Root, or whoever runs this process.
-fn check_peer(stream: &UnixStream) -> Result<(), Refusal> {
-    let mine = geteuid().as_raw();
-    match getsockopt(&stream.as_fd(), PeerCredentials) {
-        Ok(peer) if peer.uid() == mine || peer.uid() == 0 => Ok(()),
-        Ok(peer) => Err(Refusal::new(
-            403,
-            format!("user {} may not control a VM of user {mine}", peer.uid()),
-        )),
-        Err(error) => Err(Refusal::new(
-            403,
-            format!("cannot tell who you are: {error}"),
-        )),
-    }
 }
 
 fn refuse(stream: &UnixStream, refusal: &Refusal) {

@@ -7,7 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::geteuid;
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
@@ -119,5 +121,21 @@ fn clear_stale(path: &Path) -> Result<(), SocketError> {
             _ => Err(SocketError::InUse(path.to_owned())),
         },
         Err(_) => Ok(()),
+    }
+}
+
+/// Lets in root and whoever runs this process.
+///
+/// # Errors
+/// Why the peer is sent away, for it to read.
+pub fn check_peer(stream: &UnixStream) -> Result<(), String> {
+    let mine = geteuid().as_raw();
+    match getsockopt(&stream.as_fd(), PeerCredentials) {
+        Ok(peer) if peer.uid() == mine || peer.uid() == 0 => Ok(()),
+        Ok(peer) => Err(format!(
+            "user {} may not control a VM of user {mine}",
+            peer.uid()
+        )),
+        Err(error) => Err(format!("cannot tell who you are: {error}")),
     }
 }

@@ -1,0 +1,49 @@
+//! The thread that writes the guest's output to a file, a pipe or a terminal.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::ring::Ring;
+
+/// Starts the thread. It ends when the ring is closed and empty; if the file takes no more it goes on to empty the
+/// ring, so that the guest does not notice.
+pub(super) fn start(ring: Arc<Ring>, mut file: File) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("console-out".to_owned())
+        .spawn(move || {
+            let mut broken = false;
+            while let Some(bytes) = ring.next() {
+                if broken {
+                    continue;
+                }
+                if let Err(error) = write_all(&mut file, &bytes) {
+                    tracing::warn!(%error, "serial output is lost from here on");
+                    broken = true;
+                }
+            }
+            ring.set_drained();
+        })
+        .map(drop)
+}
+
+/// Like `write_all`, also for a file that somebody else has made non-blocking: standard output is shared with the
+/// shell and its other children.
+fn write_all(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+                let _ = poll(&mut fds, PollTimeout::NONE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
