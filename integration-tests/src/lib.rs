@@ -1,1 +1,33 @@
-//! Placeholder.
+//! What Ferry's whole-VM tests stand on.
+//!
+//! [`nested`] is a host with a real `/dev/kvm` on machines whose own KVM cannot run Linux; [`ferry`] starts
+//! and watches `ferry` processes, lays networks for them and looks into their guests from outside.
+
+pub mod nested;
+pub mod process;
+pub mod programs;
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// A test that needs Linux guests: runs straight on this machine's KVM if that runs Linux, else in a nested
+/// host. To be used at the top level of a file in `tests/`.
+#[macro_export]
+macro_rules! linux_test {
+    ($(#[$meta:meta])* fn $name:ident() $body:block) => {
+        $(#[$meta])*
+        #[test]
+        fn $name() {
+            $crate::nested::run_or_enter(stringify!($name), || $body);
+        }
+    };
+}

@@ -1,0 +1,299 @@
+//! The outer side of a nested host: the QEMU process and the conversation with the init program in it.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{self, Child, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::frames::{Command, Ended, Frame, Ready};
+use super::kernel::Kernel;
+use super::{CONTROL_PORT, NestedError, ROOT_TAG, SHARE_TAG, default_cache, initramfs};
+use crate::process::spawn_bound;
+
+/// How long the nested kernel may take to its init. Seen: 4 s; busy machines are given much more.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// How many lines of the console are kept to explain an end.
+const CONSOLE_LINES: usize = 40;
+
+/// What a nested host is made of.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The static program that is process 1 inside: the `nested-host` binary.
+    pub init: PathBuf,
+    /// Where kernels are kept.
+    pub cache: PathBuf,
+    /// The folder that can be written inside, under the same path. Absolute.
+    pub share: Option<PathBuf>,
+    /// Processors, 1 to 64.
+    pub cpus: u32,
+    /// Memory in MiB. Only what is used is taken from this machine.
+    pub memory_mib: u32,
+    /// After this time QEMU is ended, whatever runs inside.
+    pub timeout: Duration,
+}
+
+impl Options {
+    /// The usual ones: as many processors as this machine has (at most 8, each is a busy thread of QEMU), 4 GiB
+    /// of memory, half an hour, nothing shared for writing.
+    pub fn new(init: PathBuf) -> Self {
+        let cpus = thread::available_parallelism().map_or(1, |n| n.get().min(8));
+        Self {
+            init,
+            cache: default_cache(),
+            share: None,
+            cpus: u32::try_from(cpus).unwrap_or(1),
+            memory_mib: 4096,
+            timeout: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// Which of a command's outputs some bytes belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A booted nested host. Dropping it ends QEMU.
+#[derive(Debug)]
+pub struct Host {
+    port: UnixStream,
+    ready: Ready,
+    machine: Machine,
+}
+
+impl Host {
+    /// Boots a nested host and waits until it takes commands.
+    ///
+    /// # Errors
+    /// No kernel, no QEMU, or the machine did not come up in time.
+    pub fn boot(options: &Options) -> Result<Self, NestedError> {
+        let kernel = Kernel::newest(&options.cache)?;
+        let archive = initramfs::build(&options.init, &kernel.modules)?;
+        let socket = |e| NestedError::file("make", "(socket pair)".as_ref(), e);
+        let (port, inner) = UnixStream::pair().map_err(socket)?;
+        let inner = OwnedFd::from(inner);
+        let command = qemu(options, &kernel, &archive.path(), inner.as_raw_fd())?;
+        let machine = Machine::start(command, inner, options.timeout)?;
+
+        port.set_read_timeout(Some(BOOT_LIMIT.min(options.timeout)))
+            .map_err(socket)?;
+        let mut reader = &port;
+        let ready = match Frame::read(&mut reader) {
+            Ok(Frame::Ready(ready)) => ready,
+            Ok(other) => return Err(machine.gone(format!("it began with {other:?}"))),
+            Err(error) => return Err(machine.gone(format!("while it booted: {error}"))),
+        };
+        port.set_read_timeout(None).map_err(socket)?;
+        Ok(Self {
+            port,
+            ready,
+            machine,
+        })
+    }
+
+    /// What it said of itself.
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// The process id of its QEMU.
+    pub fn qemu(&self) -> u32 {
+        lock(&self.machine.child).id()
+    }
+
+    /// Runs a command to its end, handing on its output as it comes.
+    ///
+    /// # Errors
+    /// The nested host ended meanwhile; it takes no further commands.
+    pub fn run(
+        &mut self,
+        command: &Command,
+        mut output: impl FnMut(Stream, &[u8]),
+    ) -> Result<Ended, NestedError> {
+        let lost = |machine: &Machine, error| machine.gone(format!("while a command ran: {error}"));
+        Frame::Run(command.clone())
+            .write(&mut self.port)
+            .map_err(|e| lost(&self.machine, e))?;
+        loop {
+            match Frame::read(&mut self.port).map_err(|e| lost(&self.machine, e))? {
+                Frame::Stdout(bytes) => output(Stream::Stdout, &bytes),
+                Frame::Stderr(bytes) => output(Stream::Stderr, &bytes),
+                Frame::Ended(ended) => return Ok(ended),
+                other @ (Frame::Ready(_) | Frame::Run(_)) => {
+                    return Err(self.machine.gone(format!("it answered {other:?}")));
+                }
+            }
+        }
+    }
+}
+
+/// The command line. The machine is emulated whole (TCG): `+svm` gives it AMD's virtualization, which TCG
+/// implements with nested paging.
+fn qemu(
+    options: &Options,
+    kernel: &Kernel,
+    archive: &str,
+    port: i32,
+) -> Result<process::Command, NestedError> {
+    let mut append = String::from("console=ttyS0 panic=-1 quiet tsc=reliable");
+    let mut command = process::Command::new("qemu-system-x86_64");
+    command
+        .args([
+            "-M",
+            "q35",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "EPYC,+svm",
+        ])
+        .args(["-nodefaults", "-display", "none", "-no-reboot"])
+        .args(["-chardev", "stdio,id=console,signal=off"])
+        .args(["-serial", "chardev:console"])
+        .args(["-device", "virtio-serial-pci"])
+        .args(["-chardev", &format!("socket,id=control,fd={port}")])
+        .args([
+            "-device",
+            &format!("virtserialport,chardev=control,name={CONTROL_PORT}"),
+        ])
+        .args(["-smp", &options.cpus.to_string()])
+        .args(["-m", &format!("{}M", options.memory_mib)])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .args(["-initrd", archive]);
+    share(&mut command, ROOT_TAG, "/", ",readonly=on");
+    if let Some(folder) = &options.share {
+        let folder = fs::canonicalize(folder).map_err(|e| NestedError::file("find", folder, e))?;
+        let path = folder
+            .to_str()
+            .filter(|path| !path.contains([',', ' ', '"', '=']))
+            .ok_or_else(|| {
+                let error = std::io::Error::other("its path has a blank, comma or quote");
+                NestedError::file("share", &folder, error)
+            })?;
+        share(&mut command, SHARE_TAG, path, "");
+        append.push_str(&format!(" nested.share={path}"));
+    }
+    command
+        .args(["-append", &append])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Ok(command)
+}
+
+fn share(command: &mut process::Command, tag: &str, path: &str, extra: &str) {
+    let fsdev = format!("local,id={tag},path={path},security_model=none,multidevs=remap{extra}");
+    command.args(["-fsdev", &fsdev]).args([
+        "-device",
+        &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
+    ]);
+}
+
+/// The QEMU process, with the last of what it printed. It never outlives this value.
+#[derive(Debug)]
+struct Machine {
+    child: Arc<Mutex<Child>>,
+    console: Arc<Mutex<VecDeque<String>>>,
+    timeout: Duration,
+    /// Dropped, it ends the watchdog.
+    stop: Option<mpsc::Sender<()>>,
+    watchdog: Option<JoinHandle<()>>,
+    timed_out: Arc<Mutex<bool>>,
+}
+
+impl Machine {
+    fn start(
+        command: process::Command,
+        port: OwnedFd,
+        timeout: Duration,
+    ) -> Result<Self, NestedError> {
+        let mut child = spawn_bound(command, vec![port]).map_err(NestedError::NoQemu)?;
+        let console = Arc::new(Mutex::new(VecDeque::new()));
+        if let Some(stdout) = child.stdout.take() {
+            keep_tail(stdout, &console);
+        }
+        if let Some(stderr) = child.stderr.take() {
+            keep_tail(stderr, &console);
+        }
+        let child = Arc::new(Mutex::new(child));
+        let timed_out = Arc::new(Mutex::new(false));
+        let (stop, stopped) = mpsc::channel();
+        let watchdog = thread::spawn({
+            let (child, timed_out) = (Arc::clone(&child), Arc::clone(&timed_out));
+            move || {
+                if stopped.recv_timeout(timeout) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    *lock(&timed_out) = true;
+                    let _ = lock(&child).kill();
+                }
+            }
+        });
+        Ok(Self {
+            child,
+            console,
+            timeout,
+            stop: Some(stop),
+            watchdog: Some(watchdog),
+            timed_out,
+        })
+    }
+
+    /// The error that explains why the conversation broke off.
+    fn gone(&self, why: String) -> NestedError {
+        // The last words of a dying machine are on their way through the pipes.
+        thread::sleep(Duration::from_millis(300));
+        let console = lock(&self.console)
+            .iter()
+            .map(|line| format!("  {line}\n"))
+            .collect();
+        if *lock(&self.timed_out) {
+            NestedError::Timeout(self.timeout, console)
+        } else {
+            NestedError::Gone { why, console }
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(watchdog) = self.watchdog.take() {
+            let _ = watchdog.join();
+        }
+        let mut child = lock(&self.child);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn keep_tail(from: impl std::io::Read + Send + 'static, console: &Arc<Mutex<VecDeque<String>>>) {
+    let console = Arc::clone(console);
+    thread::spawn(move || {
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            // EPYC names features that TCG leaves out; QEMU says so for each, at every start.
+            if line.contains("TCG doesn't support requested feature") {
+                continue;
+            }
+            let mut kept = lock(&console);
+            kept.push_back(line);
+            if kept.len() > CONSOLE_LINES {
+                kept.pop_front();
+            }
+        }
+    });
+}
+
+/// A panic elsewhere does not make these values worse.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,167 @@
+//! Where Linux guests run: straight on this machine's KVM, or in a nested host. And why.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::Command as Process;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{Command, Ended, Host, NestedError, Options, Stream, default_cache};
+use crate::programs;
+
+/// Overrides the choice: `native` or `nested`.
+const CHOICE: &str = "FERRY_HOST";
+/// Set for everything that runs in a nested host.
+const INSIDE: &str = "FERRY_INSIDE_NESTED_HOST";
+
+/// Where Linux guests run, with the reason in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// On this machine's own `/dev/kvm`.
+    Native(String),
+    /// In a nested host.
+    Nested(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Native(why) => {
+                write!(f, "native: Linux guests run on this machine's KVM ({why})")
+            }
+            Self::Nested(why) => write!(f, "nested: Linux guests run in a nested host ({why})"),
+        }
+    }
+}
+
+impl Place {
+    /// Looks at the machine and decides.
+    pub fn choose() -> Self {
+        if std::env::var_os(INSIDE).is_some() {
+            return Self::Native("this is a nested host already".into());
+        }
+        match std::env::var(CHOICE).as_deref() {
+            Ok("native") => return Self::Native(format!("{CHOICE}=native")),
+            Ok("nested") => return Self::Nested(format!("{CHOICE}=nested")),
+            _ => {}
+        }
+        if let Err(error) = kvm_ioctls::Kvm::new() {
+            return Self::Nested(format!("/dev/kvm cannot be used here: {error}"));
+        }
+        if let Some(execution) = programs::ferry().ok().and_then(ask_ferry) {
+            let why = format!("ferry check: guest execution is {execution}");
+            return if execution == "native" {
+                Self::Native(why)
+            } else {
+                Self::Nested(why)
+            };
+        }
+        match hardware() {
+            Some(flag) => Self::Native(format!("/dev/kvm is there and the processor has {flag}")),
+            None => {
+                Self::Nested("/dev/kvm is there, but the processor has neither vmx nor svm".into())
+            }
+        }
+    }
+}
+
+/// What `ferry check --json` measured: `native`, `emulated`, or nothing where it could not tell.
+fn ask_ferry(ferry: PathBuf) -> Option<String> {
+    let output = Process::new(ferry)
+        .args(["check", "--json"])
+        .output()
+        .ok()?;
+    let check: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    let execution = check.get("guest_execution")?.as_str()?;
+    ["native", "emulated"]
+        .contains(&execution)
+        .then(|| execution.to_owned())
+}
+
+fn hardware() -> Option<&'static str> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
+    ["vmx", "svm"]
+        .into_iter()
+        .find(|flag| flags.split_whitespace().any(|word| word == *flag))
+}
+
+/// The command line of `argv` with our own environment and folder, for a run inside.
+///
+/// # Errors
+/// There is no current folder.
+pub fn command_like_ours(argv: Vec<String>) -> io::Result<Command> {
+    let mut env: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+        .collect();
+    env.insert(INSIDE.into(), "1".into());
+    let cwd = std::env::current_dir()?;
+    Ok(Command { argv, env, cwd })
+}
+
+/// Runs `body` here if Linux guests run here; else runs this very test, by its name, of this very test
+/// program in a nested host, which the tests of one program share.
+///
+/// # Panics
+/// If the test fails inside, or there is no nested host to be had.
+pub fn run_or_enter(test: &str, body: fn()) {
+    let place = Place::choose();
+    if let Place::Native(_) = place {
+        return body();
+    }
+    static HOST: Mutex<Option<Host>> = Mutex::new(None);
+    let mut shared = HOST.lock().unwrap_or_else(PoisonError::into_inner);
+    if shared.is_none() {
+        println!("{place}");
+        let host = boot_for_tests().unwrap_or_else(|error| panic!("{}", crate::chain(&error)));
+        *shared = Some(host);
+    }
+    let program = std::env::current_exe().map(|p| p.to_string_lossy().into_owned());
+    let argv = program.map(|program| {
+        vec![
+            program,
+            test.into(),
+            "--exact".into(),
+            "--nocapture".into(),
+            "--test-threads=1".into(),
+        ]
+    });
+    let command = argv
+        .and_then(command_like_ours)
+        .unwrap_or_else(|error| panic!("cannot name this test program: {error}"));
+    let ended = shared
+        .as_mut()
+        .map(|host| host.run(&command, print))
+        .unwrap_or(Ok(Ended::NotStarted));
+    match ended {
+        Ok(Ended::Exited(0)) => {}
+        Ok(ended) => panic!("{test} failed in the nested host: {ended:?}"),
+        Err(error) => {
+            // The next test gets a fresh one.
+            *shared = None;
+            panic!("{test}: {}", crate::chain(&error));
+        }
+    }
+}
+
+fn boot_for_tests() -> Result<Host, NestedError> {
+    let workspace = default_cache();
+    Host::boot(&Options {
+        share: workspace.parent().map(PathBuf::from),
+        timeout: Duration::from_secs(20 * 60),
+        ..Options::new(programs::nested_host()?)
+    })
+}
+
+/// Through the macros, so that the test harness captures it.
+fn print(stream: Stream, bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    match stream {
+        Stream::Stdout => print!("{text}"),
+        Stream::Stderr => eprint!("{text}"),
+    }
+    let _ = io::stdout().flush();
+}

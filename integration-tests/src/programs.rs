@@ -1,0 +1,51 @@
+//! Where the programs of this workspace are, seen from a program or test of it.
+
+use std::path::PathBuf;
+
+use crate::nested::NestedError;
+
+/// Overrides which `ferry` is tested.
+const FERRY: &str = "FERRY";
+
+/// The `ferry` binary: the one that `FERRY` names, else a release build, else what lies beside us. The speed
+/// of a debug build is of no interest to any test here.
+///
+/// # Errors
+/// It is not built.
+pub fn ferry() -> Result<PathBuf, NestedError> {
+    match std::env::var_os(FERRY) {
+        Some(path) => existing(path.into(), "vmm"),
+        None => find("ferry", "vmm"),
+    }
+}
+
+/// The `nested-host` binary, which is also the init program of a nested host.
+///
+/// # Errors
+/// It is not built.
+pub fn nested_host() -> Result<PathBuf, NestedError> {
+    find("nested-host", "integration-tests")
+}
+
+/// Looks in `release` beside our own profile's folder, then in our own.
+fn find(name: &str, package: &'static str) -> Result<PathBuf, NestedError> {
+    let us = std::env::current_exe().map_err(|e| NestedError::file("find", "(us)".as_ref(), e))?;
+    let mut folder = us.parent().unwrap_or(&us);
+    // Tests and examples lie one folder deeper than programs.
+    if folder.ends_with("deps") || folder.ends_with("examples") {
+        folder = folder.parent().unwrap_or(folder);
+    }
+    let release = folder.with_file_name("release").join(name);
+    if release.exists() {
+        return Ok(release);
+    }
+    existing(folder.join(name), package)
+}
+
+fn existing(path: PathBuf, package: &'static str) -> Result<PathBuf, NestedError> {
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(NestedError::NotBuilt(path, package))
+    }
+}
