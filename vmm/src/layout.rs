@@ -40,7 +40,8 @@
 //!   0x9_fc00     end of what the guest may use below 1 MiB          LOW_RESERVED_START
 //!   0xa_0000     (legacy video memory: nothing lies there)
 //!   0xe_0000     ACPI: RSDP, then the other tables                  ACPI_START = RSDP
-//!   0x10_0000    = ACPI_START + 128 KiB                             ACPI_END
+//!   0xf_fff0     a reset from real mode ends here, 16 bytes         RESET_VECTOR = ACPI_END
+//!   0x10_0000    = 1 MiB
 //! ```
 //!
 //! I/O ports and interrupt lines (GSI: the pin of the one IOAPIC, which has 24):
@@ -90,7 +91,9 @@ pub const LOW_RESERVED_START: u64 = 0x9_fc00;
 /// in steps of 16 bytes (ACPI 6.5, 5.2.5.1) and finds it at once.
 pub const ACPI_START: u64 = 0xe_0000;
 /// The ACPI tables end before this.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = RESET_VECTOR;
+/// Where software that restarts a PC by its BIOS jumps to, in real mode: F000:FFF0.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Kernels lie from here on, 1 MiB; an ELF kernel may say another place above it.
 pub const KERNEL_START: u64 = 0x10_0000;
 
@@ -265,6 +268,7 @@ mod tests {
             (PAGE_TABLES, 6 * 0x1000),
             (CMDLINE, CMDLINE_SIZE),
             (ACPI_START, ACPI_END - ACPI_START),
+            (RESET_VECTOR, 16),
         ];
         areas.sort_unstable();
         for pair in areas.windows(2) {
