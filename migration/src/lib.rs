@@ -1,16 +1,22 @@
 //! Ferry's live migration engine. It knows pages, rounds, policy, wire, handover and report; no KVM, no
 //! device, no VMM.
 //!
-//! A VMM implements the traits of [`guest`] and calls `source::migrate` on the one side and
-//! `destination::receive` on the other. What goes between the two is described in `PROTOCOL.md`.
+//! A VMM implements the traits of [`guest`] and calls [`source::migrate`] on the one side and
+//! [`destination::receive`] on the other. What goes between the two is described in [`wire`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cancel;
+pub mod clock;
 pub mod destination;
 pub mod dirty;
 pub mod event;
 pub mod guest;
 pub mod options;
 pub mod pages;
+pub mod policy;
+pub mod predict;
+pub mod ram;
 pub mod report;
+pub mod source;
 pub mod state;
+pub mod wire;

@@ -1,7 +1,14 @@
 //! The report of a move: what `--report` writes. The names are a contract, kept by
 //! `migration/report.schema.json`; every field is always there, `null` where it is not known.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
+
+use crate::clock::millis;
+use crate::guest::Heartbeat;
+use crate::options::Options;
+use crate::wire::frame::Figures;
 
 /// How a move ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,4 +132,51 @@ pub struct Report {
     pub streams: u16,
     /// `wire_bytes` over the time from the first round to the end.
     pub mean_bandwidth_bytes_per_s: u64,
+}
+
+impl Report {
+    /// The report of a move that has just begun.
+    pub(crate) fn begun(options: &Options) -> Self {
+        Self {
+            outcome: Outcome::Failed,
+            reason: String::new(),
+            total_ms: 0.0,
+            setup_ms: 0.0,
+            brownout_ms: None,
+            blackout_ms: None,
+            blackout: None,
+            predicted_blackout_ms: None,
+            downtime_limit_ms: millis(options.downtime_limit),
+            blackout_clock: None,
+            guest_gap_ms: None,
+            largest_gap_ms: None,
+            guest_work_lost_percent: None,
+            verify_ms: None,
+            rounds: Vec::new(),
+            memory_bytes: 0,
+            wire_bytes: 0,
+            compressed_bytes: 0,
+            delta_bytes: 0,
+            zero_pages: 0,
+            untouched_pages: 0,
+            streams: 1,
+            mean_bandwidth_bytes_per_s: 0,
+        }
+    }
+
+    /// Adds what the guest's own heartbeats say of the blackout. Both ends' times can be compared only if
+    /// they share a clock.
+    pub(crate) fn heartbeats(&mut self, source: Heartbeat, destination: &Figures) {
+        let shared = self.blackout_clock == Some(BlackoutClock::Shared);
+        let gap = (destination.first_heartbeat_ns)
+            .checked_sub(source.last_ns)
+            .filter(|_| shared && source.count > 0);
+        let largest = source
+            .largest_gap_ns
+            .max(destination.largest_gap_ns)
+            .max(gap.unwrap_or(0));
+        let ms = |ns| millis(Duration::from_nanos(ns));
+        self.guest_gap_ms = gap.map(ms);
+        self.largest_gap_ms = (largest > 0).then(|| ms(largest));
+    }
 }

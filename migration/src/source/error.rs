@@ -1,0 +1,96 @@
+//! Why a move did not happen.
+
+use thiserror::Error;
+
+use crate::cancel::Cancelled;
+use crate::guest::GuestError;
+use crate::wire::ConnectError;
+use crate::wire::channel::ChannelError;
+
+/// What ended a move before its time.
+#[derive(Debug, Error)]
+pub enum MoveError {
+    /// Somebody cancelled it.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(ConnectError),
+    /// The connection failed.
+    #[error(transparent)]
+    Channel(ChannelError),
+    /// The destination does not take the guest.
+    #[error("{peer} refuses the guest: {reason}")]
+    Refused {
+        /// The destination.
+        peer: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The destination could not go on.
+    #[error("{peer} failed: {reason}")]
+    Peer {
+        /// The destination.
+        peer: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The destination said something that does not belong there.
+    #[error("{peer} sent {frame} while the source was waiting for {expected}")]
+    Unexpected {
+        /// The destination.
+        peer: String,
+        /// What it said.
+        frame: &'static str,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// The guest could not do what a move needs.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// Neither LIVE nor FAILED came after GO.
+    #[error(
+        "the destination was told to run the guest and nobody knows whether it does: the guest stays paused here until somebody decides"
+    )]
+    Unknown(#[source] Box<MoveError>),
+    /// The policy gave it up.
+    #[error("given up: {0}")]
+    GaveUp(String),
+}
+
+impl From<ConnectError> for MoveError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            error => Self::Connect(error),
+        }
+    }
+}
+
+impl From<ChannelError> for MoveError {
+    fn from(error: ChannelError) -> Self {
+        match error {
+            ChannelError::Cancelled(cancelled) => Self::Cancelled(cancelled),
+            error => Self::Channel(error),
+        }
+    }
+}
+
+impl MoveError {
+    /// The error and all its causes on one line.
+    pub fn in_full(&self) -> String {
+        chain(self)
+    }
+}
+
+/// An error and its causes, joined by colons.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

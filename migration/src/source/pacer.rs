@@ -1,0 +1,93 @@
+//! Keeps the bytes on the wire below the bandwidth that was asked for.
+
+use std::time::{Duration, Instant};
+
+use crate::cancel::{CancelToken, Cancelled};
+use crate::options::MIN_BANDWIDTH;
+use crate::pages::PAGE_SIZE;
+use crate::predict::transfer;
+
+/// What may be sent at once after a pause, in time at the given bandwidth: enough to even out a late wake-up,
+/// too little to fill a queue in the network.
+const BURST: Duration = Duration::from_millis(5);
+/// So many batches leave in a second at least (one every 20 ms), so that pacing is even.
+const BATCHES_PER_SECOND: u64 = 50;
+
+/// Spaces batches of bytes evenly. Without a bandwidth it does nothing.
+#[derive(Debug)]
+pub(super) struct Pacer {
+    bandwidth: Option<u64>,
+    /// When the next byte is due.
+    due: Instant,
+}
+
+impl Pacer {
+    pub fn new(bandwidth: Option<u64>) -> Self {
+        Self {
+            bandwidth: bandwidth.map(|bandwidth| bandwidth.max(MIN_BANDWIDTH)),
+            due: Instant::now(),
+        }
+    }
+
+    /// Waits until `bytes` may be sent, and counts them.
+    pub fn pace(&mut self, bytes: u64, cancel: &CancelToken) -> Result<(), Cancelled> {
+        let Some(bandwidth) = self.bandwidth else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        let wait = self.admit(bytes, bandwidth, now);
+        if wait.is_zero() {
+            return Ok(());
+        }
+        cancel.sleep(wait)
+    }
+
+    /// How long to wait from `now` before `bytes` may go.
+    fn admit(&mut self, bytes: u64, bandwidth: u64, now: Instant) -> Duration {
+        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        let due = self.due.max(earliest);
+        self.due = due + transfer(bytes, bandwidth);
+        due.saturating_duration_since(now)
+    }
+
+    /// The most pages to be sent at once, out of `most`.
+    pub fn batch(&self, most: u64) -> u64 {
+        self.bandwidth.map_or(most, |bandwidth| {
+            (bandwidth / BATCHES_PER_SECOND / PAGE_SIZE).clamp(1, most)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_spaced_by_the_bandwidth() {
+        let mut pacer = Pacer::new(Some(1 << 20));
+        let start = pacer.due;
+        let quarter = 1 << 18;
+        let mut now = start;
+        for step in 0..8u32 {
+            now += pacer.admit(quarter, 1 << 20, now);
+            assert_eq!(now - start, Duration::from_millis(250) * step);
+        }
+    }
+
+    #[test]
+    fn a_pause_earns_no_more_than_a_burst() {
+        let mut pacer = Pacer::new(Some(1 << 20));
+        let late = pacer.due + Duration::from_secs(60);
+        assert_eq!(pacer.admit(1 << 20, 1 << 20, late), Duration::ZERO);
+        let wait = pacer.admit(1, 1 << 20, late);
+        assert_eq!(wait, Duration::from_secs(1) - BURST);
+    }
+
+    #[test]
+    fn batches_fit_the_bandwidth() {
+        assert_eq!(Pacer::new(None).batch(256), 256);
+        assert_eq!(Pacer::new(Some(1)).batch(256), 1);
+        assert_eq!(Pacer::new(Some(125_000_000)).batch(1024), 610);
+        assert_eq!(Pacer::new(Some(u64::MAX)).batch(256), 256);
+    }
+}

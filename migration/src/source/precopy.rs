@@ -1,0 +1,310 @@
+//! Second phase: rounds of pages while the guest runs, until the rest is small enough, or it is given up.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::connecting::Link;
+use super::courier::{Courier, Work};
+use super::error::MoveError;
+use super::pacer::Pacer;
+use super::stop_and_copy::StopAndCopy;
+use super::trip::{Failed, Trip, give_back, per_second};
+use crate::clock::millis;
+use crate::event::Event;
+use crate::guest::{RunningGuest, ThrottlePercent};
+use crate::options::OnTimeout;
+use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
+use crate::policy::{self, Decision, Facts, Limits};
+use crate::predict::{self, Costs};
+use crate::ram::RamView;
+use crate::report::Round;
+use crate::wire::frame::{Frame, MAX_VCPUS};
+
+/// How much of the link's time is re-armed at once. The sooner a page is read after it was armed, the fewer
+/// are written in between and have to be sent again; but each re-arming costs a system call and a flush of
+/// the vCPUs' TLBs.
+const CHUNK_TIME: Duration = Duration::from_millis(20);
+/// Bounds of that in pages: 1 MiB, and 64 MiB. Multiples of 64, as the log wants them.
+const CHUNK_PAGES: Range<u64> = 256..16_384;
+/// A bandwidth measured over fewer bytes is mostly that of the socket's own buffer.
+const TELLING_BYTES: u64 = 8 << 20;
+/// The longest that a vCPU sleeps in one piece while throttled, however long the blackout may be.
+const LONGEST_SLICE: Duration = Duration::from_millis(20);
+/// Progress is told so often at most.
+const PROGRESS: Duration = Duration::from_millis(100);
+
+/// The guest runs, its dirty log is on, the destination has made room for it.
+pub(super) struct Precopy<G> {
+    guest: G,
+    link: Link,
+    pacer: Pacer,
+    /// Pages of the round that comes next.
+    todo: PageSet,
+    facts: Vec<Facts>,
+    costs: Costs,
+    throttle: ThrottlePercent,
+    /// The most bytes that one measurement of the bandwidth stands on.
+    measured_bytes: u64,
+}
+
+/// What the policy's decision comes to.
+enum Step {
+    Again,
+    Stop { reason: String },
+}
+
+impl<G: RunningGuest> Precopy<G> {
+    pub fn new(guest: G, link: Link) -> Self {
+        Self {
+            todo: PageSet::empty(link.description.layout.pages()),
+            guest,
+            link,
+            pacer: Pacer::new(None),
+            facts: Vec::new(),
+            costs: Costs::default(),
+            throttle: ThrottlePercent::default(),
+            measured_bytes: 0,
+        }
+    }
+
+    pub fn run(mut self, trip: &mut Trip<'_>) -> Result<StopAndCopy<G>, Failed<G>> {
+        match self.rounds(trip) {
+            Ok(reason) => Ok(StopAndCopy {
+                predicted: predict::blackout(self.todo.len(), &self.costs),
+                round: self.next_round(),
+                guest: self.guest,
+                link: self.link,
+                pacer: self.pacer,
+                todo: self.todo,
+                throttle: self.throttle,
+                reason,
+            }),
+            Err(error) => {
+                trip.report.wire_bytes = self.link.channel.sent_bytes();
+                Err(give_back(self.guest, Some(self.link.channel), error))
+            }
+        }
+    }
+
+    /// All rounds; gives the reason to switch over.
+    fn rounds(&mut self, trip: &mut Trip<'_>) -> Result<String, MoveError> {
+        self.pacer = Pacer::new(trip.options.bandwidth);
+        self.costs = expected_costs(trip, self.link.round_trip);
+        let log = self.guest.dirty_log();
+        log.take(&mut self.todo)?;
+        loop {
+            let mut round = self.round(trip)?;
+            let began = Instant::now();
+            self.todo.clear();
+            log.take(&mut self.todo)?;
+            self.costs.sync = began.elapsed();
+            self.note(&mut round, trip);
+            if let Step::Stop { reason } = self.step(trip)? {
+                return Ok(reason);
+            }
+        }
+    }
+
+    fn next_round(&self) -> u32 {
+        u32::try_from(self.facts.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Sends all pages of `todo` and waits until they have arrived.
+    fn round(&mut self, trip: &mut Trip<'_>) -> Result<Round, MoveError> {
+        let index = self.next_round();
+        let pages = self.todo.len();
+        trip.tell(Event::RoundStarted { index, pages });
+        let began = Instant::now();
+        let sent_before = self.link.channel.sent_bytes();
+        let log = self.guest.dirty_log();
+        let ram = RamView::new(self.guest.ram(), &self.link.description.layout)?;
+        let mut courier = Courier::new(ram, &*log, &mut self.pacer);
+        let mut told = Instant::now();
+        let chunk = chunk_pages(self.costs.bandwidth);
+        for range in chunks(&self.link.description.layout, chunk) {
+            let set = &self.todo;
+            let work = Work {
+                round: index,
+                set,
+                range,
+            };
+            courier.carry(&work, &mut self.link.channel)?;
+            if told.elapsed() >= PROGRESS {
+                told = Instant::now();
+                trip.tell(Event::Progress {
+                    index,
+                    pages_done: courier.counts.sent_pages + courier.counts.zero_pages,
+                    pages,
+                    wire_bytes: self.link.channel.sent_bytes(),
+                });
+                check_time(trip)?;
+            }
+        }
+        let counts = courier.counts;
+        let pages_dealt = counts.sent_pages + counts.zero_pages;
+        self.link.channel.send(&Frame::RoundEnd {
+            round: index,
+            pages: pages_dealt,
+        })?;
+        // The first answer says that all has arrived, the second how long a message takes on an idle link.
+        let drained = self.link.ping(2 * u64::from(index) + 100)?;
+        let duration = began.elapsed();
+        let idle = self.link.ping(2 * u64::from(index) + 101)?;
+        self.link.round_trip = self.link.round_trip.min(idle);
+        self.costs.round_trip = idle;
+        let wire_bytes = self.link.channel.sent_bytes() - sent_before;
+        self.measure(wire_bytes, counts.sending + drained, trip);
+        Ok(Round {
+            index,
+            duration_ms: millis(duration),
+            dirty_pages: pages_dealt,
+            sent_pages: counts.sent_pages,
+            zero_pages: counts.zero_pages,
+            wire_bytes,
+            bandwidth_bytes_per_s: per_second(wire_bytes, duration.as_secs_f64()),
+            dirty_bytes_per_s: 0,
+            throttle_percent: self.throttles(),
+            predicted_blackout_ms: 0.0,
+        })
+    }
+
+    /// Remembers the bandwidth. A round of few bytes says little of it and does not replace a measurement
+    /// that stands on more.
+    fn measure(&mut self, bytes: u64, time: Duration, trip: &Trip<'_>) {
+        if bytes >= self.measured_bytes.min(TELLING_BYTES) {
+            self.measured_bytes = bytes;
+            let seconds = time.as_secs_f64().max(1e-6);
+            let cap = trip.options.bandwidth.unwrap_or(u64::MAX);
+            self.costs.bandwidth = per_second(bytes, seconds).min(cap).max(1);
+        }
+    }
+
+    /// Completes a round's entry with what was written meanwhile, and records it.
+    fn note(&mut self, round: &mut Round, trip: &mut Trip<'_>) {
+        let remainder = self.todo.len();
+        let duration = Duration::from_secs_f64(round.duration_ms / 1000.0);
+        round.dirty_bytes_per_s = per_second(remainder * PAGE_SIZE, duration.as_secs_f64());
+        round.predicted_blackout_ms = millis(predict::blackout(remainder, &self.costs));
+        self.facts.push(Facts {
+            pages: round.dirty_pages,
+            remainder,
+            duration,
+            throttle: self.throttle,
+        });
+        trip.report.zero_pages += round.zero_pages;
+        trip.report.wire_bytes = self.link.channel.sent_bytes();
+        trip.report.rounds.push(round.clone());
+        trip.tell(Event::RoundFinished {
+            round: round.clone(),
+        });
+    }
+
+    /// Does what the policy says.
+    fn step(&mut self, trip: &mut Trip<'_>) -> Result<Step, MoveError> {
+        let limits = Limits::from(trip.options);
+        let elapsed = trip.started.elapsed();
+        match policy::decide(&self.facts, elapsed, &self.costs, &limits) {
+            Decision::NextRound => Ok(Step::Again),
+            Decision::SwitchOver(reason) => Ok(Step::Stop { reason }),
+            Decision::GiveUp(reason) => Err(MoveError::GaveUp(reason)),
+            Decision::Throttle(percent, reason) => {
+                self.throttle = percent;
+                let percents: Vec<_> = (self.throttles().into_iter())
+                    .map(ThrottlePercent::new)
+                    .collect();
+                let longest = trip.options.downtime_limit.min(LONGEST_SLICE);
+                self.guest.throttle(&percents, longest);
+                trip.tell(Event::ThrottleChanged {
+                    percent: self.throttles(),
+                    reason,
+                });
+                Ok(Step::Again)
+            }
+        }
+    }
+
+    /// The throttle of each vCPU.
+    fn throttles(&self) -> Vec<u8> {
+        per_vcpu(self.link.description.vcpus, self.throttle)
+    }
+}
+
+/// One figure for each vCPU, as reports have it.
+pub(super) fn per_vcpu(vcpus: u32, throttle: ThrottlePercent) -> Vec<u8> {
+    vec![throttle.get(); usize::try_from(vcpus.min(MAX_VCPUS)).unwrap_or(0)]
+}
+
+fn expected_costs(trip: &Trip<'_>, round_trip: Duration) -> Costs {
+    let known = trip.options.costs;
+    Costs {
+        bandwidth: 0,
+        round_trip,
+        sync: Duration::ZERO,
+        stop: known.stop,
+        save: known.save,
+        restore: known.restore,
+        resume: known.resume,
+        state_bytes: known.state_bytes,
+    }
+}
+
+/// Ends a long round when the time is over and the guest would not be switched over anyway.
+fn check_time(trip: &Trip<'_>) -> Result<(), MoveError> {
+    let (elapsed, allowed) = (trip.started.elapsed(), trip.options.max_total);
+    if trip.options.on_timeout == OnTimeout::GiveUp && elapsed >= allowed {
+        return Err(MoveError::GaveUp(format!(
+            "{:.1} s are over in the middle of a round, {:.1} s were allowed: allow more time",
+            elapsed.as_secs_f64(),
+            allowed.as_secs_f64()
+        )));
+    }
+    Ok(())
+}
+
+/// Pages to be re-armed at once on a link of that many bytes a second; 0 for not known yet.
+pub(super) fn chunk_pages(bandwidth: u64) -> u64 {
+    let per_second = 1000 / u64::try_from(CHUNK_TIME.as_millis()).unwrap_or(1000);
+    let pages = bandwidth / per_second / PAGE_SIZE / 64 * 64;
+    pages.clamp(CHUNK_PAGES.start, CHUNK_PAGES.end)
+}
+
+/// All memory in pieces of at most `pages`, none of them across two regions.
+pub(super) fn chunks(
+    layout: &MemoryLayout,
+    pages: u64,
+) -> impl Iterator<Item = Range<u64>> + use<> {
+    let ranges: Vec<_> = layout.ranges().map(|(_, range)| range).collect();
+    ranges.into_iter().flat_map(move |range| {
+        let mut start = range.start;
+        std::iter::from_fn(move || {
+            (start < range.end).then(|| {
+                let chunk = start..range.end.min(start + pages);
+                start = chunk.end;
+                chunk
+            })
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pages::{REGION_ALIGN, Region};
+
+    #[test]
+    fn chunks_cover_all_memory_and_no_chunk_spans_two_regions() {
+        let region = |gpa, bytes| Region { gpa, bytes };
+        let regions = vec![region(0, 3 * REGION_ALIGN), region(4 << 30, REGION_ALIGN)];
+        let layout = MemoryLayout::new(regions).unwrap();
+        let all: Vec<_> = chunks(&layout, 1024).collect();
+        assert_eq!(all, [0..1024, 1024..1536, 1536..2048]);
+    }
+
+    #[test]
+    fn chunks_follow_the_bandwidth() {
+        assert_eq!(chunk_pages(0), 256);
+        assert_eq!(chunk_pages(125_000_000), 576);
+        assert_eq!(chunk_pages(u64::MAX), 16_384);
+        assert!((0..100).all(|gb| chunk_pages(gb * 1_000_000_000) % 64 == 0));
+    }
+}

@@ -1,0 +1,171 @@
+//! Third phase: the guest stands still; the last pages and the state go over.
+
+use std::time::{Duration, Instant};
+
+use super::connecting::Link;
+use super::courier::{Counts, Courier, Work};
+use super::error::MoveError;
+use super::handover::Handover;
+use super::pacer::Pacer;
+use super::precopy::{chunk_pages, chunks, per_vcpu};
+use super::trip::{Failed, Trip, give_back, per_second, resume};
+use crate::clock::{boottime_ns, millis};
+use crate::event::Event;
+use crate::guest::{PausedGuest, RunningGuest, ThrottlePercent};
+use crate::pages::PageSet;
+use crate::ram::RamView;
+use crate::report::Round;
+use crate::wire::frame::Frame;
+
+/// The guest runs; what is left to send is small enough, or it is switched over regardless.
+pub(super) struct StopAndCopy<G> {
+    pub guest: G,
+    pub link: Link,
+    pub pacer: Pacer,
+    /// Pages known to be left.
+    pub todo: PageSet,
+    pub round: u32,
+    pub predicted: Duration,
+    pub throttle: ThrottlePercent,
+    pub reason: String,
+}
+
+/// Where the time of the blackout went on this side.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spent {
+    /// When the first vCPU was told to stop, on the clock of this process.
+    pub began: Instant,
+    /// The same in nanoseconds of CLOCK_BOOTTIME.
+    pub began_ns: u64,
+    pub stop: Duration,
+    pub sync: Duration,
+    pub pages: Duration,
+    pub save: Duration,
+}
+
+impl<G: RunningGuest> StopAndCopy<G> {
+    pub fn run(self, trip: &mut Trip<'_>) -> Result<Handover<G>, Failed<G>> {
+        trip.tell(Event::SwitchingOver {
+            reason: self.reason.clone(),
+            predicted_blackout_ms: millis(self.predicted),
+        });
+        trip.report.reason = self.reason;
+        trip.report.predicted_blackout_ms = Some(millis(self.predicted));
+        let mut spent = Spent {
+            began: Instant::now(),
+            began_ns: boottime_ns(),
+            stop: Duration::ZERO,
+            sync: Duration::ZERO,
+            pages: Duration::ZERO,
+            save: Duration::ZERO,
+        };
+        let brownout = trip.brownout_began.map(|began| spent.began - began);
+        trip.report.brownout_ms = brownout.map(millis);
+        let paused = match self.guest.pause() {
+            Ok(paused) => paused,
+            Err(failed) => {
+                let channel = Some(self.link.channel);
+                return Err(give_back(failed.guest, channel, failed.error.into()));
+            }
+        };
+        spent.stop = spent.began.elapsed();
+        let mut last = LastPages {
+            paused,
+            link: self.link,
+            pacer: self.pacer,
+            todo: self.todo,
+            round: self.round,
+            throttle: self.throttle,
+        };
+        let sent = last.send(&mut spent, trip);
+        trip.report.wire_bytes = last.link.channel.sent_bytes();
+        trip.heartbeat = last.paused.heartbeat();
+        match sent {
+            Ok(()) => Ok(Handover {
+                paused: last.paused,
+                link: last.link,
+                spent,
+            }),
+            Err(error) => Err(resume(last.paused, Some(last.link.channel), error)),
+        }
+    }
+}
+
+/// A paused guest whose last pages are to be sent.
+struct LastPages<P> {
+    paused: P,
+    link: Link,
+    pacer: Pacer,
+    todo: PageSet,
+    round: u32,
+    throttle: ThrottlePercent,
+}
+
+impl<P: PausedGuest> LastPages<P> {
+    /// Pages, state, and the pages that saving the state may have written; STATE last.
+    fn send(&mut self, spent: &mut Spent, trip: &mut Trip<'_>) -> Result<(), MoveError> {
+        let log = self.paused.dirty_log();
+        let sent_before = self.link.channel.sent_bytes();
+        timed(&mut spent.sync, || log.take(&mut self.todo))?;
+        let mut counts = Counts::default();
+        timed(&mut spent.pages, || self.carry(&mut counts))?;
+
+        let state = timed(&mut spent.save, || self.paused.save())?;
+
+        self.todo.clear();
+        timed(&mut spent.sync, || log.take(&mut self.todo))?;
+        if !self.todo.is_empty() {
+            timed(&mut spent.pages, || self.carry(&mut counts))?;
+        }
+        let wire_bytes = self.link.channel.sent_bytes() - sent_before;
+        trip.report.zero_pages += counts.zero_pages;
+        trip.report.rounds.push(Round {
+            index: u32::try_from(trip.report.rounds.len()).unwrap_or(u32::MAX),
+            duration_ms: millis(spent.sync + spent.pages),
+            dirty_pages: counts.sent_pages + counts.zero_pages,
+            sent_pages: counts.sent_pages,
+            zero_pages: counts.zero_pages,
+            wire_bytes,
+            bandwidth_bytes_per_s: per_second(wire_bytes, spent.pages.as_secs_f64()),
+            dirty_bytes_per_s: 0,
+            throttle_percent: per_vcpu(self.link.description.vcpus, self.throttle),
+            predicted_blackout_ms: trip.report.predicted_blackout_ms.unwrap_or(0.0),
+        });
+        Ok(self.link.channel.send(&Frame::State(state))?)
+    }
+
+    /// Sends `todo` as a round of its own. The pages are re-armed here too: what is listed by the next take
+    /// was then written after this.
+    fn carry(&mut self, counts: &mut Counts) -> Result<(), MoveError> {
+        let log = self.paused.dirty_log();
+        let layout = &self.link.description.layout;
+        let ram = RamView::new(self.paused.ram(), layout)?;
+        let mut courier = Courier::new(ram, &*log, &mut self.pacer);
+        // The guest stands still, so there is no reason for small chunks.
+        for range in chunks(layout, chunk_pages(u64::MAX)) {
+            let work = Work {
+                round: self.round,
+                set: &self.todo,
+                range,
+            };
+            courier.carry(&work, &mut self.link.channel)?;
+        }
+        let done = courier.counts;
+        counts.sent_pages += done.sent_pages;
+        counts.zero_pages += done.zero_pages;
+        let end = Frame::RoundEnd {
+            round: self.round,
+            pages: done.sent_pages + done.zero_pages,
+        };
+        self.round += 1;
+        Ok(self.link.channel.send(&end)?)
+    }
+}
+
+/// Adds to `sum` how long `act` takes.
+fn timed<T>(sum: &mut Duration, act: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let result = act();
+    *sum += began.elapsed();
+    result
+}

@@ -1,0 +1,179 @@
+//! What all phases of one move share: what was asked for, whom to tell, and the report as it grows. Also the
+//! way back: how a guest is returned when a phase fails.
+
+use std::time::{Duration, Instant};
+
+use super::After;
+use super::error::MoveError;
+use crate::cancel::CancelToken;
+use crate::clock::millis;
+use crate::event::Event;
+use crate::guest::{self, PausedGuest, RunningGuest};
+use crate::options::Options;
+use crate::report::{Outcome, Report};
+use crate::wire::Connect;
+use crate::wire::channel::{Channel, ChannelError};
+use crate::wire::frame::{Figures, Frame};
+
+/// The context of one move.
+pub(super) struct Trip<'a> {
+    pub target: &'a dyn Connect,
+    pub options: &'a Options,
+    pub cancel: &'a CancelToken,
+    pub events: &'a mut dyn FnMut(Event),
+    pub report: Report,
+    pub started: Instant,
+    /// When the dirty log was started.
+    pub brownout_began: Option<Instant>,
+    /// The last heartbeat on this side and the largest gap so far; ns of CLOCK_BOOTTIME.
+    pub heartbeat: Option<guest::Heartbeat>,
+}
+
+impl<'a> Trip<'a> {
+    pub fn new(
+        target: &'a dyn Connect,
+        options: &'a Options,
+        cancel: &'a CancelToken,
+        events: &'a mut dyn FnMut(Event),
+    ) -> Self {
+        Self {
+            target,
+            options,
+            cancel,
+            events,
+            report: Report::begun(options),
+            started: Instant::now(),
+            brownout_began: None,
+            heartbeat: None,
+        }
+    }
+
+    pub fn tell(&mut self, event: Event) {
+        (self.events)(event);
+    }
+
+    /// The report of a move that ended well; its totals were set at LIVE.
+    pub fn completed(self, figures: &Figures) -> Report {
+        let mut report = self.report;
+        report.heartbeats(self.heartbeat.unwrap_or_default(), figures);
+        report.outcome = Outcome::Completed;
+        report
+    }
+
+    /// The report of a move that did not.
+    pub fn failed<G: RunningGuest>(mut self, failed: &Failed<G>) -> Report {
+        let reason = failed.error.in_full();
+        self.tell(Event::Failed {
+            reason: reason.clone(),
+        });
+        self.set_totals();
+        self.report.outcome = match (&failed.guest, &failed.error) {
+            (After::Unknown(_), _) => Outcome::Unknown,
+            (_, MoveError::Cancelled(_)) => Outcome::Cancelled,
+            _ => Outcome::Failed,
+        };
+        self.report.reason = reason;
+        self.report
+    }
+
+    /// The figures that are over the whole time.
+    pub fn set_totals(&mut self) {
+        self.report.total_ms = millis(self.started.elapsed());
+        if let Some(began) = self.brownout_began {
+            let seconds = began.elapsed().as_secs_f64();
+            self.report.mean_bandwidth_bytes_per_s = per_second(self.report.wire_bytes, seconds);
+        }
+    }
+}
+
+/// So many of something over so much time; 0 for no time.
+pub(super) fn per_second(count: u64, seconds: f64) -> u64 {
+    if seconds <= 0.0 {
+        return 0;
+    }
+    // A rate for people: whole numbers, and beyond 2^53 no last digits.
+    #[expect(clippy::cast_possible_truncation)]
+    let rate = (count as f64 / seconds) as u64;
+    rate
+}
+
+/// A move that ended early, with the guest wherever it could be brought.
+pub(super) struct Failed<G: RunningGuest> {
+    pub guest: After<G>,
+    pub error: MoveError,
+}
+
+/// Gives a running guest back: at full speed, without a log, and with the destination told why.
+pub(super) fn give_back<G: RunningGuest>(
+    guest: G,
+    channel: Option<Channel>,
+    error: MoveError,
+) -> Failed<G> {
+    guest.throttle(&[], Duration::ZERO);
+    if let Err(error) = guest.dirty_log().stop() {
+        tracing::warn!("the dirty log stays on: {}", super::chain(&error));
+    }
+    Failed {
+        guest: After::Running(guest),
+        error: part(channel, error),
+    }
+}
+
+/// Resumes a paused guest and gives it back.
+pub(super) fn resume<G: RunningGuest>(
+    paused: G::Paused,
+    channel: Option<Channel>,
+    error: MoveError,
+) -> Failed<G> {
+    // The guest first: it stands still.
+    match paused.resume() {
+        Ok(guest) => give_back(guest, channel, error),
+        Err(stuck) => Failed {
+            guest: After::Stuck(stuck.guest, stuck.error),
+            error: part(channel, error),
+        },
+    }
+}
+
+/// Parts from the destination: hears why it went, or tells it why we go.
+fn part(channel: Option<Channel>, error: MoveError) -> MoveError {
+    let Some(mut channel) = channel else {
+        return error;
+    };
+    if let MoveError::Channel(ChannelError::Io { .. } | ChannelError::Closed { .. }) = error {
+        return last_words(&mut channel).unwrap_or(error);
+    }
+    channel.farewell(&Frame::Abort(error.in_full()), Duration::ZERO);
+    error
+}
+
+/// The reason that the destination gave before it went away, if it did.
+fn last_words(channel: &mut Channel) -> Option<MoveError> {
+    // At most a PONG or two can lie before it.
+    for _ in 0..8 {
+        let frame = channel.poll_frame().ok()??;
+        if let Some(error) = complaint(&frame, channel.peer()) {
+            return Some(error);
+        }
+    }
+    None
+}
+
+/// The error behind a frame that says that the destination does not go on.
+pub(super) fn complaint(frame: &Frame, peer: &str) -> Option<MoveError> {
+    let peer = peer.to_owned();
+    match frame.clone() {
+        Frame::Refuse(reason) => Some(MoveError::Refused { peer, reason }),
+        Frame::Failed(reason) => Some(MoveError::Peer { peer, reason }),
+        _ => None,
+    }
+}
+
+/// The error for a frame other than the one expected: what it complains of, or that it does not belong here.
+pub(super) fn instead_of(expected: &'static str, frame: &Frame, channel: &Channel) -> MoveError {
+    complaint(frame, channel.peer()).unwrap_or_else(|| MoveError::Unexpected {
+        peer: channel.peer().to_owned(),
+        frame: frame.name(),
+        expected,
+    })
+}

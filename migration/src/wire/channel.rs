@@ -1,0 +1,473 @@
+//! A connection that speaks frames: waits with a deadline, can be cancelled, and never loses a reason that
+//! the peer gave before it went away.
+
+use std::io;
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use thiserror::Error;
+
+use super::codec::{self, FrameError, HEADER, Header};
+use super::frame::Frame;
+use super::iov::{In, Out, advance_in, advance_out};
+use super::preamble::{self, PREAMBLE, PreambleError};
+use super::transport::Transport;
+use crate::cancel::{CancelToken, Cancelled};
+
+/// Most of a header and a body of runs comes with one call; more would only be copied once more.
+const READ_AHEAD: usize = 1 << 10;
+/// Own buffer of a receiver. Bodies beyond it (HELLO, STATE) are gathered as they come.
+const BUFFER: usize = 32 << 10;
+/// How long a frame that is half sent may take to be finished after a cancel.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// What ended the use of a connection.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// The move was cancelled on this side.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// The peer's end is closed.
+    #[error("{peer} closed the connection")]
+    Closed {
+        /// The peer.
+        peer: String,
+    },
+    /// The system says that the connection is no more.
+    #[error("cannot {act} {peer}")]
+    Io {
+        /// "send to" or "receive from".
+        act: &'static str,
+        /// The peer.
+        peer: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Nothing came, or nothing was taken, for too long.
+    #[error("{peer} {does} for {seconds:.1} s: it is dead, stopped or unreachable")]
+    Silent {
+        /// The peer.
+        peer: String,
+        /// "sent nothing" or "took nothing".
+        does: &'static str,
+        /// How long it was waited for.
+        seconds: f64,
+    },
+    /// The bytes are not a frame.
+    #[error("{peer} broke the protocol")]
+    Frame {
+        /// The peer.
+        peer: String,
+        /// What is wrong with them.
+        source: FrameError,
+    },
+    /// A frame of this side cannot be sent.
+    #[error("cannot send a frame")]
+    Encode(#[source] FrameError),
+    /// The other end is not Ferry, or of another version.
+    #[error(transparent)]
+    Preamble(#[from] PreambleError),
+}
+
+/// A connection to a peer.
+#[derive(Debug)]
+pub struct Channel {
+    transport: Box<dyn Transport>,
+    peer: String,
+    timeout: Duration,
+    cancel: CancelToken,
+    /// `buffer[start..end]` has come and was not taken yet.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    scratch: Vec<u8>,
+    sent: u64,
+    /// A frame was sent in part: nothing that is sent now would be understood.
+    torn: bool,
+}
+
+/// What a wait is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Send,
+    Receive,
+}
+
+impl Channel {
+    /// Takes a transport. `timeout` is how long the peer may do nothing where something is expected of it.
+    ///
+    /// # Errors
+    /// The transport cannot be made ready.
+    pub fn new(
+        transport: Box<dyn Transport>,
+        peer: impl Into<String>,
+        timeout: Duration,
+        cancel: &CancelToken,
+    ) -> Result<Self, ChannelError> {
+        let peer = peer.into();
+        transport
+            .prepare(timeout)
+            .map_err(|source| ChannelError::Io {
+                act: "prepare the connection to",
+                peer: peer.clone(),
+                source,
+            })?;
+        Ok(Self {
+            transport,
+            peer,
+            timeout,
+            cancel: cancel.clone(),
+            buffer: vec![0; BUFFER],
+            start: 0,
+            end: 0,
+            scratch: Vec::new(),
+            sent: 0,
+            torn: false,
+        })
+    }
+
+    /// The peer's name.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Bytes that the kernel has taken so far.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent
+    }
+
+    /// The shared switch of the move.
+    pub fn cancel_token(&self) -> &CancelToken {
+        &self.cancel
+    }
+
+    /// Exchanges preambles.
+    ///
+    /// # Errors
+    /// The peer is not Ferry, of another version, silent or gone.
+    pub fn greet(&mut self) -> Result<u16, ChannelError> {
+        let ours = preamble::ours();
+        self.write_all(&mut [Out::bytes(&ours)], false)?;
+        let deadline = Instant::now() + self.timeout;
+        while self.end - self.start < PREAMBLE {
+            // A peer that trickles its bytes does not get more time for it.
+            let more = self.receive_some(PREAMBLE, deadline);
+            preamble::check_magic(&self.buffer[self.start..self.end], &self.peer)?;
+            more?;
+        }
+        let mut theirs = [0; PREAMBLE];
+        theirs.copy_from_slice(&self.buffer[self.start..self.start + PREAMBLE]);
+        self.start += PREAMBLE;
+        Ok(preamble::agree(theirs, &self.peer)?)
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// The connection is of no more use, or the move was cancelled before the first byte.
+    pub fn send(&mut self, frame: &Frame) -> Result<(), ChannelError> {
+        self.send_with(frame, &[])
+    }
+
+    /// Sends one frame and the bytes that belong behind it, in as few system calls as it takes.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_with(&mut self, frame: &Frame, data: &[Out<'_>]) -> Result<(), ChannelError> {
+        self.send_frame(frame, data, false)
+    }
+
+    fn send_frame(
+        &mut self,
+        frame: &Frame,
+        data: &[Out<'_>],
+        even_if_cancelled: bool,
+    ) -> Result<(), ChannelError> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        let encoded = codec::encode(frame, &mut scratch).map_err(ChannelError::Encode);
+        let result = encoded.and_then(|()| {
+            let mut pieces = Vec::with_capacity(data.len() + 1);
+            pieces.push(Out::bytes(&scratch));
+            pieces.extend_from_slice(data);
+            self.write_all(&mut pieces, even_if_cancelled)
+        });
+        self.scratch = scratch;
+        result
+    }
+
+    /// Sends all pieces. A cancel is obeyed before the first byte; once a part is out, the rest has
+    /// [`GRACE`] to follow, so that last words can still be understood.
+    fn write_all(
+        &mut self,
+        pieces: &mut [Out<'_>],
+        even_if_cancelled: bool,
+    ) -> Result<(), ChannelError> {
+        if self.cancel.is_cancelled() && !even_if_cancelled {
+            return Err(Cancelled.into());
+        }
+        if self.torn {
+            return Err(self.io("send to", io::ErrorKind::BrokenPipe.into()));
+        }
+        let mut rest = pieces;
+        let mut deadline = Instant::now() + self.timeout;
+        let mut grace = even_if_cancelled.then(|| Instant::now() + GRACE);
+        let before = self.sent;
+        while !rest.is_empty() {
+            match self.transport.send(rest) {
+                Ok(count) => {
+                    self.sent += u64::try_from(count).unwrap_or(0);
+                    rest = advance_out(rest, count);
+                    deadline = Instant::now() + self.timeout;
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    self.torn |= self.sent != before;
+                    return Err(self.io("send to", error));
+                }
+                Err(_) => {}
+            }
+            let until = grace.map_or(deadline, |grace| grace.min(deadline));
+            match self.wait(Direction::Send, until, grace.is_none()) {
+                Ok(()) => {}
+                Err(ChannelError::Cancelled(_)) if self.sent != before => {
+                    grace = Some(Instant::now() + GRACE);
+                }
+                Err(error) => {
+                    self.torn |= self.sent != before;
+                    let cancelled = self.cancel.is_cancelled();
+                    return Err(if cancelled { Cancelled.into() } else { error });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives one frame.
+    ///
+    /// # Errors
+    /// The connection is of no more use, or the move was cancelled.
+    pub fn receive(&mut self) -> Result<Frame, ChannelError> {
+        self.need(HEADER)?;
+        let mut header = [0; HEADER];
+        header.copy_from_slice(&self.buffer[self.start..self.start + HEADER]);
+        let header = Header::parse(header).map_err(|source| self.broken(source))?;
+        self.start += HEADER;
+        let len = usize::try_from(header.len).unwrap_or(usize::MAX);
+        let frame = if len <= BUFFER {
+            self.need(len)?;
+            let frame = codec::parse(header, &self.buffer[self.start..self.start + len]);
+            self.start += len;
+            frame
+        } else {
+            let body = self.receive_large(len)?;
+            codec::parse(header, &body)
+        };
+        frame.map_err(|source| self.broken(source))
+    }
+
+    /// A frame if one has begun to come, without waiting for that.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn poll_frame(&mut self) -> Result<Option<Frame>, ChannelError> {
+        if self.start == self.end {
+            self.make_room(READ_AHEAD);
+            let into = &mut self.buffer[self.end..];
+            match self.transport.receive(&mut [In::bytes(into)]) {
+                Ok(0) => return Err(self.closed()),
+                Ok(count) => self.end += count,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) =>
+                {
+                    return Ok(None);
+                }
+                Err(error) => return Err(self.io("receive from", error)),
+            }
+        }
+        self.receive().map(Some)
+    }
+
+    /// Receives the bytes behind a frame, straight to where they belong.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive); some of the memory may have been written.
+    pub fn receive_data(&mut self, into: &mut [In<'_>]) -> Result<(), ChannelError> {
+        let mut rest = into;
+        while let Some(first) = rest.first_mut() {
+            if self.start == self.end {
+                break;
+            }
+            self.start += first.fill(&self.buffer[self.start..self.end]);
+            if first.is_empty() {
+                rest = &mut rest[1..];
+            }
+        }
+        while !rest.is_empty() {
+            let deadline = Instant::now() + self.timeout;
+            let count = self.receive_pieces(rest, deadline)?;
+            rest = advance_in(rest, count);
+        }
+        Ok(())
+    }
+
+    /// A body larger than the buffer. It is gathered in steps, so that a peer has to send what it makes this
+    /// side allocate.
+    fn receive_large(&mut self, len: usize) -> Result<Vec<u8>, ChannelError> {
+        const STEP: usize = 1 << 20;
+        let mut body = Vec::new();
+        while body.len() < len {
+            let have = body.len();
+            body.resize(len.min(have + STEP), 0);
+            self.receive_data(&mut [In::bytes(&mut body[have..])])?;
+        }
+        Ok(body)
+    }
+
+    /// Waits until `count` bytes, at most [`BUFFER`], are in the buffer.
+    fn need(&mut self, count: usize) -> Result<(), ChannelError> {
+        while self.end - self.start < count {
+            self.receive_some(count, Instant::now() + self.timeout)?;
+        }
+        Ok(())
+    }
+
+    /// Receives at least one byte more into the buffer, which is to hold `count` of them.
+    fn receive_some(&mut self, count: usize, deadline: Instant) -> Result<(), ChannelError> {
+        self.make_room(count);
+        let limit = (self.start + count + READ_AHEAD).min(BUFFER);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let into = &mut buffer[self.end..limit];
+        let received = self.receive_pieces(&mut [In::bytes(into)], deadline);
+        self.buffer = buffer;
+        self.end += received?;
+        Ok(())
+    }
+
+    /// Moves what is in the buffer to its front where `count` bytes would not fit otherwise.
+    fn make_room(&mut self, count: usize) {
+        if self.start == self.end || self.start + count > BUFFER {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
+    /// One receive that brings at least one byte.
+    fn receive_pieces(
+        &mut self,
+        into: &mut [In<'_>],
+        deadline: Instant,
+    ) -> Result<usize, ChannelError> {
+        loop {
+            match self.transport.receive(into) {
+                Ok(0) => return Err(self.closed()),
+                Ok(count) => return Ok(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(Direction::Receive, deadline, true)?;
+                }
+                Err(error) => return Err(self.io("receive from", error)),
+            }
+        }
+    }
+
+    /// Waits until the transport is ready.
+    fn wait(
+        &self,
+        direction: Direction,
+        deadline: Instant,
+        cancellable: bool,
+    ) -> Result<(), ChannelError> {
+        let (flags, act, does) = match direction {
+            Direction::Send => (PollFlags::POLLOUT, "send to", "took nothing"),
+            Direction::Receive => (PollFlags::POLLIN, "receive from", "sent nothing"),
+        };
+        loop {
+            if cancellable && self.cancel.is_cancelled() {
+                return Err(Cancelled.into());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ChannelError::Silent {
+                    peer: self.peer.clone(),
+                    does,
+                    seconds: self.timeout.as_secs_f64(),
+                });
+            }
+            let mut fds = [
+                PollFd::new(self.transport.poll_fd(), flags),
+                PollFd::new(self.cancel.wake_fd(), PollFlags::POLLIN),
+            ];
+            let count = if cancellable { 2 } else { 1 };
+            // Rounded up, lest the last fraction of a millisecond be spent spinning.
+            let millis = left.as_nanos().div_ceil(1_000_000);
+            let slice = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+            match poll(&mut fds[..count], slice) {
+                Ok(_) if fds[0].any().unwrap_or(true) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(self.io(act, error.into())),
+            }
+        }
+    }
+
+    /// Says a last frame, if the peer can still understand one, and ends the connection. Waits at most
+    /// `linger` for the peer to take it: closing a socket with unread bytes in it would reset the connection
+    /// and destroy what was said.
+    pub fn farewell(&mut self, frame: &Frame, linger: Duration) {
+        if self.send_frame(frame, &[], true).is_ok() {
+            self.transport.shutdown(Shutdown::Write);
+            self.drain(Instant::now() + linger);
+        }
+        self.transport.shutdown(Shutdown::Both);
+    }
+
+    /// Throws away what comes until the peer closes or the time is over.
+    fn drain(&mut self, deadline: Instant) {
+        let mut sink = vec![0; 256 << 10];
+        loop {
+            match self.transport.receive(&mut [In::bytes(&mut sink)]) {
+                Ok(0) => return,
+                Ok(_) if Instant::now() < deadline => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.wait(Direction::Receive, deadline, false).is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Whether anything of a frame could not be sent in full.
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+
+    fn closed(&self) -> ChannelError {
+        ChannelError::Closed {
+            peer: self.peer.clone(),
+        }
+    }
+
+    fn io(&self, act: &'static str, source: io::Error) -> ChannelError {
+        ChannelError::Io {
+            act,
+            peer: self.peer.clone(),
+            source,
+        }
+    }
+
+    fn broken(&self, source: FrameError) -> ChannelError {
+        ChannelError::Frame {
+            peer: self.peer.clone(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! Frames to bytes and back. Little-endian throughout. Parsing trusts nothing: lengths are bounded before
+//! anything is allocated, and what does not fit is an error, never a panic.
+
+use thiserror::Error;
+
+use super::frame::{
+    Figures, Frame, FrameKind, Hello, Live, MAX_DATA, MAX_RUNS, MAX_SECTIONS, MAX_TEXT, MAX_VCPUS,
+    Run,
+};
+use crate::guest::Description;
+use crate::pages::{LayoutError, MAX_MEMORY, MAX_REGIONS, MemoryLayout, PAGE_SIZE, Region};
+use crate::state::{Kind, Section, VmState};
+
+/// Bytes in front of every frame's body: kind (2), reserved (2, zero), length of the body (4).
+pub const HEADER: usize = 8;
+
+/// What is wrong with the bytes of a frame, or with a frame that cannot be written.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum FrameError {
+    /// No frame has that number.
+    #[error("unknown frame kind {0}")]
+    Unknown(u16),
+    /// The two reserved bytes are not zero.
+    #[error("frame {kind}: reserved bytes are {found:#06x} instead of 0")]
+    Reserved {
+        /// The frame's name.
+        kind: &'static str,
+        /// What was there.
+        found: u16,
+    },
+    /// The body is shorter or longer than this kind of frame can be.
+    #[error("frame {kind}: body of {len} bytes, expected {min} to {max}")]
+    Length {
+        /// The frame's name.
+        kind: &'static str,
+        /// The body's length.
+        len: u64,
+        /// The least.
+        min: u32,
+        /// The most.
+        max: u32,
+    },
+    /// The body ends before its last field.
+    #[error("frame {0}: body ends early")]
+    Short(&'static str),
+    /// The body goes on behind its last field.
+    #[error("frame {kind}: {extra} bytes too many")]
+    Trailing {
+        /// The frame's name.
+        kind: &'static str,
+        /// How many.
+        extra: usize,
+    },
+    /// A value is out of its range.
+    #[error("frame {kind}: {field} is {value}, expected {expected}")]
+    Value {
+        /// The frame's name.
+        kind: &'static str,
+        /// The field's name.
+        field: &'static str,
+        /// What was there.
+        value: u64,
+        /// What should have been there.
+        expected: &'static str,
+    },
+    /// The memory layout makes no sense.
+    #[error("frame HELLO: {0}")]
+    Layout(LayoutError),
+}
+
+/// A checked frame header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    pub(crate) kind: FrameKind,
+    /// Length of the body, within what the kind allows.
+    pub(crate) len: u32,
+}
+
+impl Header {
+    /// Checks a header.
+    ///
+    /// # Errors
+    /// Unknown kind, reserved bytes in use, or a length that this kind cannot have.
+    pub fn parse(bytes: [u8; HEADER]) -> Result<Self, FrameError> {
+        let [k0, k1, r0, r1, l0, l1, l2, l3] = bytes;
+        let number = u16::from_le_bytes([k0, k1]);
+        let kind = FrameKind::from_number(number).ok_or(FrameError::Unknown(number))?;
+        let found = u16::from_le_bytes([r0, r1]);
+        if found != 0 {
+            let kind = kind.name();
+            return Err(FrameError::Reserved { kind, found });
+        }
+        let len = u32::from_le_bytes([l0, l1, l2, l3]);
+        check_len(kind, u64::from(len))?;
+        Ok(Self { kind, len })
+    }
+}
+
+fn check_len(kind: FrameKind, len: u64) -> Result<u32, FrameError> {
+    let (min, max) = kind.body_len();
+    match u32::try_from(len) {
+        Ok(len) if (min..=max).contains(&len) => Ok(len),
+        _ => Err(FrameError::Length {
+            kind: kind.name(),
+            len,
+            min,
+            max,
+        }),
+    }
+}
+
+/// Appends a frame, header first. Texts are cut to [`MAX_TEXT`] bytes and freed of control characters.
+///
+/// # Errors
+/// The frame is larger than its kind may be; nothing is appended.
+pub fn encode(frame: &Frame, into: &mut Vec<u8>) -> Result<(), FrameError> {
+    let start = into.len();
+    let kind = frame.kind();
+    into.extend_from_slice(&(kind as u16).to_le_bytes());
+    into.extend_from_slice(&[0; HEADER - 2]);
+    let checked = body(frame, into).and_then(|()| {
+        let len = into.len() - start - HEADER;
+        check_len(kind, u64::try_from(len).unwrap_or(u64::MAX))
+    });
+    match checked {
+        Ok(len) => {
+            into[start + 4..start + HEADER].copy_from_slice(&len.to_le_bytes());
+            Ok(())
+        }
+        Err(error) => {
+            into.truncate(start);
+            Err(error)
+        }
+    }
+}
+
+fn body(frame: &Frame, into: &mut Vec<u8>) -> Result<(), FrameError> {
+    match frame {
+        Frame::Hello(hello) => hello_body(hello, into)?,
+        Frame::Accept { boot, streams } => {
+            into.extend_from_slice(boot);
+            into.extend_from_slice(&streams.to_le_bytes());
+        }
+        Frame::Join { session, index } => {
+            into.extend_from_slice(session);
+            into.extend_from_slice(&index.to_le_bytes());
+        }
+        Frame::Refuse(text) | Frame::Failed(text) | Frame::Abort(text) => {
+            into.extend_from_slice(clean(text).as_bytes());
+        }
+        Frame::Ping(number) | Frame::Pong(number) => into.extend_from_slice(&number.to_le_bytes()),
+        Frame::Pages { round, runs } | Frame::Zero { round, runs } => {
+            runs_body(*round, runs, into);
+        }
+        Frame::RoundEnd { round, pages } => {
+            into.extend_from_slice(&round.to_le_bytes());
+            into.extend_from_slice(&pages.to_le_bytes());
+        }
+        Frame::State(state) => sections_body(frame.name(), state, into)?,
+        Frame::Ready | Frame::Go => {}
+        Frame::Live(live) => {
+            for ns in [live.restore_ns, live.resume_ns, live.resumed_at_ns] {
+                into.extend_from_slice(&ns.to_le_bytes());
+            }
+        }
+        Frame::Figures(figures) => {
+            for ns in [figures.first_heartbeat_ns, figures.largest_gap_ns] {
+                into.extend_from_slice(&ns.to_le_bytes());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn hello_body(hello: &Hello, into: &mut Vec<u8>) -> Result<(), FrameError> {
+    let Hello {
+        session,
+        boot,
+        streams,
+        page_size,
+        description,
+    } = hello;
+    let Description {
+        layout,
+        vcpus,
+        sections,
+    } = description;
+    into.extend_from_slice(session);
+    into.extend_from_slice(boot);
+    into.extend_from_slice(&streams.to_le_bytes());
+    into.extend_from_slice(&0u16.to_le_bytes());
+    into.extend_from_slice(&page_size.to_le_bytes());
+    into.extend_from_slice(&vcpus.to_le_bytes());
+    put_count("HELLO", layout.regions().len(), into)?;
+    for region in layout.regions() {
+        into.extend_from_slice(&region.gpa.to_le_bytes());
+        into.extend_from_slice(&region.bytes.to_le_bytes());
+    }
+    sections_body("HELLO", sections, into)
+}
+
+fn sections_body(
+    kind: &'static str,
+    state: &VmState,
+    into: &mut Vec<u8>,
+) -> Result<(), FrameError> {
+    put_count(kind, state.sections().len(), into)?;
+    for section in state.sections() {
+        into.extend_from_slice(&section.kind.0.to_le_bytes());
+        into.extend_from_slice(&section.instance.to_le_bytes());
+        into.extend_from_slice(&section.version.to_le_bytes());
+        put_count(kind, section.bytes.len(), into)?;
+        into.extend_from_slice(&section.bytes);
+    }
+    Ok(())
+}
+
+fn put_count(kind: &'static str, count: usize, into: &mut Vec<u8>) -> Result<(), FrameError> {
+    let count = u32::try_from(count).map_err(|_| FrameError::Length {
+        kind,
+        len: u64::try_from(count).unwrap_or(u64::MAX),
+        min: 0,
+        max: u32::MAX,
+    })?;
+    into.extend_from_slice(&count.to_le_bytes());
+    Ok(())
+}
+
+fn runs_body(round: u32, runs: &[Run], into: &mut Vec<u8>) {
+    into.extend_from_slice(&round.to_le_bytes());
+    // More than MAX_RUNS makes the body too long, which `encode` refuses.
+    let count = u32::try_from(runs.len()).unwrap_or(u32::MAX);
+    into.extend_from_slice(&count.to_le_bytes());
+    for run in runs {
+        into.extend_from_slice(&run.first.to_le_bytes());
+        into.extend_from_slice(&run.pages.to_le_bytes());
+    }
+}
+
+/// A text that is safe to show: of bounded length, and nothing in it that a terminal would obey.
+pub(crate) fn clean(text: &str) -> String {
+    const MAX: usize = MAX_TEXT as usize;
+    let mut clean = String::new();
+    for c in text.chars() {
+        let c = if c.is_control() { ' ' } else { c };
+        if clean.len() + c.len_utf8() > MAX {
+            break;
+        }
+        clean.push(c);
+    }
+    clean
+}
+
+/// Makes a frame from its checked header and its body, which has exactly the header's length.
+///
+/// # Errors
+/// What does not fit.
+pub fn parse(header: Header, body: &[u8]) -> Result<Frame, FrameError> {
+    let kind = header.kind;
+    let mut fields = Fields {
+        kind: kind.name(),
+        rest: body,
+    };
+    let frame = match kind {
+        FrameKind::Hello => Frame::Hello(Box::new(fields.hello()?)),
+        FrameKind::Accept => Frame::Accept {
+            boot: fields.array()?,
+            streams: fields.not_zero("number of streams")?,
+        },
+        FrameKind::Join => Frame::Join {
+            session: fields.array()?,
+            index: fields.not_zero("index of the stream")?,
+        },
+        FrameKind::Refuse => Frame::Refuse(fields.text()),
+        FrameKind::Failed => Frame::Failed(fields.text()),
+        FrameKind::Abort => Frame::Abort(fields.text()),
+        FrameKind::Ping => Frame::Ping(fields.u64()?),
+        FrameKind::Pong => Frame::Pong(fields.u64()?),
+        FrameKind::Pages => {
+            let (round, runs) = fields.runs(MAX_DATA / PAGE_SIZE)?;
+            Frame::Pages { round, runs }
+        }
+        FrameKind::Zero => {
+            let (round, runs) = fields.runs(MAX_MEMORY / PAGE_SIZE)?;
+            Frame::Zero { round, runs }
+        }
+        FrameKind::RoundEnd => Frame::RoundEnd {
+            round: fields.u32()?,
+            pages: fields.u64()?,
+        },
+        FrameKind::State => Frame::State(fields.sections()?),
+        FrameKind::Ready => Frame::Ready,
+        FrameKind::Go => Frame::Go,
+        FrameKind::Live => Frame::Live(Live {
+            restore_ns: fields.u64()?,
+            resume_ns: fields.u64()?,
+            resumed_at_ns: fields.u64()?,
+        }),
+        FrameKind::Figures => Frame::Figures(Figures {
+            first_heartbeat_ns: fields.u64()?,
+            largest_gap_ns: fields.u64()?,
+        }),
+    };
+    fields.finish()?;
+    Ok(frame)
+}
+
+/// What is left of a body.
+struct Fields<'a> {
+    kind: &'static str,
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], FrameError> {
+        let (head, rest) = self
+            .rest
+            .split_at_checked(count)
+            .ok_or(FrameError::Short(self.kind))?;
+        self.rest = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(FrameError::Short(self.kind))?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
+    fn u16(&mut self) -> Result<u16, FrameError> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, FrameError> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, FrameError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn not_zero(&mut self, field: &'static str) -> Result<u16, FrameError> {
+        match self.u16()? {
+            0 => Err(self.value(field, 0, "at least 1")),
+            number => Ok(number),
+        }
+    }
+
+    fn value(&self, field: &'static str, value: u64, expected: &'static str) -> FrameError {
+        FrameError::Value {
+            kind: self.kind,
+            field,
+            value,
+            expected,
+        }
+    }
+
+    fn text(&mut self) -> String {
+        clean(&String::from_utf8_lossy(std::mem::take(&mut self.rest)))
+    }
+
+    fn runs(&mut self, max_pages: u64) -> Result<(u32, Vec<Run>), FrameError> {
+        let round = self.u32()?;
+        let count = self.u32()?;
+        let max = u32::try_from(MAX_RUNS).unwrap_or(u32::MAX);
+        if count == 0 || count > max {
+            return Err(self.value("number of runs", u64::from(count), "1 to 1000"));
+        }
+        let mut runs = Vec::with_capacity(MAX_RUNS.min(self.rest.len() / 12));
+        let mut total = 0u64;
+        for _ in 0..count {
+            let run = Run {
+                first: self.u64()?,
+                pages: self.u32()?,
+            };
+            if run.pages == 0 {
+                return Err(self.value("pages in a run", 0, "at least 1"));
+            }
+            if run.first > MAX_MEMORY / PAGE_SIZE {
+                return Err(self.value("first page of a run", run.first, "a page below 16 TiB"));
+            }
+            total += u64::from(run.pages);
+            runs.push(run);
+        }
+        if total > max_pages {
+            return Err(self.value("pages in the frame", total, "no more than the limit"));
+        }
+        Ok((round, runs))
+    }
+
+    fn hello(&mut self) -> Result<Hello, FrameError> {
+        let session = self.array()?;
+        let boot = self.array()?;
+        let streams = self.not_zero("number of streams")?;
+        let reserved = self.u16()?;
+        if reserved != 0 {
+            return Err(self.value("reserved field", u64::from(reserved), "0"));
+        }
+        let page_size = self.u32()?;
+        if u64::from(page_size) != PAGE_SIZE {
+            return Err(self.value("page size", u64::from(page_size), "4096"));
+        }
+        let vcpus = self.u32()?;
+        if vcpus == 0 || vcpus > MAX_VCPUS {
+            return Err(self.value("number of vCPUs", u64::from(vcpus), "1 to 4096"));
+        }
+        let layout = self.layout()?;
+        let sections = self.sections()?;
+        Ok(Hello {
+            session,
+            boot,
+            streams,
+            page_size,
+            description: Description {
+                layout,
+                vcpus,
+                sections,
+            },
+        })
+    }
+
+    fn layout(&mut self) -> Result<MemoryLayout, FrameError> {
+        let count = self.u32()?;
+        if usize::try_from(count).is_ok_and(|count| count > MAX_REGIONS) {
+            return Err(self.value("number of memory regions", u64::from(count), "1 to 16"));
+        }
+        let mut regions = Vec::with_capacity(MAX_REGIONS);
+        for _ in 0..count {
+            regions.push(Region {
+                gpa: self.u64()?,
+                bytes: self.u64()?,
+            });
+        }
+        MemoryLayout::new(regions).map_err(FrameError::Layout)
+    }
+
+    fn sections(&mut self) -> Result<VmState, FrameError> {
+        let count = self.u32()?;
+        if count > MAX_SECTIONS {
+            return Err(self.value("number of sections", u64::from(count), "at most 4096"));
+        }
+        // A section is at least 16 bytes, and the bytes at hand bound what is allocated.
+        let mut sections = Vec::with_capacity((self.rest.len() / 16).min(64));
+        for _ in 0..count {
+            let kind = Kind(self.u32()?);
+            let instance = self.u32()?;
+            let version = self.u32()?;
+            let len = usize::try_from(self.u32()?).map_err(|_| FrameError::Short(self.kind))?;
+            sections.push(Section {
+                kind,
+                instance,
+                version,
+                bytes: self.take(len)?.to_vec(),
+            });
+        }
+        Ok(VmState::from_sections(sections))
+    }
+
+    fn finish(self) -> Result<(), FrameError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            extra => Err(FrameError::Trailing {
+                kind: self.kind,
+                extra,
+            }),
+        }
+    }
+}

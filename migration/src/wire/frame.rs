@@ -1,0 +1,252 @@
+//! All messages of the protocol. Their meaning is here, their bytes in [`codec`](super::codec), and who says
+//! what when in PROTOCOL.md.
+
+use crate::guest::Description;
+use crate::pages::{MAX_REGIONS, PAGE_SIZE};
+use crate::state::VmState;
+
+/// The most runs in one frame; with a header in front they still fit one system call.
+pub const MAX_RUNS: usize = 1000;
+/// The most bytes of pages behind one frame: 16 MiB.
+pub const MAX_DATA: u64 = 16 << 20;
+/// The most bytes in a STATE frame: 64 MiB.
+pub const MAX_STATE: u32 = 64 << 20;
+/// The most bytes in a HELLO frame: 1 MiB.
+pub const MAX_HELLO: u32 = 1 << 20;
+/// The most bytes in a reason sent as text.
+pub const MAX_TEXT: u32 = 4096;
+/// The most sections in a state.
+pub const MAX_SECTIONS: u32 = 4096;
+
+/// The most vCPUs of a guest: KVM_MAX_VCPUS of Linux on x86 is 4096 at most.
+pub const MAX_VCPUS: u32 = 4096;
+
+/// Names one move: 16 random bytes.
+pub type SessionId = [u8; 16];
+/// Names one boot of a kernel; all zeros where it is not known.
+pub type BootId = [u8; 16];
+
+/// Neighbouring pages within one region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Index of the first.
+    pub first: u64,
+    /// How many; not 0.
+    pub pages: u32,
+}
+
+/// What the source says first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The move's name; further streams join by it.
+    pub session: SessionId,
+    /// Which kernel the source runs on.
+    pub boot: BootId,
+    /// How many streams it would like, this one counted.
+    pub streams: u16,
+    /// Bytes in a page; always 4096.
+    pub page_size: u32,
+    /// The guest.
+    pub description: Description,
+}
+
+/// What the destination learnt by making the guest live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Live {
+    /// From the state's last byte to a guest that could run, in nanoseconds.
+    pub restore_ns: u64,
+    /// From GO to the return of resume, in nanoseconds.
+    pub resume_ns: u64,
+    /// When resume returned: CLOCK_BOOTTIME of the destination, in nanoseconds.
+    pub resumed_at_ns: u64,
+}
+
+/// What the destination saw afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Figures {
+    /// When the guest's first heartbeat was seen: CLOCK_BOOTTIME of the destination, in nanoseconds; 0 for
+    /// none.
+    pub first_heartbeat_ns: u64,
+    /// The largest distance between two heartbeats so far, in nanoseconds; 0 for unknown.
+    pub largest_gap_ns: u64,
+}
+
+/// A message. S: said by the source, D: by the destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// S: who I am and what the guest is.
+    Hello(Box<Hello>),
+    /// D: the guest is welcome; its memory is there.
+    Accept {
+        /// Which kernel the destination runs on.
+        boot: BootId,
+        /// How many streams it takes; 1 to what HELLO asked for.
+        streams: u16,
+    },
+    /// D: the guest cannot be taken, with the reason.
+    Refuse(String),
+    /// S, first on a further stream: which move it belongs to.
+    Join {
+        /// The move's name.
+        session: SessionId,
+        /// The stream's number, from 1.
+        index: u16,
+    },
+    /// S: answer as soon as everything before this has arrived.
+    Ping(u64),
+    /// D: the answer, with the same number.
+    Pong(u64),
+    /// S: pages; their bytes follow the frame.
+    Pages {
+        /// The round that they belong to.
+        round: u32,
+        /// Which pages, in the order of their bytes.
+        runs: Vec<Run>,
+    },
+    /// S: pages that hold nothing but zeros.
+    Zero {
+        /// The round that they belong to.
+        round: u32,
+        /// Which pages.
+        runs: Vec<Run>,
+    },
+    /// S: the round is over.
+    RoundEnd {
+        /// Which round.
+        round: u32,
+        /// How many pages it had, zero pages counted.
+        pages: u64,
+    },
+    /// S: all state besides memory; no page follows.
+    State(VmState),
+    /// D: the guest could run now.
+    Ready,
+    /// S: it shall. From here the source never resumes the guest by itself.
+    Go,
+    /// D: it runs.
+    Live(Live),
+    /// D: it does not and will not run here, with the reason; the source may resume it.
+    Failed(String),
+    /// S: the move ends here, with the reason; the guest stays with the source.
+    Abort(String),
+    /// D: afterthoughts for the report.
+    Figures(Figures),
+}
+
+/// The first two bytes of a frame. Numbers are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FrameKind {
+    Hello = 1,
+    Accept = 2,
+    Refuse = 3,
+    Join = 4,
+    Ping = 5,
+    Pong = 6,
+    Pages = 16,
+    Zero = 17,
+    RoundEnd = 18,
+    State = 32,
+    Ready = 33,
+    Go = 34,
+    Live = 35,
+    Failed = 36,
+    Abort = 37,
+    Figures = 38,
+}
+
+impl FrameKind {
+    pub(crate) const ALL: [FrameKind; 16] = [
+        FrameKind::Hello,
+        FrameKind::Accept,
+        FrameKind::Refuse,
+        FrameKind::Join,
+        FrameKind::Ping,
+        FrameKind::Pong,
+        FrameKind::Pages,
+        FrameKind::Zero,
+        FrameKind::RoundEnd,
+        FrameKind::State,
+        FrameKind::Ready,
+        FrameKind::Go,
+        FrameKind::Live,
+        FrameKind::Failed,
+        FrameKind::Abort,
+        FrameKind::Figures,
+    ];
+
+    pub(crate) fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u16 == number)
+    }
+
+    /// The fewest and the most bytes of its body.
+    pub(crate) fn body_len(self) -> (u32, u32) {
+        // A run is 12 bytes behind a round and a count of 4 bytes each.
+        const RUNS: (u32, u32) = (8 + 12, 8 + 12 * 1000);
+        const _: () = assert!(MAX_RUNS == 1000 && MAX_REGIONS <= 16);
+        const _: () = assert!(MAX_DATA.is_multiple_of(PAGE_SIZE));
+        match self {
+            FrameKind::Hello => (50 + 16 + 4, MAX_HELLO),
+            FrameKind::Accept => (18, 18),
+            FrameKind::Join => (18, 18),
+            FrameKind::Refuse | FrameKind::Failed | FrameKind::Abort => (0, MAX_TEXT),
+            FrameKind::Ping | FrameKind::Pong => (8, 8),
+            FrameKind::Pages | FrameKind::Zero => RUNS,
+            FrameKind::RoundEnd => (12, 12),
+            FrameKind::State => (4, MAX_STATE),
+            FrameKind::Ready | FrameKind::Go => (0, 0),
+            FrameKind::Live => (24, 24),
+            FrameKind::Figures => (16, 16),
+        }
+    }
+}
+
+impl Frame {
+    pub(crate) fn kind(&self) -> FrameKind {
+        match self {
+            Frame::Hello(_) => FrameKind::Hello,
+            Frame::Accept { .. } => FrameKind::Accept,
+            Frame::Refuse(_) => FrameKind::Refuse,
+            Frame::Join { .. } => FrameKind::Join,
+            Frame::Ping(_) => FrameKind::Ping,
+            Frame::Pong(_) => FrameKind::Pong,
+            Frame::Pages { .. } => FrameKind::Pages,
+            Frame::Zero { .. } => FrameKind::Zero,
+            Frame::RoundEnd { .. } => FrameKind::RoundEnd,
+            Frame::State(_) => FrameKind::State,
+            Frame::Ready => FrameKind::Ready,
+            Frame::Go => FrameKind::Go,
+            Frame::Live(_) => FrameKind::Live,
+            Frame::Failed(_) => FrameKind::Failed,
+            Frame::Abort(_) => FrameKind::Abort,
+            Frame::Figures(_) => FrameKind::Figures,
+        }
+    }
+
+    /// Its name in PROTOCOL.md.
+    pub fn name(&self) -> &'static str {
+        self.kind().name()
+    }
+}
+
+impl FrameKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            FrameKind::Hello => "HELLO",
+            FrameKind::Accept => "ACCEPT",
+            FrameKind::Refuse => "REFUSE",
+            FrameKind::Join => "JOIN",
+            FrameKind::Ping => "PING",
+            FrameKind::Pong => "PONG",
+            FrameKind::Pages => "PAGES",
+            FrameKind::Zero => "ZERO",
+            FrameKind::RoundEnd => "ROUND_END",
+            FrameKind::State => "STATE",
+            FrameKind::Ready => "READY",
+            FrameKind::Go => "GO",
+            FrameKind::Live => "LIVE",
+            FrameKind::Failed => "FAILED",
+            FrameKind::Abort => "ABORT",
+            FrameKind::Figures => "FIGURES",
+        }
+    }
+}

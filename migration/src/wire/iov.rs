@@ -1,0 +1,204 @@
+//! Pieces of memory for one vectored system call: own bytes and guest memory side by side.
+//!
+//! Guest memory is written by vCPUs while the kernel reads it, so it is never a Rust slice. It stays an
+//! address and a length from the `VolatileSlice` to the `iovec`.
+#![allow(
+    unsafe_code,
+    reason = "hands addresses of guest memory to sendmsg(2) and recvmsg(2)"
+)]
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
+
+/// The most pieces that one call takes (IOV_MAX of Linux).
+pub const MAX_PIECES: usize = 1024;
+
+/// Memory to be sent.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy)]
+pub struct Out<'a>(libc::iovec, PhantomData<&'a [u8]>);
+
+/// Memory to be received into.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct In<'a>(libc::iovec, PhantomData<&'a mut [u8]>);
+
+fn iovec(base: *mut u8, len: usize) -> libc::iovec {
+    libc::iovec {
+        iov_base: base.cast(),
+        iov_len: len,
+    }
+}
+
+impl<'a> Out<'a> {
+    /// Bytes of this process.
+    pub fn bytes(bytes: &'a [u8]) -> Self {
+        // Never written through: only sendmsg(2) and `as_slice`-free reads see it.
+        Self(iovec(bytes.as_ptr().cast_mut(), bytes.len()), PhantomData)
+    }
+
+    /// Guest memory, read by the kernel as it is at that moment.
+    pub fn guest<B: BitmapSlice>(slice: &VolatileSlice<'a, B>) -> Self {
+        let guard = slice.ptr_guard();
+        Self(iovec(guard.as_ptr().cast_mut(), guard.len()), PhantomData)
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<'a> In<'a> {
+    /// A buffer of this process.
+    pub fn bytes(bytes: &'a mut [u8]) -> Self {
+        Self(iovec(bytes.as_mut_ptr(), bytes.len()), PhantomData)
+    }
+
+    /// Guest memory, written by the kernel. The caller sees to it that nothing relies on its old contents.
+    pub fn guest<B: BitmapSlice>(slice: &VolatileSlice<'a, B>) -> Self {
+        let guard = slice.ptr_guard_mut();
+        Self(iovec(guard.as_ptr(), guard.len()), PhantomData)
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies as many bytes as fit and moves on behind them; says how many.
+    pub fn fill(&mut self, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(self.len());
+        // SAFETY: `bytes` has at least `count` readable bytes. The piece was made from an exclusive slice or
+        // from a mapped volatile slice that lives for 'a, so `count <= iov_len` bytes are writable. The two
+        // do not overlap: `bytes` is a shared slice of this process, which neither an exclusive slice nor
+        // guest memory can alias. Bytes have no alignment.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.iov_base.cast::<u8>(), count);
+        }
+        skip(&mut self.0, count);
+        count
+    }
+}
+
+/// Moves a piece's start by `count`, at most to its end.
+fn skip(piece: &mut libc::iovec, count: usize) {
+    let count = count.min(piece.iov_len);
+    piece.iov_base = piece.iov_base.wrapping_byte_add(count);
+    piece.iov_len -= count;
+}
+
+/// The pieces that are left once `count` bytes of them are done.
+pub fn advance_out<'s, 'a>(mut pieces: &'s mut [Out<'a>], mut count: usize) -> &'s mut [Out<'a>] {
+    while let Some(first) = pieces.first_mut() {
+        if first.len() > count {
+            skip(&mut first.0, count);
+            break;
+        }
+        count -= first.len();
+        pieces = &mut pieces[1..];
+    }
+    pieces
+}
+
+/// The pieces that are left once `count` bytes of them are done.
+pub fn advance_in<'s, 'a>(mut pieces: &'s mut [In<'a>], mut count: usize) -> &'s mut [In<'a>] {
+    while let Some(first) = pieces.first_mut() {
+        if first.len() > count {
+            skip(&mut first.0, count);
+            break;
+        }
+        count -= first.len();
+        pieces = &mut pieces[1..];
+    }
+    pieces
+}
+
+fn message(pieces: *mut libc::iovec, count: usize) -> libc::msghdr {
+    // SAFETY: msghdr is a C struct of integers and pointers; all zeros is a valid value of each.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = pieces;
+    header.msg_iovlen = count.min(MAX_PIECES);
+    header
+}
+
+/// One sendmsg(2) that neither waits nor raises SIGPIPE; says how many bytes the kernel took.
+///
+/// # Errors
+/// As sendmsg(2); nothing was taken.
+pub fn send(socket: BorrowedFd<'_>, pieces: &[Out<'_>]) -> io::Result<usize> {
+    // `Out` is a transparent iovec.
+    let header = message(pieces.as_ptr().cast_mut().cast(), pieces.len());
+    // SAFETY: the descriptor is open while borrowed. `header` points at `msg_iovlen <= pieces.len()` iovecs
+    // that the kernel only reads, each of which covers memory that is mapped for its lifetime.
+    let count = unsafe {
+        libc::sendmsg(
+            socket.as_raw_fd(),
+            &header,
+            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+        )
+    };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// One recvmsg(2) that does not wait; says how many bytes came, 0 at the end of the stream.
+///
+/// # Errors
+/// As recvmsg(2); nothing came.
+pub fn receive(socket: BorrowedFd<'_>, pieces: &mut [In<'_>]) -> io::Result<usize> {
+    // `In` is a transparent iovec.
+    let mut header = message(pieces.as_mut_ptr().cast(), pieces.len());
+    // SAFETY: the descriptor is open while borrowed. `header` points at `msg_iovlen <= pieces.len()` iovecs,
+    // each of which covers memory that is writable for its lifetime and that no Rust reference covers: own
+    // buffers are borrowed exclusively, guest memory is volatile.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_DONTWAIT) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn pieces_go_over_in_order_and_partly() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut out = [Out::bytes(b"ab"), Out::bytes(b""), Out::bytes(b"cdef")];
+        let rest = advance_out(&mut out, 3);
+        assert_eq!(rest.len(), 1);
+        assert_eq!(send(a.as_fd(), rest).unwrap(), 3);
+        let (mut x, mut y) = ([0; 2], [0; 8]);
+        let mut into = [In::bytes(&mut x), In::bytes(&mut y)];
+        assert_eq!(into[0].fill(b"z"), 1);
+        assert_eq!(receive(b.as_fd(), &mut into).unwrap(), 3);
+        assert_eq!(advance_in(&mut into, 3)[0].len(), 6);
+        assert_eq!((&x, &y[..2]), (b"zd", &b"ef"[..]));
+    }
+
+    #[test]
+    fn an_empty_socket_does_not_block() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut byte = [0];
+        let error = receive(a.as_fd(), &mut [In::bytes(&mut byte)]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(b);
+        assert_eq!(receive(a.as_fd(), &mut [In::bytes(&mut byte)]).unwrap(), 0);
+        assert!(send(a.as_fd(), &[Out::bytes(b"x")]).is_err());
+    }
+}
