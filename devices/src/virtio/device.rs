@@ -1,0 +1,115 @@
+//! What stands behind a transport: one virtio device, and what it is handed to work with.
+
+use std::os::fd::RawFd;
+
+use migration::state::{StateError, VmState};
+
+use super::queue::{QueueError, Ring};
+use crate::GuestRam;
+
+/// The most chains that a device handles before it lets go of its lock: a vCPU that reads a register of the
+/// device waits no longer than that.
+pub const BURST_CHAINS: usize = 256;
+/// The most bytes that a device moves before it lets go of its lock; about 0.2 ms of copying.
+pub const BURST_BYTES: u64 = 1 << 20;
+
+/// A virtio device type. All work is done by [`process_queue`](Self::process_queue) and
+/// [`process_backend`](Self::process_backend), and nothing is in flight when they return: a device is quiet
+/// as soon as nobody calls it, and its state may be saved.
+pub trait VirtioDevice: Send {
+    /// Device ID (virtio 1.2, 5).
+    fn device_type(&self) -> u32;
+    /// The feature bits that the device offers beside the transport's. They never change.
+    fn features(&self) -> u64;
+    /// Whether `features`, a part of what is offered, makes sense together.
+    fn accepts(&self, features: u64) -> bool;
+    /// The most entries of each queue, powers of two.
+    fn queue_sizes(&self) -> &[u16];
+    /// Reads the configuration space; what lies beyond its end reads as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes the configuration space; what is not writable stays.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// The driver is ready (DRIVER_OK), now or before a move: applies the negotiated features to the backend.
+    ///
+    /// # Errors
+    /// The backend refuses; the device does not work and needs a reset.
+    fn activate(&mut self, features: u64) -> Result<(), String>;
+    /// The driver reset the device.
+    fn reset(&mut self);
+    /// The driver has notified of queue `index`: does one burst of its work. Says by
+    /// [`QueueIo::run_again`] if there is more. Called without cause too, after a resume for example.
+    ///
+    /// # Errors
+    /// The driver broke the ring; the device needs a reset.
+    fn process_queue(&mut self, io: &mut QueueIo<'_>, index: usize) -> Result<(), QueueError>;
+    /// The backend has become readable or writable: does one burst of work.
+    ///
+    /// # Errors
+    /// The driver broke the ring; the device needs a reset.
+    fn process_backend(&mut self, io: &mut QueueIo<'_>) -> Result<(), QueueError>;
+    /// The descriptor to poll, edge-triggered, for reading and writing.
+    fn backend_fd(&self) -> Option<RawFd>;
+    /// The guest has moved: tells the network where it is now. Says whether the configuration space
+    /// changed, of which the driver is then told.
+    fn announce(&mut self) -> bool;
+    /// What the device counted in this process, by name.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+    /// Adds the device's own section.
+    ///
+    /// # Errors
+    /// The state cannot be encoded.
+    fn save_section(&self, instance: u32, state: &mut VmState) -> Result<(), StateError>;
+}
+
+/// What a device works with during one call: guest memory, its queues, and what it has to say afterwards.
+#[derive(Debug)]
+pub struct QueueIo<'a> {
+    /// Guest memory.
+    pub ram: &'a GuestRam,
+    rings: &'a mut [Ring],
+    again: u64,
+    config_changed: bool,
+}
+
+impl<'a> QueueIo<'a> {
+    /// Work on these queues, of which there are at most 64.
+    pub fn new(ram: &'a GuestRam, rings: &'a mut [Ring]) -> Self {
+        Self {
+            ram,
+            rings,
+            again: 0,
+            config_changed: false,
+        }
+    }
+
+    /// A queue.
+    ///
+    /// # Errors
+    /// The driver has not made it ready.
+    pub fn ring(&mut self, index: usize) -> Result<&mut Ring, QueueError> {
+        self.rings
+            .get_mut(index)
+            .filter(|ring| ring.ready())
+            .ok_or(QueueError::NotReady)
+    }
+
+    /// Whether the driver has made a queue ready.
+    pub fn is_ready(&self, index: usize) -> bool {
+        self.rings.get(index).is_some_and(Ring::ready)
+    }
+
+    /// Asks that a queue be processed again soon: the burst was over, the work was not.
+    pub fn run_again(&mut self, index: usize) {
+        self.again |= 1 << index;
+    }
+
+    /// Says that the configuration space changed by the driver's own doing.
+    pub fn config_changed(&mut self) {
+        self.config_changed = true;
+    }
+
+    /// What the device said: the queues to process again, one a bit, and whether the configuration changed.
+    pub fn said(self) -> (u64, bool) {
+        (self.again, self.config_changed)
+    }
+}

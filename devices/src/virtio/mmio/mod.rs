@@ -1,0 +1,256 @@
+//! The memory-mapped transport, version 2 (virtio 1.2, 4.2): one device behind a page of registers, one
+//! interrupt line and an eventfd a queue.
+//!
+//! It holds the queues and hands them to the device for one burst at a time. The VMM's I/O thread calls
+//! [`VirtioMmio::queue_event`] and [`VirtioMmio::backend_event`]; vCPUs come in by the registers; both under one lock,
+//! which is a leaf: nothing else is locked while it is held.
+
+mod registers;
+mod snapshot;
+
+use std::os::fd::RawFd;
+
+use migration::state::{Snapshot, StateError, VmState};
+use virtio_bindings::{virtio_config, virtio_mmio, virtio_ring};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::{QueueIo, VirtioDevice};
+use super::queue::{QueueError, Ring};
+use crate::GuestRam;
+
+pub use snapshot::MmioState;
+
+/// Bytes of address space of the registers and the configuration space; a slot may have more.
+pub const MMIO_LEN: u64 = 0x200;
+/// Offset of the QueueNotify register. The VMM lets an ioeventfd a queue answer to 4-byte writes here, with
+/// the queue's index as datamatch; a write that still arrives as an exit does the same.
+pub const QUEUE_NOTIFY: u64 = virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// The most queues of a device.
+const MAX_QUEUES: usize = 64;
+
+/// Features of the transport and of the queues: VERSION_1, indirect descriptors, event index.
+const TRANSPORT_FEATURES: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1
+    | 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+const ACKNOWLEDGE: u32 = virtio_config::VIRTIO_CONFIG_S_ACKNOWLEDGE;
+const DRIVER: u32 = virtio_config::VIRTIO_CONFIG_S_DRIVER;
+const DRIVER_OK: u32 = virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
+const FEATURES_OK: u32 = virtio_config::VIRTIO_CONFIG_S_FEATURES_OK;
+const NEEDS_RESET: u32 = virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+const FAILED: u32 = virtio_config::VIRTIO_CONFIG_S_FAILED;
+
+const USED_INTERRUPT: u32 = virtio_mmio::VIRTIO_MMIO_INT_VRING;
+const CONFIG_INTERRUPT: u32 = virtio_mmio::VIRTIO_MMIO_INT_CONFIG;
+
+/// What a transport needs besides its state.
+pub struct MmioParts {
+    /// Guest memory.
+    pub ram: GuestRam,
+    /// The interrupt line (an irqfd, edge).
+    pub irq: EventFd,
+    /// One eventfd a queue, non-blocking: what the ioeventfds signal and the I/O thread waits for.
+    pub queue_events: Vec<EventFd>,
+    /// The device, of the same state.
+    pub device: Box<dyn VirtioDevice>,
+}
+
+/// A virtio device behind the memory-mapped transport. New or restored it is paused.
+pub struct VirtioMmio {
+    /// The device status (2.1), as the driver reads it.
+    status: u32,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    /// What the driver accepted; final once the status has FEATURES_OK.
+    driver_features: u64,
+    queue_sel: u32,
+    interrupt_status: u32,
+    config_generation: u32,
+    rings: Vec<Ring>,
+    paused: bool,
+    /// The next resume is the first after a restore.
+    restored: bool,
+    ram: GuestRam,
+    irq: EventFd,
+    queue_events: Vec<EventFd>,
+    device: Box<dyn VirtioDevice>,
+}
+
+impl std::fmt::Debug for VirtioMmio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VirtioMmio")
+            .field("device_type", &self.device.device_type())
+            .field("status", &self.status)
+            .field("driver_features", &self.driver_features)
+            .field("rings", &self.rings)
+            .field("paused", &self.paused)
+            .finish_non_exhaustive()
+    }
+}
+
+impl VirtioMmio {
+    /// A transport that no driver has touched.
+    ///
+    /// # Errors
+    /// The parts do not fit each other.
+    pub fn new(parts: MmioParts) -> Result<Self, String> {
+        Self::restore(MmioState::reset(&*parts.device), parts)
+    }
+
+    /// Queue `index` was notified of: does one burst of its work.
+    pub fn queue_event(&mut self, index: usize) {
+        if self.works() && self.rings.get(index).is_some_and(Ring::ready) {
+            self.work(|device, io| device.process_queue(io, index));
+        }
+    }
+
+    /// The backend became readable or writable: does one burst of work.
+    pub fn backend_event(&mut self) {
+        if self.works() {
+            self.work(|device, io| device.process_backend(io));
+        }
+    }
+
+    /// The descriptor to poll, edge-triggered, for reading and writing.
+    pub fn backend_fd(&self) -> Option<RawFd> {
+        self.device.backend_fd()
+    }
+
+    /// How many queues there are.
+    pub fn queue_count(&self) -> usize {
+        self.rings.len()
+    }
+
+    /// Device ID (virtio 1.2, 5).
+    pub fn device_type(&self) -> u32 {
+        self.device.device_type()
+    }
+
+    /// What the device counted in this process, by name: frames, drops.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.device.counters()
+    }
+
+    /// All feature bits on offer.
+    pub fn device_features(&self) -> u64 {
+        self.device.features() | TRANSPORT_FEATURES
+    }
+
+    /// Whether a driver has set the device up.
+    pub fn is_active(&self) -> bool {
+        self.status & DRIVER_OK != 0
+    }
+
+    /// Lets the device rest: on return it writes no guest memory and raises no interrupt, whatever happens.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Lets the device go on. Every queue's eventfd is signalled, since events were ignored and, after a restore, those
+    /// of the other host are lost; so are its interrupts, and both are raised once.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        if self.is_active() {
+            self.kick();
+            if std::mem::take(&mut self.restored) {
+                self.interrupt(USED_INTERRUPT | CONFIG_INTERRUPT);
+            }
+        }
+        self.restored = false;
+    }
+
+    /// Tells the network once where the guest is now. To be repeated a few times after a move, since any
+    /// one announcement may be lost.
+    pub fn announce_round(&mut self) {
+        if self.works() && self.device.announce() {
+            self.config_generation = self.config_generation.wrapping_add(1);
+            self.interrupt(CONFIG_INTERRUPT);
+        }
+    }
+
+    /// Adds the transport's section and the device's.
+    ///
+    /// # Errors
+    /// The state cannot be encoded.
+    pub fn save_into(&self, instance: u32, state: &mut VmState) -> Result<(), StateError> {
+        state.save(instance, self)?;
+        self.device.save_section(instance, state)
+    }
+
+    /// Whether the device may touch its queues now.
+    fn works(&self) -> bool {
+        !self.paused && self.in_use()
+    }
+
+    /// Whether the driver uses the device and neither side has given it up.
+    fn in_use(&self) -> bool {
+        self.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK
+    }
+
+    fn event_idx(&self) -> bool {
+        self.driver_features & 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX != 0
+    }
+
+    /// One burst of work, and what follows from it: interrupts, and eventfds for what is left.
+    fn work(
+        &mut self,
+        burst: impl FnOnce(&mut dyn VirtioDevice, &mut QueueIo<'_>) -> Result<(), QueueError>,
+    ) {
+        let mut io = QueueIo::new(&self.ram, &mut self.rings);
+        let done = burst(&mut *self.device, &mut io);
+        let (again, config_changed) = io.said();
+        if config_changed {
+            self.config_generation = self.config_generation.wrapping_add(1);
+        }
+        for (index, event) in self.queue_events.iter().enumerate() {
+            if again >> index & 1 == 1 {
+                signal(event);
+            }
+        }
+        let mut due = false;
+        let asked = self.rings.iter_mut().try_for_each(|ring| {
+            due |= ring.interrupt_due(&self.ram)?;
+            Ok(())
+        });
+        if due {
+            self.interrupt(USED_INTERRUPT);
+        }
+        if let Err(error) = done.and(asked) {
+            self.needs_reset(&error.to_string());
+        }
+    }
+
+    /// The device is out of order until the driver resets it (2.1.2). Said once: it does no work until then.
+    fn needs_reset(&mut self, why: &str) {
+        if self.status & NEEDS_RESET != 0 {
+            return;
+        }
+        tracing::warn!(
+            "virtio device of type {} needs a reset by its driver: {why}",
+            self.device.device_type()
+        );
+        self.status |= NEEDS_RESET;
+        if self.status & DRIVER_OK != 0 {
+            self.interrupt(CONFIG_INTERRUPT);
+        }
+    }
+
+    fn interrupt(&mut self, why: u32) {
+        self.interrupt_status |= why;
+        signal(&self.irq);
+    }
+
+    /// Has every queue looked at.
+    fn kick(&self) {
+        self.queue_events.iter().for_each(signal);
+    }
+}
+
+/// Signals an eventfd. That fails only when its counter is full, and then it is signalled.
+fn signal(event: &EventFd) {
+    let _ = event.write(1);
+}
+
+#[cfg(test)]
+mod tests;

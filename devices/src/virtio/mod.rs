@@ -1,0 +1,31 @@
+//! Virtio 1.2 devices behind the memory-mapped transport.
+//!
+//! | file | what | virtio 1.2 |
+//! |---|---|---|
+//! | [`queue`] | one split virtqueue, device side | 2.7 |
+//! | [`chain`] | a descriptor chain, checked, as segments of guest memory | 2.7.5 |
+//! | [`device`] | what a device has to be to stand behind the transport | 2.1, 2.2 |
+//! | [`mmio`] | the transport: registers, status, interrupts | 3.1, 4.2 |
+//! | [`net`] | network card on a tap | 5.1 |
+//! | [`rng`] | entropy source | 5.4 |
+//!
+//! Everything in guest memory and every register write is the guest's and hostile. A ring or chain that breaks the
+//! specification costs the guest its device (DEVICE_NEEDS_RESET), never the VMM its life or its time: work is done
+//! in bursts of at most [`device::BURST_CHAINS`] chains.
+
+pub mod chain;
+pub mod device;
+pub mod mmio;
+pub mod net;
+pub mod queue;
+pub mod rng;
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use device::VirtioDevice;
+pub use mmio::{MMIO_LEN, MmioParts, MmioState, QUEUE_NOTIFY, VirtioMmio};
+pub use net::{NetParts, NetState, VirtioNet};
+pub use rng::VirtioRng;

@@ -1,0 +1,94 @@
+//! Frames from the guest: written to the backend straight out of guest memory (virtio 1.2, 5.1.6.2).
+
+use std::io;
+use std::os::fd::RawFd;
+
+use super::backend::{HEADER, Iovecs, MAX_FRAME};
+use crate::virtio::chain::{self, Chain};
+use crate::virtio::device::{BURST_BYTES, BURST_CHAINS, QueueIo};
+use crate::virtio::queue::QueueError;
+
+/// The transmit half of a queue pair.
+#[derive(Debug, Default)]
+pub struct Tx {
+    /// Scratch: empty between two bursts.
+    chain: Chain,
+    /// The backend took no more; it goes on when the backend is writable.
+    blocked: bool,
+    /// Frames sent.
+    pub frames: u64,
+    /// Frames that the backend refused or that are none.
+    pub dropped: u64,
+}
+
+impl Tx {
+    /// Whether there are frames that the backend had no room for.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Sends what the guest has queued, one burst of it.
+    ///
+    /// # Errors
+    /// The ring is corrupt.
+    pub fn process(
+        &mut self,
+        io: &mut QueueIo<'_>,
+        index: usize,
+        fd: RawFd,
+    ) -> Result<(), QueueError> {
+        let ram = io.ram;
+        let mut iovecs = Iovecs::new(ram);
+        let ring = io.ring(index)?;
+        let mut bytes = 0;
+        self.blocked = false;
+        ring.disable_notification(ram)?;
+        for _ in 0..BURST_CHAINS {
+            if bytes >= BURST_BYTES {
+                break;
+            }
+            if !ring.pop(ram, &mut self.chain)? {
+                if ring.enable_notification(ram)? {
+                    continue;
+                }
+                return Ok(());
+            }
+            if !self.send(&mut iovecs, fd)? {
+                ring.unpop(1);
+                self.blocked = true;
+                return Ok(());
+            }
+            bytes += chain::bytes(self.chain.readable());
+            ring.push_used(ram, [(self.chain.head(), 0)])?;
+        }
+        io.run_again(index);
+        Ok(())
+    }
+
+    /// Sends the frame in `self.chain`; `false` when the backend has no room for it now. What is no frame, and what
+    /// the backend will never take, is dropped, as by any network card.
+    fn send(&mut self, iovecs: &mut Iovecs<'_>, fd: RawFd) -> Result<bool, QueueError> {
+        let segments = self.chain.readable();
+        let sane = HEADER as u64..=MAX_FRAME as u64;
+        if !sane.contains(&chain::bytes(segments)) {
+            self.drop_frame("its length is that of no frame");
+            return Ok(true);
+        }
+        iovecs.clear();
+        iovecs.push(segments)?;
+        match iovecs.write(fd) {
+            Ok(_) => self.frames += 1,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => self.drop_frame(&error.to_string()),
+        }
+        Ok(true)
+    }
+
+    /// Said the first time only: a guest must not be able to fill the log.
+    fn drop_frame(&mut self, why: &str) {
+        if self.dropped == 0 {
+            tracing::warn!("a frame from the guest is dropped: {why}; later ones are only counted");
+        }
+        self.dropped += 1;
+    }
+}
