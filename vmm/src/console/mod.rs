@@ -147,11 +147,8 @@ impl Console {
     }
 
     /// Where the guest's output goes. It never blocks for long.
-    pub fn output(&self) -> Box<dyn Write + Send> {
-        match &self.ring {
-            Some(ring) => Box::new(Output::new(Arc::clone(ring))),
-            None => Box::new(io::sink()),
-        }
+    pub fn output(&self) -> Output {
+        Output::new(self.ring.clone())
     }
 
     /// Where the guest's input comes from, if there is any.

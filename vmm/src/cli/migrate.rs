@@ -1,0 +1,224 @@
+//! `ferry migrate`: moves a guest and shows how it goes.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use migration::report::Report;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use thiserror::Error;
+
+use super::error::{Failure, chain};
+use super::exit;
+use super::orders::Vm;
+use crate::config::Target;
+use crate::console::Signals;
+use crate::control::client::{Client, Moving};
+use crate::control::{MigrateRequest, MoveEvent, OnTimeout};
+use crate::ui::{self, MoveView, Style};
+use crate::units::{Rate, Span};
+
+/// Move a guest to a waiting `ferry receive` while it runs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000
+  At most 50 ms of downtime, at most 1 Gbit/s, and the figures into a file:
+    ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --downtime 50ms --bandwidth 1Gbit --report move.json
+  Within 10 minutes, with a longer downtime if need be:
+    ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --timeout 10m --on-timeout switch
+
+Ctrl-C cancels the move, unless it is committed already; the guest stays where it is.
+
+Exit status: 0 completed, 1 failed (the guest runs on the source), 2 usage, 3 cancelled (the guest runs on the
+source), 4 unknown (the connection was cut in the moment of the handover: look at both ends, then `ferry stop` the one
+or `ferry resume --force` the other).")]
+pub struct Args {
+    #[command(flatten)]
+    vm: Vm,
+
+    /// Where `ferry receive` listens: tcp:HOST:PORT, tcp:[IPv6]:PORT or unix:PATH
+    #[arg(value_name = "TARGET")]
+    target: Target,
+
+    /// The longest time that the guest may stand still: 50ms, 1s [default: 300ms]
+    #[arg(long, value_name = "TIME")]
+    downtime: Option<Span>,
+
+    /// The most that the move may take of the link: 1Gbit (bits a second), 100MB (bytes a second)
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<Rate>,
+
+    /// The most rounds of copying before the guest is stopped or the move is given up [default: 100]
+    #[arg(long, value_name = "N")]
+    max_rounds: Option<u32>,
+
+    /// The most time before the guest is stopped or the move is given up [default: 1h]
+    #[arg(long, value_name = "TIME")]
+    timeout: Option<Span>,
+
+    /// What to do at these bounds if the downtime would still be too long
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = AtTimeout::Cancel)]
+    on_timeout: AtTimeout,
+
+    /// Whether to slow the guest down if it writes faster than the link carries
+    #[arg(long, value_name = "ON/OFF", value_enum, default_value_t = Throttle::On)]
+    throttle: Throttle,
+
+    /// Write the figures into this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+
+    /// Send beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
+    #[arg(long)]
+    insecure_plaintext: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AtTimeout {
+    /// Give the move up: the guest stays where it is
+    Cancel,
+    /// Move all the same, with a longer downtime
+    Switch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Throttle {
+    /// Slow it down as much as is needed
+    On,
+    /// Never
+    Off,
+}
+
+/// What goes wrong on this side of a move.
+#[derive(Debug, Error)]
+enum MoveError {
+    #[error("--{flag} {}: take whole milliseconds", Span(*.time))]
+    Fraction { flag: &'static str, time: Duration },
+    #[error("cannot write the report to {}", .path.display())]
+    Report {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot wait for signals")]
+    Signals(#[source] std::io::Error),
+    #[error(
+        "the VM stopped telling how the move goes, so its outcome is unknown here: ask `ferry status` on both ends"
+    )]
+    Silent(#[source] Option<crate::control::client::ClientError>),
+}
+
+impl Args {
+    /// The flags as a checked request.
+    fn request(&self) -> Result<MigrateRequest, Failure> {
+        let request = MigrateRequest {
+            downtime_ms: millis("downtime", self.downtime)?,
+            bandwidth_bytes_per_s: self.bandwidth.map(|Rate(rate)| rate),
+            max_rounds: self.max_rounds,
+            timeout_ms: millis("timeout", self.timeout)?,
+            on_timeout: match self.on_timeout {
+                AtTimeout::Cancel => OnTimeout::Cancel,
+                AtTimeout::Switch => OnTimeout::Switch,
+            },
+            throttle: self.throttle == Throttle::On,
+            insecure_plaintext: self.insecure_plaintext,
+            ..MigrateRequest::to(self.target.clone())
+        };
+        request.checked().map_err(Failure::usage)
+    }
+
+    pub(super) fn run(self) -> Result<u8, Failure> {
+        let request = self.request()?;
+        // Opened before the move: afterwards it would be late to learn that it cannot be.
+        let report_file = self.report.as_ref().map(|path| match File::create(path) {
+            Ok(file) => Ok((file, path.clone())),
+            Err(source) => Err(Failure::error(MoveError::Report {
+                path: path.clone(),
+                source,
+            })),
+        });
+        let report_file = report_file.transpose()?;
+        // Before any thread, so that no thread takes a signal the old way.
+        let signals =
+            Signals::block().map_err(|error| Failure::error(MoveError::Signals(error)))?;
+
+        let client = self.vm.client();
+        let mut view = MoveView::new(&request.target.to_string());
+        let moving = client.migrate(&request).map_err(Failure::error)?;
+        start_canceller(signals, client, view.notes())
+            .map_err(|error| Failure::error(MoveError::Signals(error)))?;
+        let report = follow(moving, &mut view);
+        view.finish();
+        let report = report.map_err(|error| Failure::with_status(exit::UNKNOWN, error))?;
+
+        let text = ui::report_table(&report, &request.target.to_string(), Style::of_stdout());
+        let _ = std::io::stdout().write_all(text.as_bytes());
+        if let Some((file, path)) = report_file
+            && let Err(source) = write_report(file, &report)
+        {
+            // The exit status tells of the guest, not of the file.
+            let error = MoveError::Report { path, source };
+            eprintln!("{}", Failure::error(error));
+        }
+        Ok(exit::of_outcome(report.outcome))
+    }
+}
+
+fn millis(flag: &'static str, time: Option<Span>) -> Result<Option<u64>, Failure> {
+    let Some(Span(time)) = time else {
+        return Ok(None);
+    };
+    match u64::try_from(time.as_millis()) {
+        Ok(ms) if Duration::from_millis(ms) == time => Ok(Some(ms)),
+        _ => Err(Failure::usage(MoveError::Fraction { flag, time })),
+    }
+}
+
+/// Shows what happens until the report comes.
+fn follow(moving: Moving, view: &mut MoveView) -> Result<Report, MoveError> {
+    for event in moving {
+        match event.map_err(|error| MoveError::Silent(Some(error)))? {
+            MoveEvent::Happened(happening) => view.show(&happening),
+            MoveEvent::Report { report } => return Ok(*report),
+        }
+    }
+    Err(MoveError::Silent(None))
+}
+
+fn write_report(mut file: File, report: &Report) -> std::io::Result<()> {
+    let mut text = serde_json::to_string_pretty(report).map_err(std::io::Error::other)?;
+    text.push('\n');
+    file.write_all(text.as_bytes())
+}
+
+/// Starts the thread that turns the first signal into a cancel, and the second into the end of this process; it ends with
+/// the process.
+fn start_canceller(
+    signals: Signals,
+    client: Client,
+    notes: ui::Notes,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            wait_for(&signals);
+            match client.cancel() {
+                Ok(()) => notes.show("cancelling; a second signal leaves the move to itself"),
+                Err(error) => notes.show(&format!("not cancelled: {}", chain(&error))),
+            }
+            wait_for(&signals);
+            notes.show("left: the move goes on or is cancelled without us; `ferry status` tells");
+            std::process::exit(i32::from(exit::UNKNOWN));
+        })
+}
+
+fn wait_for(signals: &Signals) {
+    while signals.take().is_none() {
+        let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::NONE);
+    }
+}

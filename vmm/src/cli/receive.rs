@@ -1,0 +1,92 @@
+//! `ferry receive`: waits for a guest to be moved here, and is its VMM from then on.
+
+use std::path::PathBuf;
+
+use super::error::Failure;
+use super::exit;
+use super::net::SlotFlag;
+use super::serial::{self, SerialFlag};
+use crate::config::{ConfigError, ReceiveConfig, Target};
+use crate::machine::End;
+use crate::units::Size;
+
+/// Wait for a guest that is moved here, then stay with it until it ends or has moved on
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  On this machine:
+    ferry receive --listen tcp:127.0.0.1:7000
+  With the network of the guest that will come, able to send it on:
+    ferry receive --listen tcp:127.0.0.1:7000 --net 0=tap=tap1 --control /tmp/b.sock
+  For the other machine, over a network that only you can read:
+    ferry receive --listen tcp:10.0.0.2:7000 --insecure-plaintext
+
+Kernel, memory, vCPUs and devices come with the guest. Exit status as of `ferry run`.")]
+pub struct Args {
+    /// Where to wait: tcp:HOST:PORT, tcp:[IPv6]:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Target,
+
+    /// The tap for a network device of the guest, by its number: 0=tap=NAME, 0=create=NAME or 0=fd=N
+    #[arg(long, value_name = "SLOT=TAP")]
+    net: Vec<SlotFlag>,
+
+    #[arg(long, value_name = "WHERE", default_value = "stdio", help = serial::HELP)]
+    serial: SerialFlag,
+
+    /// The most memory that a guest may have here
+    #[arg(long, value_name = "SIZE", default_value = "8G")]
+    max_memory: Size,
+
+    /// End when the first attempt fails, instead of waiting for another
+    #[arg(long)]
+    once: bool,
+
+    /// Listen on this Unix socket for `ferry status`, `ferry migrate` and the like
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+
+    /// Listen beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
+    #[arg(long)]
+    insecure_plaintext: bool,
+}
+
+impl Args {
+    /// The flags as checked values.
+    pub fn config(self) -> Result<ReceiveConfig, ConfigError> {
+        ReceiveConfig {
+            listen: self.listen,
+            nets: self
+                .net
+                .into_iter()
+                .map(|SlotFlag(slot, tap)| (slot, tap))
+                .collect(),
+            serial: self.serial.0,
+            max_memory: self.max_memory.0,
+            once: self.once,
+            control: self.control,
+            insecure_plaintext: self.insecure_plaintext,
+        }
+        .checked()
+    }
+
+    pub(super) fn run(self) -> Result<u8, Failure> {
+        let config = self.config().map_err(Failure::usage)?;
+        let end = crate::machine::receive(config).map_err(Failure::error)?;
+        tell(&end);
+        Ok(exit::of_end(&end))
+    }
+}
+
+/// Says how the guest ended, on standard error: standard output is the guest's.
+pub(super) fn tell(end: &End) {
+    let text = match end {
+        End::PowerOff => "the guest powered off".to_owned(),
+        End::Stopped => "the guest was stopped".to_owned(),
+        End::Moved { to } => format!("the guest runs on {to} now"),
+        End::Reset => "the guest reset itself".to_owned(),
+        End::Panic => "the guest crashed".to_owned(),
+        End::NoGuest { reason } => format!("no guest came: {reason}"),
+    };
+    eprintln!("ferry: {text}");
+}

@@ -1,0 +1,95 @@
+//! `ferry run`: boots a guest.
+
+use std::path::PathBuf;
+
+use super::error::Failure;
+use super::net::NetFlag;
+use super::serial::{self, SerialFlag};
+use super::{exit, receive};
+use crate::config::{ConfigError, GuestConfig, KernelConfig};
+use crate::units::Size;
+
+/// Boot a guest and stay with it until it ends or has moved away
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  A stock kernel, on this terminal:
+    ferry run /boot/vmlinuz --initramfs /boot/initrd.img --memory 1G --cpus 2
+  With a network, ready to be moved:
+    ferry run vmlinuz --initramfs initramfs.cpio --net tap=tap0 --control /tmp/guest.sock
+  The built-in test guest, writing 100,000 pages a second to 256 MiB; it needs no image:
+    ferry run --pulse 'ws=16:256 rate=100000' --memory 1G --control /tmp/pulse.sock
+
+Exit status: 0 powered off, stopped or moved away, 1 error, 2 usage, 10 the guest reset itself,
+11 the guest crashed.")]
+pub struct Args {
+    /// The kernel: a distribution's vmlinuz (bzImage), or an ELF vmlinux with a PVH entry
+    #[arg(required_unless_present = "pulse", conflicts_with = "pulse")]
+    kernel: Option<PathBuf>,
+
+    /// Run the built-in bare test guest instead of a kernel, with these parameters
+    #[arg(long, value_name = "PARAMETERS", num_args = 0..=1, default_missing_value = "")]
+    pulse: Option<String>,
+
+    /// The first file system (initrd)
+    #[arg(long, short, value_name = "FILE", conflicts_with = "pulse")]
+    initramfs: Option<PathBuf>,
+
+    /// The kernel command line, in place of `console=ttyS0 reboot=t panic=-1`
+    #[arg(long, value_name = "TEXT", conflicts_with = "pulse")]
+    cmdline: Option<String>,
+
+    /// Added to the kernel command line
+    #[arg(long, value_name = "TEXT")]
+    append: Option<String>,
+
+    /// Guest memory: 512M, 4G; a multiple of 2M
+    #[arg(long, short, value_name = "SIZE", default_value = "512M")]
+    memory: Size,
+
+    /// vCPUs, 1 to 8
+    #[arg(long, short, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+
+    /// A network device on tap=NAME (exists), create=NAME (made here, gone afterwards) or fd=N (passed open), optionally
+    /// with ,mac=52:54:00:12:34:56. May be given several times
+    #[arg(long, value_name = "TAP")]
+    net: Vec<NetFlag>,
+
+    #[arg(long, value_name = "WHERE", default_value = "stdio", help = serial::HELP)]
+    serial: SerialFlag,
+
+    /// Listen on this Unix socket for `ferry status`, `ferry migrate` and the like
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+}
+
+impl Args {
+    /// The flags as checked values.
+    pub fn config(self) -> Result<GuestConfig, ConfigError> {
+        let kernel = match (self.kernel, self.pulse) {
+            (Some(path), _) => KernelConfig::File(path),
+            // clap has made sure that there is one of the two.
+            (None, parameters) => KernelConfig::Pulse(parameters.unwrap_or_default()),
+        };
+        GuestConfig {
+            kernel,
+            initramfs: self.initramfs,
+            cmdline: self.cmdline,
+            append: self.append,
+            memory: self.memory.0,
+            cpus: self.cpus,
+            nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
+            serial: self.serial.0,
+            control: self.control,
+        }
+        .checked()
+    }
+
+    pub(super) fn run(self) -> Result<u8, Failure> {
+        let config = self.config().map_err(Failure::usage)?;
+        let end = crate::machine::run(config).map_err(Failure::error)?;
+        receive::tell(&end);
+        Ok(exit::of_end(&end))
+    }
+}

@@ -1,0 +1,297 @@
+//! The command line as text: what is taken, what is refused, and with which status.
+
+use super::*;
+use crate::config::{
+    GuestConfig, KernelConfig, NetConfig, ReceiveConfig, SerialConfig, TapConfig, Target,
+};
+
+fn parse(line: &[&str]) -> Result<Args, clap::Error> {
+    let words = std::iter::once("ferry").chain(line.iter().copied());
+    let matches = command().try_get_matches_from(words)?;
+    Args::from_arg_matches(&matches)
+}
+
+fn guest(line: &[&str]) -> GuestConfig {
+    match parse(line).unwrap().command {
+        Command::Run(args) => args.config().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn receiver(line: &[&str]) -> ReceiveConfig {
+    match parse(line).unwrap().command {
+        Command::Receive(args) => args.config().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn status_of(line: &[&str]) -> u8 {
+    run(std::iter::once("ferry")
+        .chain(line.iter().copied())
+        .map(OsString::from))
+}
+
+#[test]
+fn clap_finds_nothing_wrong() {
+    command().debug_assert();
+}
+
+#[test]
+fn every_help_has_a_line_for_every_command_and_flag() {
+    let mut whole = command();
+    whole.build();
+    for command in whole
+        .get_subcommands()
+        .filter(|command| command.get_name() != "help")
+    {
+        assert!(command.get_about().is_some(), "{}", command.get_name());
+        for arg in command.get_arguments() {
+            assert!(
+                arg.get_help().is_some(),
+                "{} {}",
+                command.get_name(),
+                arg.get_id()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_guest_with_everything() {
+    let config = guest(&[
+        "run",
+        "vmlinuz",
+        "--initramfs",
+        "initrd",
+        "--append",
+        "quiet",
+        "--memory",
+        "5G",
+        "--cpus",
+        "4",
+        "--net",
+        "tap=tap0",
+        "--net",
+        "create=ferry0,mac=52:54:00:12:34:56",
+        "--net",
+        "fd=7",
+        "--serial",
+        "socket=/s",
+        "--control",
+        "/c",
+    ]);
+    let expected = GuestConfig {
+        kernel: KernelConfig::File("vmlinuz".into()),
+        initramfs: Some("initrd".into()),
+        cmdline: None,
+        append: Some("quiet".to_owned()),
+        memory: 5 << 30,
+        cpus: 4,
+        nets: vec![
+            NetConfig {
+                tap: TapConfig::Existing("tap0".to_owned()),
+                mac: None,
+            },
+            NetConfig {
+                tap: TapConfig::Create("ferry0".to_owned()),
+                mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+            },
+            NetConfig {
+                tap: TapConfig::Fd(7),
+                mac: None,
+            },
+        ],
+        serial: SerialConfig::Socket("/s".into()),
+        control: Some("/c".into()),
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn a_guest_with_nothing_has_the_defaults_of_the_help() {
+    let config = guest(&["run", "vmlinuz"]);
+    assert_eq!((config.memory, config.cpus), (512 << 20, 1));
+    assert_eq!(config.serial, SerialConfig::Stdio);
+    assert_eq!(config.kernel_cmdline(), crate::config::DEFAULT_CMDLINE);
+    let mut whole = command();
+    let help = whole
+        .find_subcommand_mut("run")
+        .unwrap()
+        .render_long_help()
+        .to_string();
+    assert!(help.contains(crate::config::DEFAULT_CMDLINE), "{help}");
+}
+
+#[test]
+fn the_bare_guest_takes_parameters_or_none() {
+    assert_eq!(
+        guest(&["run", "--pulse"]).kernel,
+        KernelConfig::Pulse(String::new())
+    );
+    let config = guest(&["run", "--pulse", "ws=16:256 rate=max", "--memory", "1G"]);
+    assert_eq!(
+        config.kernel,
+        KernelConfig::Pulse("ws=16:256 rate=max".to_owned())
+    );
+    assert_eq!(config.memory, 1 << 30);
+}
+
+#[test]
+fn a_receiver() {
+    let config = receiver(&[
+        "receive",
+        "--listen",
+        "tcp:[::1]:7000",
+        "--net",
+        "0=tap=t0",
+        "--net",
+        "2=fd=9",
+        "--once",
+    ]);
+    assert_eq!(config.listen, Target::Tcp("::1".to_owned(), 7000));
+    let nets = vec![
+        (0, TapConfig::Existing("t0".to_owned())),
+        (2, TapConfig::Fd(9)),
+    ];
+    assert_eq!(config.nets, nets);
+    assert_eq!(config.max_memory, crate::config::DEFAULT_MAX_MEMORY);
+    assert!(config.once && !config.insecure_plaintext);
+}
+
+#[test]
+fn nonsense_is_usage_before_anything_is_done() {
+    let table: &[&[&str]] = &[
+        &[],
+        &["fly"],
+        &["run"],
+        &["run", "a", "b"],
+        &["run", "a", "--pulse"],
+        &["run", "a", "--memory", "1gb2"],
+        &["run", "a", "--memory", "64M"],
+        &["run", "a", "--memory", "511.5M"],
+        &["run", "a", "--cpus", "0"],
+        &["run", "a", "--cpus", "9"],
+        &["run", "a", "--cpus", "300"],
+        &["run", "a", "--net", "tap0"],
+        &["run", "a", "--net", "tap="],
+        &["run", "a", "--net", "fd=0"],
+        &["run", "a", "--net", "tap=x", "--net", "tap=x"],
+        &["run", "a", "--net", "tap=sixteen-letters-"],
+        &["run", "a", "--net", "tap=x,mac=01:00:00:00:00:00"],
+        &["run", "a", "--net", "tap=x,mtu=9000"],
+        &["run", "a", "--serial", "tty"],
+        &["receive"],
+        &["receive", "--listen", "7000"],
+        &["receive", "--listen", "tcp:0.0.0.0:7000"],
+        &["receive", "--listen", "tcp:::1:7000"],
+        &["receive", "--listen", "tcp:127.0.0.1:70000"],
+        &["receive", "--listen", "tcp:127.0.0.1:1", "--net", "tap=x"],
+        &[
+            "receive",
+            "--listen",
+            "tcp:127.0.0.1:1",
+            "--net",
+            "0=tap=x",
+            "--net",
+            "0=tap=y",
+        ],
+        &[
+            "receive",
+            "--listen",
+            "tcp:127.0.0.1:1",
+            "--net",
+            "99=tap=x",
+        ],
+        &["migrate", "tcp:127.0.0.1:1"],
+        &["migrate", "--control", "/c", "tcp:10.0.0.1:7000"],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:127.0.0.1:1",
+            "--downtime",
+            "50",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:127.0.0.1:1",
+            "--downtime",
+            "0ms",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:127.0.0.1:1",
+            "--downtime",
+            "1500us",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:127.0.0.1:1",
+            "--bandwidth",
+            "1Gb",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:127.0.0.1:1",
+            "--bandwidth",
+            "1Kbit",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:127.0.0.1:1",
+            "--max-rounds",
+            "0",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:127.0.0.1:1",
+            "--on-timeout",
+            "wait",
+        ],
+        &["status"],
+        &["resume", "--control", "/c", "--forse"],
+    ];
+    for line in table {
+        assert_eq!(status_of(line), exit::USAGE, "{line:?}");
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for line in [
+        &["--help"][..],
+        &["--version"],
+        &["help", "run"],
+        &["migrate", "--help"],
+    ] {
+        assert_eq!(status_of(line), exit::OK, "{line:?}");
+    }
+}
+
+#[test]
+fn orders_to_nobody_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("none.sock");
+    let socket = socket.to_str().unwrap();
+    for order in ["status", "pause", "resume", "cancel", "stop"] {
+        assert_eq!(
+            status_of(&[order, "--control", socket]),
+            exit::ERROR,
+            "{order}"
+        );
+    }
+    let line = ["migrate", "--control", socket, "tcp:127.0.0.1:1"];
+    assert_eq!(status_of(&line), exit::ERROR);
+}

@@ -1,0 +1,17 @@
+//! What a person sees of a move and of a VM: lines, a bar, and tables that fit 80 columns.
+//!
+//! Tables are made as text by functions of their values, so that tests can read them; colour is a matter of
+//! [`Style`], and only a terminal gets any.
+
+mod number;
+mod progress;
+mod report;
+mod rounds;
+mod status;
+mod style;
+
+pub use number::{bytes, count, millis, rate};
+pub use progress::{MoveView, Notes, round_line};
+pub use report::report_table;
+pub use status::status_table;
+pub use style::{Colour, Style};
