@@ -3,9 +3,13 @@
 //! [`nested`] is a host with a real `/dev/kvm` on machines whose own KVM cannot run Linux; [`ferry`] starts
 //! and watches `ferry` processes, lays networks for them and looks into their guests from outside.
 
+mod error;
+pub mod ferry;
 pub mod nested;
 pub mod process;
 pub mod programs;
+
+pub use error::Error;
 
 /// An error with its causes, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

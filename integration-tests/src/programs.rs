@@ -1,8 +1,8 @@
 //! Where the programs of this workspace are, seen from a program or test of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::nested::NestedError;
+use crate::Error;
 
 /// Overrides which `ferry` is tested.
 const FERRY: &str = "FERRY";
@@ -12,7 +12,7 @@ const FERRY: &str = "FERRY";
 ///
 /// # Errors
 /// It is not built.
-pub fn ferry() -> Result<PathBuf, NestedError> {
+pub fn ferry() -> Result<PathBuf, Error> {
     match std::env::var_os(FERRY) {
         Some(path) => existing(path.into(), "vmm"),
         None => find("ferry", "vmm"),
@@ -23,13 +23,21 @@ pub fn ferry() -> Result<PathBuf, NestedError> {
 ///
 /// # Errors
 /// It is not built.
-pub fn nested_host() -> Result<PathBuf, NestedError> {
+pub fn nested_host() -> Result<PathBuf, Error> {
     find("nested-host", "integration-tests")
 }
 
+/// The folder of this workspace for things that are made: `target`, whatever cargo's own target folder is.
+/// `None` when this program was carried to where there is no workspace.
+pub fn target() -> Option<PathBuf> {
+    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let workspace = crate_folder.parent().filter(|_| crate_folder.exists());
+    workspace.map(|workspace| workspace.join("target"))
+}
+
 /// Looks in `release` beside our own profile's folder, then in our own.
-fn find(name: &str, package: &'static str) -> Result<PathBuf, NestedError> {
-    let us = std::env::current_exe().map_err(|e| NestedError::file("find", "(us)".as_ref(), e))?;
+fn find(name: &str, package: &'static str) -> Result<PathBuf, Error> {
+    let us = std::env::current_exe().map_err(|e| Error::file("find", "(us)".as_ref(), e))?;
     let mut folder = us.parent().unwrap_or(&us);
     // Tests and examples lie one folder deeper than programs.
     if folder.ends_with("deps") || folder.ends_with("examples") {
@@ -42,10 +50,10 @@ fn find(name: &str, package: &'static str) -> Result<PathBuf, NestedError> {
     existing(folder.join(name), package)
 }
 
-fn existing(path: PathBuf, package: &'static str) -> Result<PathBuf, NestedError> {
+fn existing(path: PathBuf, package: &'static str) -> Result<PathBuf, Error> {
     if path.exists() {
         Ok(path)
     } else {
-        Err(NestedError::NotBuilt(path, package))
+        Err(Error::NotBuilt(path, package))
     }
 }

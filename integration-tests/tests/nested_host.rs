@@ -4,10 +4,8 @@
 use std::fs;
 use std::time::Duration;
 
-use integration_tests::nested::{
-    Command, Ended, Host, NestedError, Options, Stream, command_like_ours,
-};
-use integration_tests::{linux_test, programs};
+use integration_tests::nested::{Command, Ended, Host, Options, Stream, command_like_ours};
+use integration_tests::{Error, linux_test, programs};
 
 fn options() -> Options {
     Options {
@@ -98,9 +96,9 @@ fn the_time_limit_ends_it() {
     let error = match &mut host {
         // No machine boots that quickly under emulation, but should one do so:
         Ok(host) => host.run(&sh("sleep 1000"), |_, _| {}).unwrap_err(),
-        Err(error) => std::mem::replace(error, NestedError::NoPackage("")),
+        Err(error) => std::mem::replace(error, Error::NoPackage("")),
     };
-    assert!(matches!(error, NestedError::Timeout(..)), "{error}");
+    assert!(matches!(error, Error::Timeout(..)), "{error}");
 }
 
 linux_test! {

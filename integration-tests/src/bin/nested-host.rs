@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use integration_tests::chain;
-use integration_tests::nested::{self, Host, NestedError, Options, Place, Stream};
+use integration_tests::nested::{self, Host, Options, Place, Stream};
+use integration_tests::{Error, chain};
 
 /// Runs commands in a host with a working /dev/kvm, on any machine: QEMU's TCG emulates a processor with
 /// virtualization, a Debian kernel in it brings its KVM. Needs neither root nor /dev/kvm.
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
 }
 
 /// 125 stands for "the runner itself failed", as with `timeout` or `docker run`.
-fn finish(result: Result<i32, NestedError>) -> ExitCode {
+fn finish(result: Result<i32, Error>) -> ExitCode {
     let status = result.unwrap_or_else(|error| {
         eprintln!("nested-host: {}", chain(&error));
         125
@@ -81,17 +81,16 @@ fn finish(result: Result<i32, NestedError>) -> ExitCode {
 }
 
 impl Run {
-    fn go(self) -> Result<i32, NestedError> {
+    fn go(self) -> Result<i32, Error> {
         let place = Place::choose();
         if self.prefer_native && matches!(place, Place::Native(_)) {
             eprintln!("nested-host: {place}");
             return run_here(&self.command);
         }
         let command = nested::command_like_ours(self.command)
-            .map_err(|e| NestedError::file("find", "(the current folder)".as_ref(), e))?;
+            .map_err(|e| Error::file("find", "(the current folder)".as_ref(), e))?;
         let start = Instant::now();
-        let init =
-            std::env::current_exe().map_err(|e| NestedError::file("find", "(us)".as_ref(), e))?;
+        let init = std::env::current_exe().map_err(|e| Error::file("find", "(us)".as_ref(), e))?;
         let usual = Options::new(init);
         let mut host = Host::boot(&Options {
             cache: self.cache,
@@ -125,13 +124,13 @@ fn write_through(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     to.flush()
 }
 
-fn run_here(command: &[String]) -> Result<i32, NestedError> {
+fn run_here(command: &[String]) -> Result<i32, Error> {
     use std::os::unix::process::ExitStatusExt;
     let program = command.first().map(String::as_str).unwrap_or_default();
     let status = std::process::Command::new(program)
         .args(command.iter().skip(1))
         .status()
-        .map_err(|e| NestedError::file("run", program.as_ref(), e))?;
+        .map_err(|e| Error::file("run", program.as_ref(), e))?;
     Ok(status
         .code()
         .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use super::frames::{Command, Ended, Frame, Ready};
 use super::kernel::Kernel;
-use super::{CONTROL_PORT, NestedError, ROOT_TAG, SHARE_TAG, default_cache, initramfs};
+use super::{CONTROL_PORT, ROOT_TAG, SHARE_TAG, default_cache, initramfs};
+use crate::Error;
 use crate::process::spawn_bound;
 
 /// How long the nested kernel may take to its init. Seen: 4 s; busy machines are given much more.
@@ -76,10 +77,10 @@ impl Host {
     ///
     /// # Errors
     /// No kernel, no QEMU, or the machine did not come up in time.
-    pub fn boot(options: &Options) -> Result<Self, NestedError> {
+    pub fn boot(options: &Options) -> Result<Self, Error> {
         let kernel = Kernel::newest(&options.cache)?;
         let archive = initramfs::build(&options.init, &kernel.modules)?;
-        let socket = |e| NestedError::file("make", "(socket pair)".as_ref(), e);
+        let socket = |e| Error::file("make", "(socket pair)".as_ref(), e);
         let (port, inner) = UnixStream::pair().map_err(socket)?;
         let inner = OwnedFd::from(inner);
         let command = qemu(options, &kernel, &archive.path(), inner.as_raw_fd())?;
@@ -119,7 +120,7 @@ impl Host {
         &mut self,
         command: &Command,
         mut output: impl FnMut(Stream, &[u8]),
-    ) -> Result<Ended, NestedError> {
+    ) -> Result<Ended, Error> {
         let lost = |machine: &Machine, error| machine.gone(format!("while a command ran: {error}"));
         Frame::Run(command.clone())
             .write(&mut self.port)
@@ -144,7 +145,7 @@ fn qemu(
     kernel: &Kernel,
     archive: &str,
     port: i32,
-) -> Result<process::Command, NestedError> {
+) -> Result<process::Command, Error> {
     let mut append = String::from("console=ttyS0 panic=-1 quiet tsc=reliable");
     let mut command = process::Command::new("qemu-system-x86_64");
     command
@@ -172,13 +173,13 @@ fn qemu(
         .args(["-initrd", archive]);
     share(&mut command, ROOT_TAG, "/", ",readonly=on");
     if let Some(folder) = &options.share {
-        let folder = fs::canonicalize(folder).map_err(|e| NestedError::file("find", folder, e))?;
+        let folder = fs::canonicalize(folder).map_err(|e| Error::file("find", folder, e))?;
         let path = folder
             .to_str()
             .filter(|path| !path.contains([',', ' ', '"', '=']))
             .ok_or_else(|| {
                 let error = std::io::Error::other("its path has a blank, comma or quote");
-                NestedError::file("share", &folder, error)
+                Error::file("share", &folder, error)
             })?;
         share(&mut command, SHARE_TAG, path, "");
         append.push_str(&format!(" nested.share={path}"));
@@ -212,12 +213,8 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(
-        command: process::Command,
-        port: OwnedFd,
-        timeout: Duration,
-    ) -> Result<Self, NestedError> {
-        let mut child = spawn_bound(command, vec![port]).map_err(NestedError::NoQemu)?;
+    fn start(command: process::Command, port: OwnedFd, timeout: Duration) -> Result<Self, Error> {
+        let mut child = spawn_bound(command, vec![port]).map_err(Error::NoQemu)?;
         let console = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(stdout) = child.stdout.take() {
             keep_tail(stdout, &console);
@@ -248,7 +245,7 @@ impl Machine {
     }
 
     /// The error that explains why the conversation broke off.
-    fn gone(&self, why: String) -> NestedError {
+    fn gone(&self, why: String) -> Error {
         // The last words of a dying machine are on their way through the pipes.
         thread::sleep(Duration::from_millis(300));
         let console = lock(&self.console)
@@ -256,9 +253,9 @@ impl Machine {
             .map(|line| format!("  {line}\n"))
             .collect();
         if *lock(&self.timed_out) {
-            NestedError::Timeout(self.timeout, console)
+            Error::Timeout(self.timeout, console)
         } else {
-            NestedError::Gone { why, console }
+            Error::Gone { why, console }
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::NestedError;
+use crate::Error;
 
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -20,10 +20,10 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 ///
 /// # Errors
 /// A file cannot be read, or the program is not statically linked.
-pub fn build(init: &Path, modules: &[PathBuf]) -> Result<Initramfs, NestedError> {
-    let program = fs::read(init).map_err(|e| NestedError::file("read", init, e))?;
+pub fn build(init: &Path, modules: &[PathBuf]) -> Result<Initramfs, Error> {
+    let program = fs::read(init).map_err(|e| Error::file("read", init, e))?;
     if !is_static(&program) {
-        return Err(NestedError::NotStatic(init.to_owned()));
+        return Err(Error::NotStatic(init.to_owned()));
     }
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "modules", "host", "cow", "new"] {
@@ -33,13 +33,13 @@ pub fn build(init: &Path, modules: &[PathBuf]) -> Result<Initramfs, NestedError>
     archive.add("dev/console", CHARACTER_DEVICE, &[]);
     archive.add("init", PROGRAM, &program);
     for module in modules {
-        let bytes = fs::read(module).map_err(|e| NestedError::file("read", module, e))?;
+        let bytes = fs::read(module).map_err(|e| Error::file("read", module, e))?;
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         archive.add(&format!("modules/{name}"), PROGRAM, &bytes);
     }
     let bytes = archive.finish();
 
-    let whole = |e: std::io::Error| NestedError::file("write", Path::new("(initramfs)"), e);
+    let whole = |e: std::io::Error| Error::file("write", Path::new("(initramfs)"), e);
     let fd = memfd_create(c"initramfs", MFdFlags::empty()).map_err(|e| whole(e.into()))?;
     let mut file = fs::File::from(fd);
     file.write_all(&bytes).map_err(whole)?;

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::NestedError;
+use crate::Error;
 
 /// Depends on the newest kernel package.
 const META_PACKAGE: &str = "linux-image-amd64";
@@ -52,34 +52,33 @@ impl Kernel {
     ///
     /// # Errors
     /// apt or dpkg are not there or fail, or the package lacks a module.
-    pub fn newest(cache: &Path) -> Result<Self, NestedError> {
+    pub fn newest(cache: &Path) -> Result<Self, Error> {
         let package = newest_package()?;
         let home = cache.join(&package.file_stem);
         let list = MODULES.join(" ");
         if fs::read_to_string(home.join("modules.list")).is_ok_and(|cached| cached == list) {
             return Self::open(&home);
         }
-        fs::create_dir_all(cache).map_err(|e| NestedError::file("make", cache, e))?;
-        let work = tempfile::tempdir_in(cache).map_err(|e| NestedError::file("make", cache, e))?;
+        fs::create_dir_all(cache).map_err(|e| Error::file("make", cache, e))?;
+        let work = tempfile::tempdir_in(cache).map_err(|e| Error::file("make", cache, e))?;
         unpack(&package.name, work.path())?;
         let ready = work.path().join("ready");
         arrange(&work.path().join("root"), &ready)?;
-        fs::write(ready.join("modules.list"), list)
-            .map_err(|e| NestedError::file("write", &ready, e))?;
+        fs::write(ready.join("modules.list"), list).map_err(|e| Error::file("write", &ready, e))?;
         // Another runner may have been quicker, or an older list may lie there: either is replaced.
         let _ = fs::remove_dir_all(&home);
         match fs::rename(&ready, &home) {
             Err(_) if home.join("modules.list").exists() => {}
-            other => other.map_err(|e| NestedError::file("move into place", &home, e))?,
+            other => other.map_err(|e| Error::file("move into place", &home, e))?,
         }
         Self::open(&home)
     }
 
-    fn open(home: &Path) -> Result<Self, NestedError> {
+    fn open(home: &Path) -> Result<Self, Error> {
         let folder = home.join("modules");
         let mut modules = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(|e| NestedError::file("read", &folder, e))? {
-            let entry = entry.map_err(|e| NestedError::file("read", &folder, e))?;
+        for entry in fs::read_dir(&folder).map_err(|e| Error::file("read", &folder, e))? {
+            let entry = entry.map_err(|e| Error::file("read", &folder, e))?;
             modules.push(entry.path());
         }
         modules.sort();
@@ -95,25 +94,25 @@ struct Package {
 }
 
 /// Follows the meta package to the package of the day.
-fn newest_package() -> Result<Package, NestedError> {
+fn newest_package() -> Result<Package, Error> {
     let depends = output(Command::new("apt-cache").args(["depends", META_PACKAGE]))?;
     let name = depends
         .lines()
         .filter_map(|line| line.trim().strip_prefix("Depends: "))
         .find(|name| name.starts_with("linux-image-"))
-        .ok_or(NestedError::NoPackage(META_PACKAGE))?
+        .ok_or(Error::NoPackage(META_PACKAGE))?
         .to_owned();
     let policy = output(Command::new("apt-cache").args(["policy", &name]))?;
     let version = policy
         .lines()
         .find_map(|line| line.trim().strip_prefix("Candidate: "))
-        .ok_or(NestedError::NoPackage(META_PACKAGE))?;
+        .ok_or(Error::NoPackage(META_PACKAGE))?;
     let file_stem = format!("{name}_{}", version.replace(':', "-"));
     Ok(Package { name, file_stem })
 }
 
 /// Downloads the package and unpacks it to `work/root`.
-fn unpack(package: &str, work: &Path) -> Result<(), NestedError> {
+fn unpack(package: &str, work: &Path) -> Result<(), Error> {
     output(
         Command::new("apt-get")
             .args(["download", "-q", package])
@@ -122,7 +121,7 @@ fn unpack(package: &str, work: &Path) -> Result<(), NestedError> {
     let deb = files_below(work)?
         .into_iter()
         .find(|path| path.extension().is_some_and(|e| e == "deb"))
-        .ok_or(NestedError::NoPackage(META_PACKAGE))?;
+        .ok_or(Error::NoPackage(META_PACKAGE))?;
     output(
         Command::new("dpkg-deb")
             .arg("-x")
@@ -133,7 +132,7 @@ fn unpack(package: &str, work: &Path) -> Result<(), NestedError> {
 }
 
 /// Puts `vmlinuz` and the numbered modules from an unpacked package into `ready`.
-fn arrange(root: &Path, ready: &Path) -> Result<(), NestedError> {
+fn arrange(root: &Path, ready: &Path) -> Result<(), Error> {
     let mut image = None;
     let mut modules = BTreeMap::new();
     for path in files_below(root)? {
@@ -144,10 +143,10 @@ fn arrange(root: &Path, ready: &Path) -> Result<(), NestedError> {
             modules.insert(module_name(stem), path.clone());
         }
     }
-    let image = image.ok_or(NestedError::NoPackage(META_PACKAGE))?;
+    let image = image.ok_or(Error::NoPackage(META_PACKAGE))?;
     let folder = ready.join("modules");
-    fs::create_dir_all(&folder).map_err(|e| NestedError::file("make", &folder, e))?;
-    fs::copy(&image, ready.join("vmlinuz")).map_err(|e| NestedError::file("copy", &image, e))?;
+    fs::create_dir_all(&folder).map_err(|e| Error::file("make", &folder, e))?;
+    fs::copy(&image, ready.join("vmlinuz")).map_err(|e| Error::file("copy", &image, e))?;
 
     let mut ordered = Vec::new();
     for name in MODULES {
@@ -155,7 +154,7 @@ fn arrange(root: &Path, ready: &Path) -> Result<(), NestedError> {
     }
     for (index, (name, bytes)) in ordered.iter().enumerate() {
         let path = folder.join(format!("{index:03}-{name}.ko"));
-        fs::write(&path, bytes).map_err(|e| NestedError::file("write", &path, e))?;
+        fs::write(&path, bytes).map_err(|e| Error::file("write", &path, e))?;
     }
     Ok(())
 }
@@ -165,13 +164,13 @@ fn add_with_needs(
     name: &str,
     files: &BTreeMap<String, PathBuf>,
     ordered: &mut Vec<(String, Vec<u8>)>,
-) -> Result<(), NestedError> {
+) -> Result<(), Error> {
     if ordered.iter().any(|(known, _)| known == name) {
         return Ok(());
     }
     let path = files
         .get(name)
-        .ok_or_else(|| NestedError::NoModule(name.to_owned()))?;
+        .ok_or_else(|| Error::NoModule(name.to_owned()))?;
     let bytes = read_module(path)?;
     for need in needs(&bytes) {
         add_with_needs(&need, files, ordered)?;
@@ -181,11 +180,11 @@ fn add_with_needs(
 }
 
 /// The module as the kernel takes it: newer Debian releases compress them.
-fn read_module(path: &Path) -> Result<Vec<u8>, NestedError> {
+fn read_module(path: &Path) -> Result<Vec<u8>, Error> {
     let tool = match path.extension().and_then(|e| e.to_str()) {
         Some("xz") => "xz",
         Some("zst") => "zstd",
-        _ => return fs::read(path).map_err(|e| NestedError::file("read", path, e)),
+        _ => return fs::read(path).map_err(|e| Error::file("read", path, e)),
     };
     raw_output(Command::new(tool).arg("-dc").arg(path))
 }
@@ -208,12 +207,12 @@ fn module_name(name: &str) -> String {
     name.replace('-', "_")
 }
 
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>, NestedError> {
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_owned()];
     while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).map_err(|e| NestedError::file("read", &folder, e))? {
-            let entry = entry.map_err(|e| NestedError::file("read", &folder, e))?;
+        for entry in fs::read_dir(&folder).map_err(|e| Error::file("read", &folder, e))? {
+            let entry = entry.map_err(|e| Error::file("read", &folder, e))?;
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => open.push(entry.path()),
                 Ok(kind) if kind.is_file() => found.push(entry.path()),
@@ -224,19 +223,19 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>, NestedError> {
     Ok(found)
 }
 
-fn output(command: &mut Command) -> Result<String, NestedError> {
+fn output(command: &mut Command) -> Result<String, Error> {
     raw_output(command).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn raw_output(command: &mut Command) -> Result<Vec<u8>, NestedError> {
+fn raw_output(command: &mut Command) -> Result<Vec<u8>, Error> {
     let shown = format!("{command:?}");
     match command.output() {
         Ok(output) if output.status.success() => Ok(output.stdout),
-        Ok(output) => Err(NestedError::Tool {
+        Ok(output) => Err(Error::Tool {
             command: shown,
             said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         }),
-        Err(error) => Err(NestedError::Tool {
+        Err(error) => Err(Error::Tool {
             command: shown,
             said: error.to_string(),
         }),

@@ -21,11 +21,9 @@ pub mod inside;
 mod kernel;
 mod place;
 
-use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use thiserror::Error;
+use crate::{Error, programs};
 
 pub use frames::{Command, Ended, Ready};
 pub use host::{Host, Options, Stream};
@@ -38,84 +36,20 @@ const ROOT_TAG: &str = "outer-root";
 /// 9p tag of the folder that is shared for writing.
 const SHARE_TAG: &str = "outer-share";
 
-/// Why there is no nested host, or no longer.
-#[derive(Debug, Error)]
-pub enum NestedError {
-    /// Something with a file.
-    #[error("cannot {act} {path}")]
-    File {
-        /// What was tried.
-        act: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A program of the machine failed or is not there.
-    #[error("{command} failed: {said}")]
-    Tool {
-        /// The command line.
-        command: String,
-        /// Its complaint.
-        said: String,
-    },
-    /// apt does not know the package.
-    #[error("apt offers no kernel package by {0}: run `apt-get update` first (Debian only)")]
-    NoPackage(&'static str),
-    /// The kernel package is not as expected.
-    #[error("the kernel package has no module {0}")]
-    NoModule(String),
-    /// The init program would not run on its own.
-    #[error("{0} is not a statically linked program: build it with -C target-feature=+crt-static")]
-    NotStatic(PathBuf),
-    /// A program of this workspace is not built.
-    #[error("no program {0}: build it with `cargo build --release -p {1}`")]
-    NotBuilt(PathBuf, &'static str),
-    /// QEMU did not start.
-    #[error(
-        "cannot start qemu-system-x86_64: install it (Debian: apt-get install qemu-system-x86)"
-    )]
-    NoQemu(#[source] io::Error),
-    /// The nested host ended, or did not come up.
-    #[error("the nested host is gone ({why}); the end of its console:\n{console}")]
-    Gone {
-        /// What was noticed.
-        why: String,
-        /// The last lines.
-        console: String,
-    },
-    /// The time given to the whole run is over.
-    #[error("the nested host was ended after {0:?}, its time limit; the end of its console:\n{1}")]
-    Timeout(Duration, String),
-}
-
-impl NestedError {
-    /// Something with a file, as an error.
-    pub fn file(act: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::File {
-            act,
-            path: path.to_owned(),
-            source,
-        }
-    }
-}
-
 /// The folder that keeps kernels between runs: `target/nested-host` of this workspace, or one in the user's
 /// cache where the program was carried elsewhere.
 pub fn default_cache() -> PathBuf {
-    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    match crate_folder.parent().filter(|_| crate_folder.exists()) {
-        Some(workspace) => workspace.join("target/nested-host"),
-        None => std::env::var_os("HOME")
-            .map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
-            .join(".cache/nested-host"),
-    }
+    let home = || std::env::var_os("HOME").map_or_else(|| "/var/tmp".into(), PathBuf::from);
+    programs::target().map_or_else(
+        || home().join(".cache/nested-host"),
+        |target| target.join("nested-host"),
+    )
 }
 
 /// Puts the newest kernel into the cache, if it is not there.
 ///
 /// # Errors
 /// It cannot be had: apt or dpkg are not there, or fail.
-pub fn fetch(cache: &Path) -> Result<(), NestedError> {
+pub fn fetch(cache: &Path) -> Result<(), Error> {
     kernel::Kernel::newest(cache).map(|_| ())
 }

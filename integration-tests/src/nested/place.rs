@@ -9,8 +9,8 @@ use std::process::Command as Process;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Command, Ended, Host, NestedError, Options, Stream, default_cache};
-use crate::programs;
+use super::{Command, Ended, Host, Options, Stream};
+use crate::{Error, programs};
 
 /// Overrides the choice: `native` or `nested`.
 const CHOICE: &str = "FERRY_HOST";
@@ -147,10 +147,9 @@ pub fn run_or_enter(test: &str, body: fn()) {
     }
 }
 
-fn boot_for_tests() -> Result<Host, NestedError> {
-    let workspace = default_cache();
+fn boot_for_tests() -> Result<Host, Error> {
     Host::boot(&Options {
-        share: workspace.parent().map(PathBuf::from),
+        share: programs::target(),
         timeout: Duration::from_secs(20 * 60),
         ..Options::new(programs::nested_host()?)
     })

@@ -1,0 +1,260 @@
+//! Stock Linux guests with the agent in them, and the agent's word over the network.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{Ferry, Netns, World};
+use crate::{Error, programs};
+
+/// Port of the agent's echo service.
+const ECHO_PORT: u16 = 7;
+/// Port of the agent's control service: one word a line, one line of JSON back.
+const CONTROL_PORT: u16 = 9;
+/// A guest under two layers of emulation on a busy machine takes its time; on hardware it is seconds.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// A kernel and its initramfs, built by `guest-images/build`.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub initramfs: PathBuf,
+}
+
+impl Image {
+    /// The image of that name: `cloud` or `generic`.
+    ///
+    /// # Errors
+    /// It is not built.
+    pub fn built(name: &str) -> Result<Self, Error> {
+        let folder = programs::target()
+            .unwrap_or_default()
+            .join("guest-images")
+            .join(name);
+        let image = Self {
+            kernel: folder.join("vmlinuz"),
+            initramfs: folder.join("initramfs.cpio"),
+        };
+        if image.kernel.exists() && image.initramfs.exists() {
+            return Ok(image);
+        }
+        Err(Error::Unexpected(format!(
+            "no guest image in {}: build it with `guest-images/build {name}`",
+            folder.display()
+        )))
+    }
+}
+
+/// A Linux guest to be started.
+#[derive(Debug, Clone)]
+pub struct LinuxGuest {
+    /// What it boots.
+    pub image: Image,
+    /// Its vCPUs.
+    pub cpus: u8,
+    /// Its memory, in Ferry's words (`512M`).
+    pub memory: String,
+    /// Its NICs: `tap0`… of the namespace, with the addresses of [`World::guest_address`].
+    pub nics: u8,
+    /// More words of kernel command line, such as `agent.ws=64 agent.rate=2000`.
+    pub append: String,
+}
+
+impl LinuxGuest {
+    /// A guest with 2 vCPUs, 512 MiB and one NIC.
+    pub fn new(image: Image) -> Self {
+        Self {
+            image,
+            cpus: 2,
+            memory: "512M".into(),
+            nics: 1,
+            append: String::new(),
+        }
+    }
+
+    /// Starts it and waits for its agent to be ready.
+    ///
+    /// # Errors
+    /// It does not come up in time.
+    pub fn boot(&self, netns: Option<&Netns>) -> Result<Ferry, Error> {
+        let mut append = self.append.clone();
+        let mut nets = Vec::new();
+        for nic in 0..self.nics {
+            append.push_str(&format!(" agent.ip{nic}={}/24", World::guest_address(nic)));
+            nets.push(format!("tap=tap{nic}"));
+        }
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let (kernel, initramfs) = (text(&self.image.kernel), text(&self.image.initramfs));
+        let cpus = self.cpus.to_string();
+        let mut args = vec!["run", &kernel, "--initramfs", &initramfs];
+        args.extend(["--cpus", &cpus, "--memory", &self.memory]);
+        args.extend(["--append", append.trim()]);
+        for net in &nets {
+            args.extend(["--net", net]);
+        }
+        let mut ferry = Ferry::start(netns, &args)?;
+        ferry.wait_console("the agent's READY", BOOT_LIMIT, |line| {
+            line.contains("AGENT READY")
+        })?;
+        Ok(ferry)
+    }
+
+    /// Starts a receiver with this guest's taps that listens on `address`.
+    ///
+    /// # Errors
+    /// It cannot be started, or its control socket does not answer.
+    pub fn receive(&self, netns: &Netns, address: &str) -> Result<Ferry, Error> {
+        let listen = format!("tcp:{address}");
+        let nets: Vec<_> = (0..self.nics).map(|n| format!("{n}=tap=tap{n}")).collect();
+        let mut args = vec![
+            "receive",
+            "--listen",
+            &listen,
+            "--insecure-plaintext",
+            "--once",
+        ];
+        for net in &nets {
+            args.extend(["--net", net]);
+        }
+        let mut ferry = Ferry::start(Some(netns), &args)?;
+        ferry.wait_control(Duration::from_secs(20))?;
+        Ok(ferry)
+    }
+}
+
+/// The agent of a guest, asked over the network from a namespace.
+#[derive(Debug)]
+pub struct Agent<'a> {
+    from: &'a Netns,
+    nic: u8,
+}
+
+impl<'a> Agent<'a> {
+    /// The agent behind a NIC of the guest.
+    pub fn new(from: &'a Netns, nic: u8) -> Self {
+        Self { from, nic }
+    }
+
+    /// Where its echo service listens.
+    pub fn echo_address(&self) -> Result<SocketAddr, Error> {
+        self.address(ECHO_PORT)
+    }
+
+    fn address(&self, port: u16) -> Result<SocketAddr, Error> {
+        let text = format!("{}:{port}", World::guest_address(self.nic));
+        text.parse()
+            .map_err(|e| Error::Unexpected(format!("{text} is no address: {e}")))
+    }
+
+    /// Asks `status`, `check`, `uptime`…, anew until `limit` if it does not answer, and gives back what it
+    /// says.
+    ///
+    /// # Errors
+    /// It does not answer in time.
+    pub fn ask(&self, word: &str, limit: Duration) -> Result<Value, Error> {
+        let address = self.address(CONTROL_PORT)?;
+        let start = Instant::now();
+        loop {
+            match self.from.within(|| ask(address, word, limit))? {
+                Ok(answer) => return Ok(answer),
+                Err(error) if start.elapsed() > limit => {
+                    return Err(Error::file(
+                        "ask",
+                        format!("the agent at {address} ({word})").as_ref(),
+                        error,
+                    ));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+}
+
+fn ask(address: SocketAddr, word: &str, limit: Duration) -> std::io::Result<Value> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(format!("{word}\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// The agent's ticks on the consoles that the guest had one after another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ticks {
+    /// How many lines there are.
+    pub count: u64,
+    /// `/proc/uptime` at the last, in seconds.
+    pub last_uptime: f64,
+}
+
+impl Ticks {
+    /// Reads `tick N MONOTONIC_NS UPTIME_S` lines and demands that none is missing, repeated or goes back in
+    /// time, where the consoles meet in mid-line too.
+    ///
+    /// # Errors
+    /// The first line that breaks the sequence.
+    pub fn unbroken(consoles: &[String]) -> Result<Self, Error> {
+        let text = consoles.concat();
+        let mut last: Option<(u64, u64)> = None;
+        let mut ticks = Self {
+            count: 0,
+            last_uptime: 0.0,
+        };
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        for line in whole.lines() {
+            let Some((number, nanoseconds, uptime)) = parse_tick(line) else {
+                continue;
+            };
+            let follows = last.is_none_or(|(n, ns)| number == n + 1 && nanoseconds > ns);
+            if !follows || uptime < ticks.last_uptime {
+                return Err(Error::Unexpected(format!(
+                    "\"{line}\" does not follow tick {last:?}"
+                )));
+            }
+            last = Some((number, nanoseconds));
+            ticks.count += 1;
+            ticks.last_uptime = uptime;
+        }
+        Ok(ticks)
+    }
+}
+
+fn parse_tick(line: &str) -> Option<(u64, u64, f64)> {
+    let mut words = line.trim().strip_prefix("tick ")?.split(' ');
+    let tick = (
+        words.next()?.parse().ok()?,
+        words.next()?.parse().ok()?,
+        words.next()?.parse().ok()?,
+    );
+    words.next().is_none().then_some(tick)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_go_on_across_consoles() {
+        let a = "AGENT READY\ntick 1 100 0.10\r\nchecksum ok 1\ntick 2 200 0.2".to_owned();
+        let b = "0\ntick 3 300 0.30\ntick 4 4".to_owned();
+        let ticks = Ticks::unbroken(&[a.clone(), b]).unwrap();
+        assert_eq!((ticks.count, ticks.last_uptime), (3, 0.3));
+        for broken in [
+            "0\ntick 4 400 0.40\n",
+            "0\ntick 3 150 0.30\n",
+            "0\ntick 2 300 0.30\n",
+        ] {
+            assert!(
+                Ticks::unbroken(&[a.clone(), broken.to_owned()]).is_err(),
+                "{broken}"
+            );
+        }
+    }
+}

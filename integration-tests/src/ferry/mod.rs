@@ -1,0 +1,14 @@
+//! Ferry as its user sees it: processes, their consoles and control sockets, the networks around them, and
+//! the guest's memory and network seen from outside, independent of what Ferry says of itself.
+
+mod agent;
+mod echo;
+mod lines;
+mod network;
+mod process;
+
+pub use agent::{Agent, Image, LinuxGuest, Ticks};
+pub use echo::{EchoClient, EchoCount};
+pub use lines::Lines;
+pub use network::{Netns, World};
+pub use process::{Ferry, Migration};
