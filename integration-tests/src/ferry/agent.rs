@@ -109,21 +109,12 @@ impl LinuxGuest {
     /// # Errors
     /// It cannot be started, or its control socket does not answer.
     pub fn receive(&self, netns: &Netns, address: &str) -> Result<Ferry, Error> {
-        let listen = format!("tcp:{address}");
         let nets: Vec<_> = (0..self.nics).map(|n| format!("{n}=tap=tap{n}")).collect();
-        let mut args = vec![
-            "receive",
-            "--listen",
-            &listen,
-            "--insecure-plaintext",
-            "--once",
-        ];
+        let mut args = vec!["--insecure-plaintext"];
         for net in &nets {
             args.extend(["--net", net]);
         }
-        let mut ferry = Ferry::start(Some(netns), &args)?;
-        ferry.wait_control(Duration::from_secs(20))?;
-        Ok(ferry)
+        Ferry::receive(Some(netns), &format!("tcp:{address}"), &args)
     }
 }
 
@@ -141,6 +132,9 @@ impl<'a> Agent<'a> {
     }
 
     /// Where its echo service listens.
+    ///
+    /// # Errors
+    /// Never: the address is of our own making.
     pub fn echo_address(&self) -> Result<SocketAddr, Error> {
         self.address(ECHO_PORT)
     }

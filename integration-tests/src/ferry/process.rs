@@ -74,6 +74,17 @@ impl Ferry {
         })
     }
 
+    /// Starts `ferry receive --listen TARGET --once ARGS` and waits until it can be reached.
+    ///
+    /// # Errors
+    /// It cannot be started, or its control socket does not answer.
+    pub fn receive(netns: Option<&Netns>, target: &str, args: &[&str]) -> Result<Self, Error> {
+        let first = ["receive", "--listen", target, "--once"];
+        let mut ferry = Self::start(netns, &[&first, args].concat())?;
+        ferry.wait_control(Duration::from_secs(20))?;
+        Ok(ferry)
+    }
+
     /// Its process id, inside a network namespace too.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -1,0 +1,51 @@
+# Everything that is done with this tree, by name. `make` alone lists it.
+
+CARGO ?= cargo
+# What the recipes and tests call beside Rust. Debian's names.
+PACKAGES = gcc make binutils busybox-static cpio iproute2 lz4 qemu-system-x86 xz-utils zstd
+TOOLS = gcc make objcopy busybox cpio ip tc lz4 qemu-system-x86_64 xz zstd apt-get dpkg-deb
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build image-cloud ## move a stock Linux guest between two hosts while somebody talks to it
+	$(CARGO) run --release --quiet -p integration-tests --bin demo
+
+.PHONY: test
+test: lint build images ## lint, all tests, whole VMs included; less than 25 minutes on two cores
+	$(CARGO) test --workspace --exclude integration-tests
+	$(CARGO) run --release --quiet -p integration-tests --bin nested-host -- check
+	$(CARGO) test --release -p integration-tests -- --test-threads=1
+
+.PHONY: bench
+bench: build ## move guests with known working sets over shaped links and print what it cost
+	$(CARGO) run --release --quiet -p integration-tests --bin bench
+
+.PHONY: lint
+lint: ## formatting, clippy, licences and advisories of dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo 'cargo-deny is not installed, so dependencies are not checked: cargo install --locked cargo-deny'; fi
+
+.PHONY: images
+images: image-cloud image-generic ## build the Linux guests from Debian's packages
+
+.PHONY: image-cloud image-generic
+image-cloud image-generic: image-%:
+	guest-images/build $*
+
+.PHONY: build
+build: ## build ferry and the programs of the tests
+	$(CARGO) build --release -p vmm -p integration-tests
+
+.PHONY: deps
+deps: ## install what the rest needs (Debian, as root), or say what is missing
+	@if [ "$$(id -u)" = 0 ] && grep -qs '^ID=debian' /etc/os-release; then \
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(PACKAGES); \
+	fi
+	@missing=; for tool in $(TOOLS) $(CARGO); do command -v $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || { echo "missing:$$missing (Debian packages: $(PACKAGES); Rust from https://rustup.rs)" >&2; exit 1; }

@@ -1,0 +1,173 @@
+//! Stock Linux guests: they boot, they are moved, they end. In a nested host where need be.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+use std::time::Duration;
+
+use integration_tests::ferry::{Agent, EchoClient, Ferry, Image, LinuxGuest, Netns, Ticks, World};
+use integration_tests::{linux_test, programs};
+use serde_json::Value;
+
+const STEP: Duration = Duration::from_secs(90);
+
+fn cloud() -> LinuxGuest {
+    LinuxGuest::new(Image::built("cloud").unwrap())
+}
+
+/// A guest without network, up to its agent's READY, and what its agent says of the machine.
+fn boots(image: Image) -> String {
+    let guest = LinuxGuest {
+        nics: 0,
+        ..LinuxGuest::new(image)
+    };
+    let mut ferry = guest.boot(None).unwrap();
+    ferry
+        .wait_console("the third tick", STEP, |line| line.starts_with("tick 3 "))
+        .unwrap();
+    ferry
+        .wait_console("READY", STEP, |line| line.contains("AGENT READY"))
+        .unwrap()
+}
+
+linux_test! {
+    fn the_cloud_kernel_boots_from_its_bzimage() {
+        let ready = boots(Image::built("cloud").unwrap());
+        assert!(ready.contains("cpus=2"), "{ready}");
+    }
+}
+
+linux_test! {
+    fn the_generic_kernel_boots_from_its_bzimage() {
+        let ready = boots(Image::built("generic").unwrap());
+        assert!(ready.contains("cpus=2"), "{ready}");
+    }
+}
+
+linux_test! {
+    fn the_cloud_kernel_boots_as_elf_by_pvh() {
+        let built = Image::built("cloud").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let elf = folder.path().join("vmlinux");
+        let script = programs::target().unwrap().with_file_name("guest-images/extract-vmlinux");
+        let status = Command::new(script).arg(&built.kernel).arg(&elf).status().unwrap();
+        assert!(status.success());
+        boots(Image { kernel: elf, ..built });
+    }
+}
+
+/// Moves the guest and waits until its first VMM has ended in peace.
+fn move_to(source: &mut Ferry, guest: &LinuxGuest, host: &Netns, address: &str) -> (Ferry, Value) {
+    let destination = guest.receive(host, address).unwrap();
+    let moved = source
+        .migrate(&format!("tcp:{address}"), &["--insecure-plaintext"])
+        .unwrap()
+        .completed()
+        .unwrap();
+    println!("{}", moved.stdout);
+    let status = source.wait_end(STEP).unwrap();
+    assert_eq!(status.code(), Some(0), "{}", source.messages().tail());
+    (destination, moved.report)
+}
+
+/// All that a guest with peers on every NIC must have kept after its moves.
+fn unharmed(agent: &Agent<'_>, echoes: Vec<EchoClient>, consoles: &[String]) {
+    for echo in &echoes {
+        echo.wait_more(100, STEP).unwrap();
+    }
+    let check = agent.ask("check", STEP).unwrap();
+    assert_eq!(
+        (&check["ok"], &check["mismatches"]),
+        (&true.into(), &0.into()),
+        "{check}"
+    );
+    for echo in echoes {
+        let count = echo.finish(STEP);
+        assert!(count.connection_survived, "{count:?}");
+        assert_eq!((count.lost, count.repeated), (0, 0), "{count:?}");
+        println!("{count:?}");
+    }
+    let ticks = Ticks::unbroken(consoles).unwrap();
+    assert!(ticks.count > 10, "{ticks:?}");
+    for console in consoles {
+        assert!(!console.contains("MISMATCH"), "{console}");
+        for word in [
+            "soft lockup",
+            "rcu_sched detected stalls",
+            "Call Trace",
+            "clocksource: Marking",
+        ] {
+            assert!(!console.contains(word), "{console}");
+        }
+    }
+}
+
+linux_test! {
+    fn four_vcpus_and_two_nics_are_moved() {
+        let world = World::new(2).unwrap();
+        let guest = LinuxGuest {
+            cpus: 4,
+            nics: 2,
+            append: "agent.ws=64 agent.rate=2000 agent.workers=2".into(),
+            ..cloud()
+        };
+        let mut source = guest.boot(Some(&world.a)).unwrap();
+        let agent = Agent::new(&world.world, 0);
+        let echoes: Vec<_> = (0..2)
+            .map(|nic| Agent::new(&world.world, nic).echo_address().unwrap())
+            .map(|address| EchoClient::start(&world.world, address, STEP).unwrap())
+            .collect();
+        for echo in &echoes {
+            echo.wait_more(50, STEP).unwrap();
+        }
+        let address = format!("{}:4700", World::B);
+        let (destination, report) = move_to(&mut source, &guest, &world.b, &address);
+        assert_eq!(report["memory_bytes"], 512 << 20);
+        unharmed(&agent, echoes, &[source.console().text(), destination.console().text()]);
+    }
+}
+
+linux_test! {
+    fn a_guest_goes_there_and_back() {
+        let world = World::new(1).unwrap();
+        let guest = LinuxGuest {
+            append: "agent.ws=64 agent.rate=2000".into(),
+            ..cloud()
+        };
+        let mut first = guest.boot(Some(&world.a)).unwrap();
+        let agent = Agent::new(&world.world, 0);
+        let before = agent.ask("status", STEP).unwrap();
+        let echo = EchoClient::start(&world.world, agent.echo_address().unwrap(), STEP).unwrap();
+        echo.wait_more(50, STEP).unwrap();
+        let (mut second, _) = move_to(&mut first, &guest, &world.b, &format!("{}:4700", World::B));
+        echo.wait_more(50, STEP).unwrap();
+        let (third, _) = move_to(&mut second, &guest, &world.a, &format!("{}:4701", World::A));
+        echo.wait_more(50, STEP).unwrap();
+        let after = agent.ask("status", STEP).unwrap();
+        assert!(after["uptime_s"].as_f64().unwrap() > before["uptime_s"].as_f64().unwrap());
+        let consoles = [&first, &second, &third].map(|ferry| ferry.console().text());
+        unharmed(&agent, vec![echo], &consoles);
+    }
+}
+
+/// Tells the agent to end the guest and gives back the exit status of `ferry run`.
+fn end_by(word: &str) -> (Option<i32>, Ferry) {
+    let world = World::new(1).unwrap();
+    let mut ferry = cloud().boot(Some(&world.a)).unwrap();
+    // The answer may be lost with the guest.
+    let _ = Agent::new(&world.world, 0).ask(word, Duration::ZERO);
+    let status = ferry.wait_end(STEP).unwrap();
+    (status.code(), ferry)
+}
+
+linux_test! {
+    fn power_off_reboot_and_panic_end_with_statuses_of_their_own() {
+        let (status, ferry) = end_by("poweroff");
+        assert_eq!(status, Some(0), "{}", ferry.messages().tail());
+        let (status, ferry) = end_by("reboot");
+        assert_eq!(status, Some(10), "{}", ferry.messages().tail());
+        let (status, ferry) = end_by("panic");
+        assert_eq!(status, Some(11), "{}", ferry.messages().tail());
+        let console = ferry.console().text();
+        assert!(console.contains("Kernel panic"), "{console}");
+    }
+}
