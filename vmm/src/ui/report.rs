@@ -57,9 +57,10 @@ impl Table {
             let _ = writeln!(self.text, "  {line}");
         }
         if report.outcome == Outcome::Unknown {
-            self.text.push_str(
-                "  Look there: if it runs, `ferry stop` this one; if not, `ferry resume --force` it here.\n",
-            );
+            self.text
+                .push_str("  Look there: if it runs, `ferry stop` this one;\n");
+            self.text
+                .push_str("  if it does not, `ferry resume --force` lets it go on here.\n");
         }
         self.text.push('\n');
     }
@@ -78,10 +79,6 @@ impl Table {
         if let Some(predicted) = report.predicted_blackout_ms {
             let _ = write!(note, ", predicted {}", millis(predicted));
         }
-        note.push_str(match report.blackout_clock {
-            Some(BlackoutClock::Bounded) => "; at most, clocks differ",
-            Some(BlackoutClock::Shared) | None => "",
-        });
         let met = blackout_ms <= report.downtime_limit_ms;
         let colour = if met { Colour::Bold } else { Colour::Warning };
         let name = self
@@ -93,6 +90,10 @@ impl Table {
         let _ = writeln!(self.text, "  {name}{value}   {note}");
         if let Some(parts) = &report.blackout {
             self.breakdown(parts, blackout_ms);
+        }
+        if report.blackout_clock == Some(BlackoutClock::Bounded) {
+            let note = "at most that, by the source's clock alone";
+            self.row("  measured", "bounded", note);
         }
     }
 
@@ -144,7 +145,7 @@ impl Table {
         );
         if let Some(gap) = report.guest_gap_ms {
             let largest = report.largest_gap_ms.map_or(String::new(), |largest| {
-                format!("; largest of the move {}", millis(largest))
+                format!("; largest {}", millis(largest))
             });
             self.row(
                 "guest gap",

@@ -71,7 +71,7 @@ Moved: the guest runs on tcp:10.0.0.2:7000.
   brown-out                  9.25 s   guest slowed down, by 20 % at most
   set-up                    3.12 ms
   total                      9.30 s   3 rounds
-  guest gap                 49.0 ms   between heartbeats; largest of the move 49.0 ms
+  guest gap                 49.0 ms   between heartbeats; largest 49.0 ms
   memory                   1.00 GiB   12,345 pages of zeros
   on the wire              1.20 GiB   mean 938 Mbit/s
 

@@ -1,0 +1,347 @@
+//! Keeps `vmm/openapi.json` true: every route is described and nothing else is, every example fits its schema, and so
+//! does what the server and the client really exchange.
+
+use std::collections::BTreeSet;
+
+use migration::report::{Blackout, BlackoutClock, Outcome, Report, Round};
+use serde::Serialize;
+use serde_json::{Value, json};
+use vmm::config::Target;
+use vmm::control::{
+    DeviceStatus, DirtyLogStatus, Happening, HeartbeatStatus, LastMove, MemoryRegion,
+    MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, State, Status, routes,
+};
+
+fn document() -> Value {
+    serde_json::from_str(OPENAPI).expect("openapi.json is JSON")
+}
+
+/// A validator for any schema of the document.
+fn validator(schema: &Value) -> jsonschema::Validator {
+    let whole = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "allOf": [schema],
+        "components": document()["components"],
+    });
+    jsonschema::validator_for(&whole).expect("a valid schema")
+}
+
+fn named(name: &str) -> jsonschema::Validator {
+    validator(&json!({ "$ref": format!("#/components/schemas/{name}") }))
+}
+
+fn check(name: &str, value: &impl Serialize) {
+    let value = serde_json::to_value(value).expect("serializes");
+    if let Err(error) = named(name).validate(&value) {
+        panic!("{name}: {error} at {}\n{value:#}", error.instance_path());
+    }
+}
+
+/// Every operation: method, path and description.
+fn operations() -> Vec<(String, String, Value)> {
+    let document = document();
+    let paths = document["paths"].as_object().expect("paths").clone();
+    let methods = |(path, item): (String, Value)| {
+        let item = item.as_object().expect("a path item").clone();
+        item.into_iter()
+            .map(move |(method, operation)| (method.to_uppercase(), path.clone(), operation))
+    };
+    paths.into_iter().flat_map(methods).collect()
+}
+
+#[test]
+fn every_route_is_described_and_nothing_else() {
+    let described: BTreeSet<_> = operations()
+        .into_iter()
+        .map(|(method, path, _)| (method, path))
+        .collect();
+    let served: BTreeSet<_> = routes()
+        .map(|(method, path)| (method.to_owned(), path.to_owned()))
+        .collect();
+    assert_eq!(described, served);
+    assert_eq!(document()["openapi"], "3.1.0");
+}
+
+#[test]
+fn every_example_fits_its_schema() {
+    let mut examples = 0;
+    for (method, path, operation) in operations() {
+        let mut bodies = vec![operation["requestBody"].clone()];
+        bodies.extend(
+            operation["responses"]
+                .as_object()
+                .expect("responses")
+                .values()
+                .cloned(),
+        );
+        for body in bodies {
+            for content in body["content"]
+                .as_object()
+                .into_iter()
+                .flat_map(|all| all.values())
+            {
+                let Some(example) = content.get("example") else {
+                    continue;
+                };
+                if let Err(error) = validator(&content["schema"]).validate(example) {
+                    panic!("{method} {path}: {error}\n{example:#}");
+                }
+                examples += 1;
+            }
+        }
+    }
+    assert!(examples > 20, "only {examples} examples were found");
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn references(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match value.as_str() {
+                        Some(target) if name == "$ref" => drop(found.insert(target.to_owned())),
+                        _ => references(value, found),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            _ => {}
+        }
+    }
+    let document = document();
+    let mut found = BTreeSet::new();
+    references(&document, &mut found);
+    for target in &found {
+        let pointer = target
+            .strip_prefix('#')
+            .expect("a reference into the document");
+        assert!(document.pointer(pointer).is_some(), "{target}");
+    }
+    let schemas = document["components"]["schemas"]
+        .as_object()
+        .expect("schemas");
+    for name in schemas.keys() {
+        let target = format!("#/components/schemas/{name}");
+        assert!(found.contains(&target), "{target} is not used");
+    }
+}
+
+fn round() -> Round {
+    Round {
+        index: 1,
+        throttle_percent: vec![0, 99],
+        predicted_blackout_ms: 12.5,
+        ..Round::default()
+    }
+}
+
+fn report() -> Report {
+    Report {
+        outcome: Outcome::Completed,
+        reason: "within the limit".to_owned(),
+        total_ms: 100.0,
+        setup_ms: 1.0,
+        brownout_ms: Some(50.0),
+        blackout_ms: Some(20.0),
+        blackout: Some(Blackout::default()),
+        predicted_blackout_ms: Some(19.0),
+        downtime_limit_ms: 50.0,
+        blackout_clock: Some(BlackoutClock::Shared),
+        guest_gap_ms: Some(20.5),
+        largest_gap_ms: Some(20.5),
+        guest_work_lost_percent: Some(1.0),
+        verify_ms: Some(3.0),
+        rounds: vec![round()],
+        memory_bytes: 1 << 30,
+        wire_bytes: 1 << 30,
+        compressed_bytes: 0,
+        delta_bytes: 0,
+        zero_pages: 5,
+        untouched_pages: 6,
+        streams: 1,
+        mean_bandwidth_bytes_per_s: 1 << 27,
+    }
+}
+
+/// A report in which everything that may be unknown is.
+fn bare_report() -> Report {
+    Report {
+        outcome: Outcome::Unknown,
+        brownout_ms: None,
+        blackout_ms: None,
+        blackout: None,
+        predicted_blackout_ms: None,
+        blackout_clock: None,
+        guest_gap_ms: None,
+        largest_gap_ms: None,
+        guest_work_lost_percent: None,
+        verify_ms: None,
+        rounds: Vec::new(),
+        ..report()
+    }
+}
+
+#[test]
+fn every_status_fits() {
+    let full = Status {
+        state: State::Migrating,
+        pid: 1,
+        vcpus: 8,
+        memory_bytes: 6 << 30,
+        memory_regions: vec![MemoryRegion {
+            gpa: 4 << 30,
+            bytes: 6 << 30,
+            host_address: u64::MAX,
+        }],
+        uptime_ms: 5,
+        devices: vec![
+            DeviceStatus {
+                kind: "virtio-net".to_owned(),
+                slot: Some(3),
+                tap: Some("tap0".to_owned()),
+                mac: Some("52:54:00:12:34:56".to_owned()),
+            },
+            DeviceStatus {
+                kind: "serial".to_owned(),
+                slot: None,
+                tap: None,
+                mac: None,
+            },
+        ],
+        dirty_log: Some(DirtyLogStatus {
+            kind: "manual_protect".to_owned(),
+            on: true,
+        }),
+        migration: Some(MoveProgress {
+            peer: Some("10.0.0.2:7000".to_owned()),
+            throttle_percent: vec![20, 0],
+            ..MoveProgress::default()
+        }),
+        last_move: Some(LastMove {
+            target: "unix:/x".to_owned(),
+            outcome: Outcome::Cancelled,
+            reason: "asked for".to_owned(),
+        }),
+        heartbeat: Some(HeartbeatStatus {
+            count: 1,
+            first_ns: 2,
+            last_ns: 3,
+            largest_gap_ns: 4,
+        }),
+    };
+    check("Status", &full);
+    check("Status", &Status::default());
+    for state in [
+        State::Waiting,
+        State::Receiving,
+        State::Running,
+        State::Paused,
+        State::Migrating,
+        State::Unknown,
+    ] {
+        check("State", &state);
+        assert_eq!(json!(state), state.word());
+    }
+}
+
+#[test]
+fn every_line_of_a_move_fits_and_is_read_back() {
+    let reason = || "why".to_owned();
+    let happenings = [
+        Happening::Connected {
+            peer: "10.0.0.2:7000".to_owned(),
+            memory_bytes: 1 << 30,
+        },
+        Happening::RoundStarted {
+            index: 0,
+            pages: 262_144,
+        },
+        Happening::Progress {
+            index: 0,
+            pages_done: 1,
+            pages: 2,
+            wire_bytes: 3,
+        },
+        Happening::RoundFinished { round: round() },
+        Happening::ThrottleChanged {
+            percent: vec![20],
+            reason: reason(),
+        },
+        Happening::SwitchingOver {
+            reason: reason(),
+            predicted_blackout_ms: 1.5,
+        },
+        Happening::Go,
+        Happening::Live { blackout_ms: 20.0 },
+        Happening::Failed { reason: reason() },
+    ];
+    let lines = happenings
+        .into_iter()
+        .map(MoveEvent::Happened)
+        .chain([MoveEvent::from(report()), MoveEvent::from(bare_report())]);
+    for line in lines {
+        check("MoveEvent", &line);
+        let text = serde_json::to_string(&line).expect("serializes");
+        let back: MoveEvent = serde_json::from_str(&text).expect(&text);
+        assert_eq!(back, line, "{text}");
+    }
+    let newer: MoveEvent =
+        serde_json::from_str(r#"{"event":"compressed","ratio":2}"#).expect("known form");
+    assert_eq!(newer, MoveEvent::Happened(Happening::Other));
+}
+
+#[test]
+fn every_request_fits_and_the_bounds_are_those_of_the_server() {
+    let least = MigrateRequest::to(Target::Tcp("::1".to_owned(), 7000));
+    let most = MigrateRequest {
+        downtime_ms: Some(50),
+        bandwidth_bytes_per_s: Some(125_000_000),
+        max_rounds: Some(3),
+        timeout_ms: Some(1000),
+        on_timeout: OnTimeout::Switch,
+        throttle: false,
+        insecure_plaintext: true,
+        ..least.clone()
+    };
+    for request in [&least, &most] {
+        check("MigrateRequest", request);
+        let text = serde_json::to_string(request).expect("serializes");
+        assert_eq!(
+            &serde_json::from_str::<MigrateRequest>(&text).expect(&text),
+            request
+        );
+    }
+    // What the schema refuses the server refuses, and the other way round.
+    let table = [
+        (json!({}), false),
+        (json!({ "downtime_ms": 0 }), false),
+        (json!({ "downtime_ms": 1 }), true),
+        (json!({ "downtime_ms": 3_600_000 }), true),
+        (json!({ "downtime_ms": 3_600_001 }), false),
+        (json!({ "downtime_ms": 1.5 }), false),
+        (json!({ "downtime_ms": -1 }), false),
+        (json!({ "bandwidth_bytes_per_s": 65_535 }), false),
+        (json!({ "bandwidth_bytes_per_s": 65_536 }), true),
+        (json!({ "max_rounds": 0 }), false),
+        (json!({ "max_rounds": 4_294_967_296u64 }), false),
+        (json!({ "timeout_ms": 2_592_000_000u64 }), true),
+        (json!({ "timeout_ms": 2_592_000_001u64 }), false),
+        (json!({ "on_timeout": "wait" }), false),
+        (json!({ "throttle": "on" }), false),
+        (json!({ "streams": 4 }), false),
+    ];
+    for (index, (mut value, good)) in table.into_iter().enumerate() {
+        if index > 0 {
+            value["target"] = json!("tcp:127.0.0.1:1");
+        }
+        let server = serde_json::from_value::<MigrateRequest>(value.clone())
+            .is_ok_and(|request| request.checked().is_ok());
+        assert_eq!(server, good, "server: {value}");
+        assert_eq!(
+            named("MigrateRequest").is_valid(&value),
+            good,
+            "schema: {value}"
+        );
+    }
+}
