@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! The `ferry` program; see the library for everything.
+
+fn main() -> std::process::ExitCode {
+    vmm::cli::main()
+}

@@ -1,0 +1,153 @@
+//! Everything that talks to /dev/kvm: what it can do, the dirty log, and the state of vCPUs and of the VM.
+//!
+//! The only home of raw ioctls. The rest of the VMM sees plain values.
+
+pub mod cpuid;
+pub mod dirty;
+pub mod msr;
+pub mod probe;
+mod raw;
+pub mod vcpu_state;
+pub mod vm_state;
+
+use std::io;
+
+use kvm_bindings::{
+    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use thiserror::Error;
+
+use crate::layout;
+
+/// Why KVM cannot be used here.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// /dev/kvm could not be opened.
+    #[error("open /dev/kvm: {}", open_hint(.0))]
+    Open(#[source] kvm_ioctls::Error),
+    /// The kernel speaks another KVM API.
+    #[error("/dev/kvm speaks API version {0}, ferry needs 12: this is not a KVM of Linux 2.6.22 or newer")]
+    ApiVersion(i32),
+    /// A capability without which nothing works is missing.
+    #[error("this KVM lacks {0}, without which ferry cannot run a guest")]
+    Missing(&'static str),
+    /// An ioctl failed.
+    #[error("KVM: {act}")]
+    Ioctl {
+        /// What was asked for.
+        act: &'static str,
+        /// The kernel's answer.
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// What to do about a /dev/kvm that does not open.
+fn open_hint(error: &kvm_ioctls::Error) -> &'static str {
+    match error.errno() {
+        libc::ENOENT => {
+            "it does not exist; load the module kvm_intel or kvm_amd, and allow virtualization in the firmware (or nested virtualization on the host)"
+        }
+        libc::EACCES | libc::EPERM => {
+            "no permission; join the group that owns it (often `kvm`) or run as root"
+        }
+        libc::EBUSY => "another hypervisor holds the processor's virtualization; stop it",
+        _ => "it cannot be used",
+    }
+}
+
+/// Makes the error of an ioctl.
+fn ioctl(act: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+    move |source| KvmError::Ioctl { act, source }
+}
+
+/// The ways in which KVM can log dirty pages, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogMode {
+    /// Manual protect with all pages set at the start: no stall when the log starts.
+    InitiallySet,
+    /// Manual protect alone.
+    Manual,
+    /// KVM_GET_DIRTY_LOG reads and clears in one go.
+    Plain,
+}
+
+/// Opens /dev/kvm and checks that it has what every guest of Ferry needs.
+///
+/// # Errors
+/// It cannot be opened, or something indispensable is missing.
+pub fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(KvmError::Open)?;
+    let version = kvm.get_api_version();
+    if version != 12 {
+        return Err(KvmError::ApiVersion(version));
+    }
+    for (cap, name) in [
+        (Cap::Irqchip, "the in-kernel interrupt controllers"),
+        (Cap::Irqfd, "irqfd"),
+        (Cap::Ioeventfd, "ioeventfd"),
+        (Cap::UserMemory, "user memory regions"),
+        (Cap::ExtCpuid, "KVM_GET_SUPPORTED_CPUID"),
+        (Cap::Pit2, "the in-kernel PIT"),
+        (Cap::AdjustClock, "KVM_GET_CLOCK"),
+        (Cap::ImmediateExit, "immediate_exit"),
+    ] {
+        if !kvm.check_extension(cap) {
+            return Err(KvmError::Missing(name));
+        }
+    }
+    Ok(kvm)
+}
+
+/// Makes a VM with its interrupt controllers and timer, no memory and no vCPU yet.
+///
+/// The PIT is there although hardware-reduced Linux never programs it: PVH guests and boot loaders may.
+///
+/// # Errors
+/// An ioctl failed.
+pub fn create_vm(kvm: &Kvm) -> Result<(VmFd, LogMode), KvmError> {
+    let vm = kvm.create_vm().map_err(ioctl("create a VM"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP_START)
+        .map_err(ioctl("set the identity map address"))?;
+    let tss = usize::try_from(layout::KVM_TSS_START).unwrap_or(usize::MAX);
+    vm.set_tss_address(tss)
+        .map_err(ioctl("set the TSS address"))?;
+    vm.create_irq_chip()
+        .map_err(ioctl("create the interrupt controllers"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit).map_err(ioctl("create the PIT"))?;
+    let mode = enable_manual_protect(&vm);
+    Ok((vm, mode))
+}
+
+/// Turns manual dirty-log protection on as far as this KVM has it (Documentation/virt/kvm/api.rst, 7.17 in
+/// Linux 6.1: bit 0 manual protect, bit 1 initially set).
+fn enable_manual_protect(vm: &VmFd) -> LogMode {
+    let offered = vm.check_extension_raw(u64::from(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2));
+    let offered = u32::try_from(offered).unwrap_or(0);
+    let wanted = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+    let flags = offered & wanted;
+    if flags & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE == 0 {
+        return LogMode::Plain;
+    }
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+        args: [u64::from(flags), 0, 0, 0],
+        ..Default::default()
+    };
+    match vm.enable_cap(&cap) {
+        Ok(()) if flags == wanted => LogMode::InitiallySet,
+        Ok(()) => LogMode::Manual,
+        Err(_) => LogMode::Plain,
+    }
+}
+
+impl From<KvmError> for io::Error {
+    fn from(error: KvmError) -> Self {
+        io::Error::other(error)
+    }
+}

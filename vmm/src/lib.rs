@@ -1,0 +1,21 @@
+//! Ferry: a tiny KVM hypervisor with live migration built in.
+//!
+//! The rooms: [`cli`] (what a person types), [`config`] (what it means), [`machine`] (the life of a VM in
+//! this process), [`vm`] (a VM: running, paused or blank), [`vcpu`] (its threads), [`kvm`] (all ioctls),
+//! [`memory`], [`boot`] and [`layout`] (how a kernel starts, and where everything lies), [`control`] (the
+//! API on a Unix socket), [`console`] and [`ui`] (what a person sees), [`units`].
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
+
+pub mod boot;
+pub mod cli;
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod kvm;
+pub mod layout;
+pub mod machine;
+pub mod memory;
+pub mod ui;
+pub mod units;
+pub mod vcpu;
+pub mod vm;

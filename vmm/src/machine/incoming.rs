@@ -1,0 +1,195 @@
+//! `ferry receive`: a guest from another host.
+
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+
+use kvm_ioctls::Kvm;
+use migration::cancel::CancelToken;
+use migration::destination::{self, Received, ReceiveError};
+use migration::event::Arrival;
+use migration::guest::GuestError;
+use migration::destination::ReceiveOptions;
+use migration::wire::Transport;
+
+use super::status::CardInfo;
+use super::supervisor::{FromThread, Notifier, Supervisor, chain};
+use super::{End, MachineError, tap};
+use crate::config::{ReceiveConfig, Target, TapConfig};
+use crate::console::{Console, Output, Signals};
+use crate::control::{self, ControlServer};
+use crate::kvm;
+use crate::vcpu::EventSender;
+use crate::vm::{LocalParts, ReceivingHost, RunningVm};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Waits for a guest and becomes its VMM, until it ends, leaves, or is stopped.
+///
+/// # Errors
+/// What is missing or wrong before a guest could come, or how it crashed.
+pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
+    let signals = Signals::block().map_err(MachineError::host("block signals"))?;
+    let kvm = kvm::open()?;
+    let listener = Listener::bind(&config.listen)?;
+    let (call_sender, calls) = control::calls().map_err(MachineError::host("make a queue"))?;
+    let server = config
+        .control
+        .as_deref()
+        .map(|path| ControlServer::start(path, call_sender))
+        .transpose()?;
+    let console = Console::open(&config.serial)?;
+    let supervisor = Supervisor::new(signals, console, calls, server)?;
+    let receiver = Receiver {
+        kvm,
+        listener,
+        output: supervisor.console().output(),
+        serial_room: supervisor.serial_room()?,
+        events: supervisor.event_sender()?,
+        notify: supervisor.notifier()?,
+        config,
+    };
+    eprintln!("ferry: waiting for a guest on {}", receiver.config.listen);
+    std::thread::Builder::new()
+        .name("migration".into())
+        .spawn(move || receiver.serve())
+        .map_err(MachineError::host("start the receiving thread"))?;
+    supervisor.serve()
+}
+
+/// Where sources connect.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    fn bind(target: &Target) -> Result<Self, MachineError> {
+        let act = MachineError::host(format!(
+            "listen on {target}: choose an address of this host and a free port"
+        ));
+        match target {
+            Target::Tcp(host, port) => TcpListener::bind((host.as_str(), *port)).map(Listener::Tcp),
+            Target::Unix(path) => UnixListener::bind(path).map(Listener::Unix),
+        }
+        .map_err(act)
+    }
+
+    /// The next source.
+    fn accept(&self) -> std::io::Result<(Box<dyn Transport>, String)> {
+        match self {
+            Listener::Tcp(listener) => listener
+                .accept()
+                .map(|(stream, peer)| (Box::new(stream) as Box<dyn Transport>, peer.to_string())),
+            Listener::Unix(listener) => listener
+                .accept()
+                .map(|(stream, _)| (Box::new(stream) as Box<dyn Transport>, "a local peer".into())),
+        }
+    }
+}
+
+/// The receiving thread: waits for sources until a guest has come in.
+struct Receiver {
+    kvm: Kvm,
+    listener: Listener,
+    output: Output,
+    serial_room: EventFd,
+    events: EventSender,
+    notify: Notifier,
+    config: ReceiveConfig,
+}
+
+impl Receiver {
+    fn serve(self) {
+        loop {
+            let give_up = match self.attempt() {
+                Ok(received) => {
+                    self.arrived(received);
+                    return;
+                }
+                Err(reason) => {
+                    eprintln!("ferry: no guest came in: {reason}");
+                    self.config.once.then_some(reason)
+                }
+            };
+            let ended = give_up.is_some();
+            self.notify.send(FromThread::NotArrived { give_up });
+            if ended {
+                return;
+            }
+        }
+    }
+
+    /// One source, from its connection to a running guest.
+    fn attempt(&self) -> Result<(Received<RunningVm>, Vec<CardInfo>), String> {
+        let (socket, peer) = self
+            .listener
+            .accept()
+            .map_err(|e| format!("accept a connection on {}: {e}", self.config.listen))?;
+        let cancel = CancelToken::new().map_err(|e| format!("make a cancel token: {e}"))?;
+        self.notify.send(FromThread::Receiving(cancel.clone()));
+        let mut cards = Vec::new();
+        let mut host = ReceivingHost {
+            kvm: &self.kvm,
+            max_memory: self.config.max_memory,
+            make_parts: &mut || self.parts(),
+            open_tap: &mut |card| {
+                let tap = tap::open(self.tap(card)?)?;
+                cards.push(CardInfo {
+                    tap: tap.name().to_owned(),
+                    mac: None,
+                });
+                Ok(tap)
+            },
+        };
+        let mut tell = |arrival: Arrival| match arrival {
+            Arrival::Accepted {
+                peer,
+                memory_bytes,
+                vcpus,
+            } => eprintln!(
+                "ferry: receiving a guest of {} MiB and {vcpus} vCPU(s) from {peer}",
+                memory_bytes >> 20
+            ),
+            Arrival::RoundFinished { .. } | Arrival::Ready | Arrival::Live { .. } => {}
+        };
+        let options = ReceiveOptions::default();
+        let received = destination::receive(&mut host, socket, &peer, &options, &cancel, &mut tell)
+            .map_err(|error: ReceiveError| format!("from {peer}: {}", chain(&error)))?;
+        Ok((received, cards))
+    }
+
+    /// What a VM is made with here; anew for each attempt.
+    fn parts(&self) -> Result<LocalParts, GuestError> {
+        let again = |e| GuestError::new("duplicate an eventfd", e);
+        Ok(LocalParts {
+            serial_out: Box::new(self.output.clone()),
+            serial_room: self.serial_room.try_clone().map_err(again)?,
+            events: self.events.try_clone().map_err(again)?,
+        })
+    }
+
+    /// What the user gave for the guest's nth card.
+    fn tap(&self, card: u32) -> Result<&TapConfig, GuestError> {
+        self.config
+            .nets
+            .iter()
+            .find(|(index, _)| *index == card)
+            .map(|(_, tap)| tap)
+            .ok_or_else(|| {
+                GuestError::bare(format!(
+                    "the guest's network card {card} has no tap here: start the receiver with --net {card}=tap=NAME"
+                ))
+            })
+    }
+
+    /// Hands the guest to the main loop first; what the source still wants to know comes after.
+    fn arrived(self, (received, cards): (Received<RunningVm>, Vec<CardInfo>)) {
+        let Received { guest, finish } = received;
+        let view = guest.view();
+        eprintln!("ferry: the guest runs here now");
+        self.notify.send(FromThread::Arrived {
+            vm: Box::new(guest),
+            cards,
+        });
+        finish.run(|| view.heartbeat());
+    }
+}

@@ -1,0 +1,41 @@
+//! The life of a VM in this process: `ferry run` and `ferry receive`.
+//!
+//! The main thread is the only one that changes the VM's phase. It waits for control calls, vCPU events,
+//! console input, signals, and for the migration thread, which owns the VM during a move and gives it back
+//! (or not) when the move is over.
+
+mod announce;
+mod error;
+mod incoming;
+mod outgoing;
+mod start;
+mod status;
+mod supervisor;
+mod tap;
+
+pub use error::MachineError;
+pub use incoming::receive;
+pub use start::run;
+
+/// How a process that had, or waited for, a guest comes to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The guest switched itself off.
+    PowerOff,
+    /// Someone here stopped it: `ferry stop`, the console's quit key, SIGTERM.
+    Stopped,
+    /// The guest runs elsewhere now.
+    Moved {
+        /// Where.
+        to: String,
+    },
+    /// The guest asked for a reset, or its processor shut down. Ferry does not start it again.
+    Reset,
+    /// The guest's kernel panicked, and then reset.
+    Panic,
+    /// A receiver that was to wait for one guest, and did not get it.
+    NoGuest {
+        /// Why.
+        reason: String,
+    },
+}

@@ -1,0 +1,122 @@
+//! A guest that leaves: the migration thread owns the VM until the move is over.
+
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use migration::cancel::CancelToken;
+use migration::event::Event;
+use migration::source::{self, Moved};
+use migration::wire::{Connect, TcpTarget, UnixTarget};
+
+use super::supervisor::{FromThread, Notifier};
+use crate::config::Target;
+use crate::control::{MigrateRequest, MoveEvent, MoveProgress};
+use crate::vm::RunningVm;
+
+/// A move under way, as the main thread sees it.
+pub struct Outgoing {
+    /// Where to.
+    pub target: String,
+    /// Ends it.
+    pub cancel: CancelToken,
+    /// Where it is.
+    pub progress: Arc<Mutex<MoveProgress>>,
+}
+
+/// A move that is over, with the channel on which its asker waits for the report.
+pub struct Departed {
+    /// How it ended.
+    pub moved: Moved<RunningVm>,
+    /// The asker's channel; the report goes there once the phase has changed.
+    pub asker: mpsc::Sender<MoveEvent>,
+}
+
+/// Starts the migration thread.
+///
+/// # Errors
+/// The thread cannot be had; the VM comes back with the error.
+pub fn spawn(
+    vm: RunningVm,
+    request: &MigrateRequest,
+    cancel: CancelToken,
+    notify: Notifier,
+) -> Result<(Outgoing, Receiver<MoveEvent>), (RunningVm, std::io::Error)> {
+    let (asker, events) = mpsc::channel();
+    let progress = Arc::new(Mutex::new(MoveProgress::default()));
+    let outgoing = Outgoing {
+        target: request.target.to_string(),
+        cancel: cancel.clone(),
+        progress: progress.clone(),
+    };
+    let target = connector(&request.target);
+    let options = request.options();
+    // The VM is handed over once the thread is there: a thread that cannot be made must not take it along.
+    let (hand_over, take) = mpsc::sync_channel::<RunningVm>(1);
+    let thread = std::thread::Builder::new()
+        .name("migration".into())
+        .spawn(move || {
+            let Ok(vm) = take.recv() else {
+                return;
+            };
+            let mut tell = |event: Event| {
+                let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+                follow(&mut progress, &event);
+                // Nobody may be listening any more; the move goes on all the same.
+                let _ = asker.send(event.into());
+            };
+            let moved = source::migrate(vm, &*target, &options, &cancel, &mut tell);
+            notify.send(FromThread::Departed(Box::new(Departed { moved, asker })));
+        });
+    match thread {
+        Ok(_) => match hand_over.send(vm) {
+            Ok(()) => Ok((outgoing, events)),
+            Err(back) => Err((back.0, std::io::Error::other("the thread ended at its start"))),
+        },
+        Err(error) => Err((vm, error)),
+    }
+}
+
+/// How the engine reaches the peer.
+fn connector(target: &Target) -> Box<dyn Connect + Send> {
+    match target {
+        Target::Tcp(host, port) => {
+            let address = if host.contains(':') {
+                format!("[{host}]:{port}")
+            } else {
+                format!("{host}:{port}")
+            };
+            Box::new(TcpTarget::new(address))
+        }
+        Target::Unix(path) => Box::new(UnixTarget::new(path.clone())),
+    }
+}
+
+/// Keeps the progress that `ferry status` shows up to date.
+fn follow(progress: &mut MoveProgress, event: &Event) {
+    match event {
+        Event::Connected { peer, .. } => progress.peer = Some(peer.clone()),
+        Event::RoundStarted { index, pages } => {
+            progress.round = *index;
+            progress.pages = *pages;
+            progress.pages_done = 0;
+            progress.remaining_pages = *pages;
+        }
+        Event::Progress {
+            pages_done,
+            pages,
+            wire_bytes,
+            ..
+        } => {
+            progress.pages_done = *pages_done;
+            progress.pages = *pages;
+            progress.remaining_pages = pages.saturating_sub(*pages_done);
+            progress.wire_bytes = *wire_bytes;
+        }
+        Event::ThrottleChanged { percent, .. } => progress.throttle_percent.clone_from(percent),
+        Event::Go => progress.committed = true,
+        Event::RoundFinished { .. }
+        | Event::SwitchingOver { .. }
+        | Event::Live { .. }
+        | Event::Failed { .. } => {}
+    }
+}

@@ -1,0 +1,143 @@
+//! `ferry run`: a guest from its kernel.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+
+use kvm_ioctls::Kvm;
+use migration::guest::{BlankGuest, PausedGuest};
+
+use super::status::CardInfo;
+use super::supervisor::Supervisor;
+use super::{End, MachineError, tap};
+use crate::boot::{self, Kernel};
+use crate::config::{GuestConfig, KernelConfig, NetConfig, display_mac};
+use crate::console::{Console, Signals};
+use crate::control::{self, ControlServer};
+use crate::kvm::{self, cpuid, probe};
+use crate::layout;
+use crate::vm::{Backend, BlankVm, Making, RunningVm, Shape};
+
+/// Starts a guest and stays with it until it ends, leaves, or is stopped.
+///
+/// # Errors
+/// What is missing or wrong, before the guest has run; or how it crashed.
+pub fn run(config: GuestConfig) -> Result<End, MachineError> {
+    let signals = Signals::block().map_err(MachineError::host("block signals"))?;
+    let kvm = kvm::open()?;
+    let kernel = open_kernel(&config.kernel, &kvm)?;
+    let (call_sender, calls) = control::calls().map_err(MachineError::host("make a queue"))?;
+    let server = config
+        .control
+        .as_deref()
+        .map(|path| ControlServer::start(path, call_sender))
+        .transpose()?;
+    let console = Console::open(&config.serial)?;
+    let mut supervisor = Supervisor::new(signals, console, calls, server)?;
+    let (vm, cards) = start(&config, &kvm, &kernel, &supervisor)?;
+    supervisor.adopt(vm, cards);
+    supervisor.serve()
+}
+
+/// Opens the kernel, and refuses one that would hang on this host.
+fn open_kernel(kernel: &KernelConfig, kvm: &Kvm) -> Result<Kernel, MachineError> {
+    let path = match kernel {
+        KernelConfig::Pulse(_) => return Ok(Kernel::from_bytes("pulse", guest_images::PULSE)?),
+        KernelConfig::File(path) => path,
+    };
+    let kernel = Kernel::open(path)?;
+    if kernel.is_linux() {
+        let execution = probe::measure_with(kvm)?;
+        if !execution.native {
+            return Err(MachineError::Emulated {
+                kernel: path.display().to_string(),
+                instructions_per_s: execution.instructions_per_s,
+            });
+        }
+    }
+    Ok(kernel)
+}
+
+/// Makes the VM, loads the kernel and lets it run.
+fn start(
+    config: &GuestConfig,
+    kvm: &Kvm,
+    kernel: &Kernel,
+    supervisor: &Supervisor,
+) -> Result<(RunningVm, Vec<CardInfo>), MachineError> {
+    let (backends, cards) = backends(config)?;
+    let shape = Shape {
+        layout: layout::memory_layout(config.memory)
+            .map_err(|e| migration::guest::GuestError::new("lay out guest memory", e))?,
+        vcpus: config.cpus,
+        cpuid: cpuid::supported(kvm)?,
+        tsc_khz: None,
+        slots: backends.iter().map(Backend::kind).collect(),
+        heartbeat: is_pulse(config),
+    };
+    let making = Making {
+        serial_out: Box::new(supervisor.console().output()),
+        serial_room: supervisor.serial_room()?,
+        backends,
+        events: supervisor.event_sender()?,
+    };
+    let vm = BlankVm::new(kvm, shape, making)?;
+    let machine = boot::Machine {
+        vcpus: config.cpus,
+        virtio_slots: (0u32..).zip(&vm.shape().slots).map(|(slot, _)| slot).collect(),
+        serial: true,
+        pvpanic: true,
+    };
+    let entry = boot::load(
+        vm.ram(),
+        &vm.shape().layout,
+        kernel,
+        config.initramfs.as_deref(),
+        &cmdline(config, vm.shape()),
+        &machine,
+    )?;
+    let vm = vm.boot(&entry)?.resume().map_err(|failed| failed.error)?;
+    Ok((vm, cards))
+}
+
+fn is_pulse(config: &GuestConfig) -> bool {
+    matches!(config.kernel, KernelConfig::Pulse(_))
+}
+
+/// The command line; the bare test guest is also told what it cannot find out by itself.
+fn cmdline(config: &GuestConfig, shape: &Shape) -> String {
+    let mut line = config.kernel_cmdline();
+    if is_pulse(config) {
+        line.push_str(&format!(" cpus={}", shape.vcpus));
+        if let Some(khz) = shape.tsc_khz {
+            line.push_str(&format!(" tsc_khz={khz}"));
+        }
+    }
+    line
+}
+
+/// Opens the backends of the slots: the network cards, and an entropy source for everyone but the bare
+/// guest, which drives no virtio.
+fn backends(config: &GuestConfig) -> Result<(Vec<Backend>, Vec<CardInfo>), MachineError> {
+    let mut backends = Vec::new();
+    let mut cards = Vec::new();
+    for NetConfig { tap: wanted, mac } in &config.nets {
+        let tap = tap::open(wanted)?;
+        let mac = mac.unwrap_or_else(random_mac);
+        cards.push(CardInfo {
+            tap: tap.name().to_owned(),
+            mac: Some(display_mac(mac)),
+        });
+        backends.push(Backend::Net { tap, mac });
+    }
+    if !is_pulse(config) {
+        backends.push(Backend::Rng);
+    }
+    Ok((backends, cards))
+}
+
+/// A MAC address for a card that was given none: locally administered, unicast (IEEE 802, 8.4).
+fn random_mac() -> [u8; 6] {
+    // The standard library seeds this from the kernel's random numbers; it need not be unpredictable.
+    let [a, b, c, d, e, ..] = RandomState::new().build_hasher().finish().to_le_bytes();
+    [0x02, a, b, c, d, e]
+}

@@ -1,0 +1,218 @@
+//! A VM that exists in full (memory, vCPUs, threads, wired devices) but has no state yet.
+//!
+//! It gets its state from a kernel's entry point ([`BlankVm::boot`]) or from the source of a move
+//! ([`BlankGuest::load`]); both go the same way from here on.
+
+use std::sync::Arc;
+
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use migration::guest::{BlankGuest, GuestError, GuestRam};
+use migration::state::{Kind, VmState};
+use std::io::Write;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::devices::{Backend, DeviceParts, Devices};
+use super::shape::Shape;
+use super::{Core, PausedVm, STATE_VERSION};
+use crate::boot;
+use crate::kvm::dirty::KvmDirtyLog;
+use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
+use crate::kvm::vm_state::{self, VmCommonState};
+use crate::kvm::{self, cpuid};
+use crate::memory;
+use crate::vcpu::{EventSender, Throttle, VcpuHandle};
+
+/// A VM without state.
+pub struct BlankVm {
+    core: Core,
+    parts: DeviceParts,
+}
+
+/// What a VM on this host is made with, besides its shape.
+pub struct Making {
+    /// Where the serial port writes.
+    pub serial_out: Box<dyn Write + Send>,
+    /// Signalled when the serial port has room for input again.
+    pub serial_room: EventFd,
+    /// What the devices in the slots work with; as many, and of the kinds, as the shape says.
+    pub backends: Vec<Backend>,
+    /// Where vCPUs say what happened.
+    pub events: EventSender,
+}
+
+fn kvm_error(act: &'static str) -> impl FnOnce(kvm::KvmError) -> GuestError {
+    move |error| GuestError::new(act, error)
+}
+
+impl BlankVm {
+    /// Makes the VM.
+    ///
+    /// # Errors
+    /// KVM or the host refuses a part of it.
+    pub fn new(kvm: &Kvm, mut shape: Shape, making: Making) -> Result<Self, GuestError> {
+        let (vm, mode) = kvm::create_vm(kvm).map_err(kvm_error("make a VM"))?;
+        let vm = Arc::new(vm);
+        let ram = memory::map(&shape.layout).map_err(|e| GuestError::new("make a VM", e))?;
+        memory::register(&vm, &ram, false).map_err(|e| {
+            let bytes = shape.layout.bytes();
+            GuestError::new(format!("give KVM {bytes} bytes of guest memory"), e)
+        })?;
+        let log = KvmDirtyLog::new(vm.clone(), ram.clone(), shape.layout.clone(), mode);
+        let vcpus = create_vcpus(kvm, &vm, &mut shape, &making.events)?;
+        let throttle =
+            Throttle::spawn(&vcpus).map_err(|e| GuestError::new("start the throttle thread", e))?;
+        let parts = DeviceParts::wire(
+            &vm,
+            making.serial_out,
+            making.serial_room,
+            shape.heartbeat,
+            making.backends,
+        )?;
+        let description = shape.describe()?;
+        let core = Core {
+            throttle,
+            vcpus,
+            log: Arc::new(log),
+            vm,
+            ram,
+            shape,
+            description,
+            events: making.events,
+        };
+        Ok(Self { core, parts })
+    }
+
+    /// Its shape, the TSC frequency now known.
+    pub fn shape(&self) -> &Shape {
+        &self.core.shape
+    }
+
+    /// Gives the first vCPU a kernel's entry point; the others wait for INIT and SIPI, as after power-on.
+    ///
+    /// # Errors
+    /// A device or a register is refused.
+    pub fn boot(self, entry: &boot::Entry) -> Result<PausedVm, GuestError> {
+        let Self { core, parts } = self;
+        let devices = parts.assemble(&core.ram, None)?;
+        if let Some(first) = core.vcpus.first() {
+            let mut state = first
+                .begin_save()
+                .recv()
+                .map_err(|_| GuestError::bare("read vCPU 0: its thread has ended"))??;
+            entry.apply(&mut state.regs, &mut state.sregs);
+            prepare_boot_state(&mut state);
+            first.load(state, 0)?;
+        }
+        Ok(PausedVm::new(core, devices))
+    }
+}
+
+impl PausedVm {
+    fn new(core: Core, devices: Devices) -> Self {
+        if let Some(buses) = devices.buses() {
+            for vcpu in &core.vcpus {
+                vcpu.attach(buses.clone());
+            }
+        }
+        Self { core, devices }
+    }
+}
+
+impl BlankGuest for BlankVm {
+    type Paused = PausedVm;
+
+    fn ram(&self) -> &GuestRam {
+        &self.core.ram
+    }
+
+    /// vCPUs first, then the interrupt controllers, which may pass a pending line on to a local APIC; the
+    /// clock last. Nothing runs before all is in.
+    fn load(self, state: &VmState) -> Result<PausedVm, GuestError> {
+        let read = |e| GuestError::new("read the guest's state", e);
+        let common: VmCommonState = state.get(Kind::VM, 0, STATE_VERSION).map_err(read)?;
+        common
+            .check()
+            .map_err(|e| GuestError::new("read the guest's state", e))?;
+        let Self { core, parts } = self;
+        let devices = parts.assemble(&core.ram, Some(state))?;
+        let standstill = common.standstill();
+        for (index, vcpu) in (0u32..).zip(&core.vcpus) {
+            let vcpu_state: VcpuState = state
+                .get(Kind::VCPU, index, STATE_VERSION)
+                .map_err(read)?;
+            let cycles = tsc_cycles(standstill, vcpu_state.tsc_khz);
+            vcpu.load(vcpu_state, cycles)?;
+        }
+        vm_state::restore(&core.vm, &common, standstill)
+            .map_err(kvm_error("restore the interrupt controllers and the clock"))?;
+        Ok(PausedVm::new(core, devices))
+    }
+}
+
+/// TSC cycles in a stretch of time; 0 where the frequency is not known.
+fn tsc_cycles(time: std::time::Duration, khz: Option<u32>) -> u64 {
+    let cycles = time.as_nanos() * u128::from(khz.unwrap_or(0)) / 1_000_000;
+    u64::try_from(cycles).unwrap_or(0)
+}
+
+/// Makes the vCPUs with their CPUID, and starts their threads.
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    shape: &mut Shape,
+    events: &EventSender,
+) -> Result<Vec<VcpuHandle>, GuestError> {
+    let mut fds: Vec<VcpuFd> = Vec::new();
+    for index in 0..shape.vcpus {
+        let make = |source| GuestError::new(format!("make vCPU {index}"), source);
+        let fd = vm.create_vcpu(u64::from(index)).map_err(make)?;
+        let cpuid = cpuid::for_vcpu(&shape.cpuid, index, shape.vcpus)
+            .map_err(|e| GuestError::new(format!("give vCPU {index} its CPUID"), e))?;
+        fd.set_cpuid2(&cpuid)
+            .map_err(|e| GuestError::new(format!("give vCPU {index} its CPUID"), e))?;
+        fds.push(fd);
+    }
+    let Some(first) = fds.first() else {
+        return Err(GuestError::bare("a VM needs at least one vCPU"));
+    };
+    let caps = VcpuCaps::of(kvm, vm, first).map_err(kvm_error("look at what vCPUs can do"))?;
+    let host_khz = first.get_tsc_khz().ok();
+    shape.check_tsc(host_khz, kvm.check_extension(Cap::TscControl))?;
+    shape.tsc_khz = shape.tsc_khz.or(host_khz);
+    (0u8..)
+        .zip(fds)
+        .map(|(index, fd)| {
+            let start = |source| GuestError::new(format!("start vCPU {index}'s thread"), source);
+            let events = events.try_clone().map_err(start)?;
+            VcpuHandle::spawn(fd, index, caps.clone(), events).map_err(start)
+        })
+        .collect()
+}
+
+/// IA32_MTRR_DEF_TYPE, and in it: MTRRs enabled, default type write-back (Intel SDM vol. 3, 12.11.2.1).
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+/// IA32_MISC_ENABLE, and in it: fast string operations, as firmware leaves it.
+const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+/// Where the local APIC's LINT0 and LINT1 are in its register page (Intel SDM vol. 3, 11.4.1).
+const LINTS: [(usize, u8); 2] = [
+    // LINT0: external interrupts (delivery mode 7), as the PIC is wired.
+    (0x350, 7),
+    // LINT1: NMI (delivery mode 4).
+    (0x360, 4),
+];
+
+/// What firmware would have left in the first vCPU: memory is cacheable, the PIC reaches the local APIC.
+fn prepare_boot_state(state: &mut VcpuState) {
+    for (msr, value) in [MTRR_DEF_TYPE, MISC_ENABLE] {
+        for entry in state.msrs.iter_mut().filter(|m| m.index == msr) {
+            entry.data |= value;
+        }
+    }
+    for (offset, mode) in LINTS {
+        // Bits 10..8 of the register, in its second byte; the mask bit is 16, in its third.
+        if let Some([_, second, third, _]) = state.lapic.regs.get_mut(offset..offset + 4) {
+            *second = (*second & !7u8.cast_signed()) | mode.cast_signed();
+            *third &= !1;
+        }
+    }
+}

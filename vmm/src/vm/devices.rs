@@ -1,0 +1,337 @@
+//! The devices of a VM: first as parts (file descriptors, wired to KVM, with no state), then assembled from
+//! parts and state.
+//!
+//! A fresh device and one that arrives in a move are assembled in the same way; only the state differs.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use devices::bus::{Bus, BusDevice};
+use devices::heartbeat::HeartbeatPort;
+use devices::power::{I8042, I8042_LEN, POWER_LEN, PVPANIC_LEN, Power, PvPanic};
+use devices::serial::{SERIAL_LEN, Serial, SerialParts};
+use devices::virtio::net::{NetParts, Tap, VirtioNet};
+use devices::virtio::rng::VirtioRng;
+use devices::virtio::{MmioParts, QUEUE_NOTIFY, VirtioDevice, VirtioMmio};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use migration::guest::{GuestError, GuestRam, Heartbeat};
+use migration::state::VmState;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::io_thread::{IoThread, lock};
+use super::shape::SlotKind;
+use crate::layout;
+use crate::vcpu::Buses;
+
+/// What a device in a slot does its work with, on this host.
+#[derive(Debug)]
+pub enum Backend {
+    /// A network card: its tap, and its MAC address where it is made fresh.
+    Net {
+        /// The host's end.
+        tap: Tap,
+        /// The guest's MAC address; one that arrives keeps its own.
+        mac: [u8; 6],
+    },
+    /// An entropy source: this host's.
+    Rng,
+}
+
+impl Backend {
+    /// The kind of slot it serves.
+    pub fn kind(&self) -> SlotKind {
+        match self {
+            Backend::Net { .. } => SlotKind::Net,
+            Backend::Rng => SlotKind::Rng,
+        }
+    }
+}
+
+/// A virtio slot, wired to KVM: doorbells as ioeventfds, the interrupt as an irqfd.
+struct SlotParts {
+    slot: u32,
+    backend: Backend,
+    irq: EventFd,
+    queues: Vec<EventFd>,
+}
+
+/// Everything that devices are assembled from, and that does not travel.
+pub struct DeviceParts {
+    serial_irq: EventFd,
+    serial_out: Box<dyn Write + Send>,
+    /// Signalled when the serial port has room for input again.
+    serial_room: EventFd,
+    heartbeat: bool,
+    slots: Vec<SlotParts>,
+}
+
+/// An eventfd, non-blocking.
+fn eventfd() -> Result<EventFd, GuestError> {
+    EventFd::new(EFD_NONBLOCK).map_err(|e| GuestError::new("make an eventfd", e))
+}
+
+/// A second descriptor of an eventfd.
+fn again(fd: &EventFd) -> Result<EventFd, GuestError> {
+    fd.try_clone()
+        .map_err(|e| GuestError::new("duplicate an eventfd", e))
+}
+
+impl DeviceParts {
+    /// Wires up the serial port and the given backends, slot 0 first.
+    ///
+    /// # Errors
+    /// KVM refuses an irqfd or an ioeventfd, or no file descriptor is left.
+    pub fn wire(
+        vm: &VmFd,
+        serial_out: Box<dyn Write + Send>,
+        serial_room: EventFd,
+        heartbeat: bool,
+        backends: Vec<Backend>,
+    ) -> Result<Self, GuestError> {
+        let serial_irq = irqfd(vm, layout::SERIAL_GSI)?;
+        let slots = (0..)
+            .zip(backends)
+            .map(|(slot, backend)| SlotParts::wire(vm, slot, backend))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            serial_irq,
+            serial_out,
+            serial_room,
+            heartbeat,
+            slots,
+        })
+    }
+
+    /// Assembles the devices: from `state` if there is one, else fresh. They are paused.
+    ///
+    /// # Errors
+    /// The state is refused.
+    pub fn assemble(self, ram: &GuestRam, state: Option<&VmState>) -> Result<Devices, GuestError> {
+        let serial_parts = SerialParts {
+            irq: self.serial_irq,
+            out: self.serial_out,
+            room: self.serial_room,
+        };
+        let serial = match state {
+            Some(state) => state
+                .restore(0, serial_parts)
+                .map_err(|e| GuestError::new("restore the serial port", e))?,
+            None => Serial::new(serial_parts).map_err(refuse("make the serial port"))?,
+        };
+        let heartbeat = match (self.heartbeat, state) {
+            (false, _) => None,
+            (true, Some(state)) => Some(
+                state
+                    .restore(0, ())
+                    .map_err(|e| GuestError::new("restore the heartbeat port", e))?,
+            ),
+            (true, None) => Some(HeartbeatPort::new()),
+        };
+        let virtio = self
+            .slots
+            .into_iter()
+            .map(|slot| slot.assemble(ram, state))
+            .collect::<Result<_, _>>()?;
+        let mut devices = Devices {
+            serial: Arc::new(Mutex::new(serial)),
+            heartbeat: heartbeat.map(|port| Arc::new(Mutex::new(port))),
+            virtio,
+            buses: None,
+        };
+        devices.buses = Some(devices.plug()?);
+        Ok(devices)
+    }
+}
+
+/// An error from a device that explains itself in words.
+fn refuse(act: &'static str) -> impl FnOnce(String) -> GuestError {
+    move |reason| GuestError::new(act, reason)
+}
+
+/// An eventfd that raises an interrupt line.
+fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd, GuestError> {
+    let fd = eventfd()?;
+    vm.register_irqfd(&fd, gsi)
+        .map_err(|e| GuestError::new(format!("wire interrupt line {gsi}"), e))?;
+    Ok(fd)
+}
+
+impl SlotParts {
+    fn wire(vm: &VmFd, slot: u32, backend: Backend) -> Result<Self, GuestError> {
+        let irq = irqfd(vm, layout::slot_gsi(slot))?;
+        let doorbell = IoEventAddress::Mmio(layout::slot_address(slot) + QUEUE_NOTIFY);
+        let mut queues = Vec::new();
+        for index in 0..backend.kind().queues() {
+            let fd = eventfd()?;
+            vm.register_ioevent(&fd, &doorbell, index).map_err(|e| {
+                GuestError::new(format!("wire doorbell {index} of virtio slot {slot}"), e)
+            })?;
+            queues.push(fd);
+        }
+        Ok(Self {
+            slot,
+            backend,
+            irq,
+            queues,
+        })
+    }
+
+    fn assemble(self, ram: &GuestRam, state: Option<&VmState>) -> Result<Unit, GuestError> {
+        let Self {
+            slot,
+            backend,
+            irq,
+            queues,
+        } = self;
+        let restore = |e| GuestError::new(format!("restore virtio slot {slot}"), e);
+        let net = matches!(backend, Backend::Net { .. });
+        let device: Box<dyn VirtioDevice> = match (backend, state) {
+            (Backend::Net { tap, .. }, Some(state)) => {
+                let parts = NetParts {
+                    backend: Box::new(tap),
+                };
+                Box::new(state.restore::<VirtioNet>(slot, parts).map_err(restore)?)
+            }
+            (Backend::Net { tap, mac }, None) => Box::new(
+                VirtioNet::new(mac, None, Box::new(tap)).map_err(refuse("make a network card"))?,
+            ),
+            (Backend::Rng, Some(state)) => {
+                Box::new(state.restore::<VirtioRng>(slot, ()).map_err(restore)?)
+            }
+            (Backend::Rng, None) => Box::new(VirtioRng::new()),
+        };
+        let parts = MmioParts {
+            ram: ram.clone(),
+            irq,
+            queue_events: queues.iter().map(again).collect::<Result<_, _>>()?,
+            device,
+        };
+        let mmio = match state {
+            Some(state) => state.restore(slot, parts).map_err(restore)?,
+            None => VirtioMmio::new(parts).map_err(refuse("make a virtio device"))?,
+        };
+        let mmio = Arc::new(Mutex::new(mmio));
+        let io = IoThread::spawn(slot, mmio.clone(), queues)?;
+        Ok(Unit {
+            slot,
+            net,
+            mmio,
+            _io: io,
+        })
+    }
+}
+
+/// A virtio device with its thread.
+struct Unit {
+    slot: u32,
+    net: bool,
+    mmio: Arc<Mutex<VirtioMmio>>,
+    /// Ends with the unit.
+    _io: IoThread,
+}
+
+/// The devices of a VM.
+pub struct Devices {
+    serial: Arc<Mutex<Serial>>,
+    heartbeat: Option<Arc<Mutex<HeartbeatPort>>>,
+    virtio: Vec<Unit>,
+    buses: Option<Buses>,
+}
+
+impl Devices {
+    /// Puts every device at its address (see [`crate::layout`]).
+    fn plug(&self) -> Result<Buses, GuestError> {
+        let mut pio = Bus::new();
+        let mut mmio = Bus::new();
+        let mut port = |base: u16, len: u64, device: Arc<Mutex<dyn BusDevice>>| {
+            pio.insert(u64::from(base), len, device)
+                .map_err(|e| GuestError::new(format!("put a device at port {base:#x}"), e))
+        };
+        port(layout::SERIAL_PORT, SERIAL_LEN, self.serial.clone())?;
+        let i8042 = Arc::new(Mutex::new(I8042::new()));
+        port(layout::I8042_DATA_PORT, I8042_LEN, i8042)?;
+        port(layout::POWER_PORT, POWER_LEN, Arc::new(Mutex::new(Power)))?;
+        let panic = Arc::new(Mutex::new(PvPanic));
+        port(layout::PVPANIC_PORT, PVPANIC_LEN, panic)?;
+        if let Some(heartbeat) = &self.heartbeat {
+            let len = u64::from(layout::HEARTBEAT_PORTS);
+            port(layout::HEARTBEAT_PORT, len, heartbeat.clone())?;
+        }
+        for unit in &self.virtio {
+            let base = layout::slot_address(unit.slot);
+            mmio.insert(base, layout::VIRTIO_MMIO_SIZE, unit.mmio.clone())
+                .map_err(|e| GuestError::new(format!("put a device at {base:#x}"), e))?;
+        }
+        Ok(Buses {
+            pio: Arc::new(pio),
+            mmio: Arc::new(mmio),
+        })
+    }
+
+    /// The address spaces that vCPUs' exits go to.
+    pub fn buses(&self) -> Option<Buses> {
+        self.buses.clone()
+    }
+
+    /// The serial port, for input from the console.
+    pub fn serial(&self) -> Arc<Mutex<Serial>> {
+        self.serial.clone()
+    }
+
+    /// The heartbeat port, where the guest has one.
+    pub fn heartbeat(&self) -> Option<Arc<Mutex<HeartbeatPort>>> {
+        self.heartbeat.clone()
+    }
+
+    /// Stops every device: on return none writes guest memory any more. The vCPUs are stopped.
+    pub fn pause(&self) {
+        for unit in &self.virtio {
+            lock(&unit.mmio).pause();
+        }
+    }
+
+    /// Lets devices go on; the vCPUs are still stopped.
+    pub fn resume(&self) {
+        for unit in &self.virtio {
+            lock(&unit.mmio).resume();
+        }
+    }
+
+    /// Adds every device's state. They are paused.
+    ///
+    /// # Errors
+    /// A state cannot be encoded.
+    pub fn save(&self, state: &mut VmState) -> Result<(), GuestError> {
+        let encode = |e| GuestError::new("save the devices", e);
+        state.save(0, &*lock(&self.serial)).map_err(encode)?;
+        if let Some(heartbeat) = &self.heartbeat {
+            state.save(0, &*lock(heartbeat)).map_err(encode)?;
+        }
+        for unit in &self.virtio {
+            lock(&unit.mmio)
+                .save_into(unit.slot, state)
+                .map_err(encode)?;
+        }
+        Ok(())
+    }
+
+    /// The network cards, for announcing them after a move.
+    pub fn network_cards(&self) -> Vec<Arc<Mutex<VirtioMmio>>> {
+        self.virtio
+            .iter()
+            .filter(|unit| unit.net)
+            .map(|unit| unit.mmio.clone())
+            .collect()
+    }
+}
+
+/// What a heartbeat port has seen, as the engine wants it.
+pub fn heartbeat(port: &Mutex<HeartbeatPort>) -> Heartbeat {
+    let record = lock(port).record();
+    Heartbeat {
+        count: record.count,
+        first_ns: record.first_ns,
+        last_ns: record.last_ns,
+        largest_gap_ns: record.largest_gap_ns,
+    }
+}

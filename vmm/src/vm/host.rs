@@ -1,0 +1,79 @@
+//! The destination's part in preparing a move: looks at what the source describes and makes the blank VM.
+
+use std::io::Write;
+
+use devices::virtio::net::Tap;
+use kvm_ioctls::Kvm;
+use migration::guest::{Description, GuestError, Host};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::blank::{BlankVm, Making};
+use super::devices::Backend;
+use super::shape::{Shape, SlotKind};
+use crate::vcpu::EventSender;
+
+/// What this host has for one incoming guest.
+pub struct LocalParts {
+    /// Where the serial port writes.
+    pub serial_out: Box<dyn Write + Send>,
+    /// Signalled when the serial port has room for input again.
+    pub serial_room: EventFd,
+    /// Where vCPUs say what happened.
+    pub events: EventSender,
+}
+
+/// Makes the parts anew for each attempt: a failed move takes them along.
+pub type MakeParts<'a> = dyn FnMut() -> Result<LocalParts, GuestError> + 'a;
+/// Opens the tap of the guest's nth network card, counted from 0.
+pub type OpenTap<'a> = dyn FnMut(u32) -> Result<Tap, GuestError> + 'a;
+
+/// The host of an incoming guest.
+pub struct ReceivingHost<'a> {
+    /// /dev/kvm.
+    pub kvm: &'a Kvm,
+    /// The most memory that a guest may have here, in bytes.
+    pub max_memory: u64,
+    /// See [`MakeParts`].
+    pub make_parts: &'a mut MakeParts<'a>,
+    /// See [`OpenTap`].
+    pub open_tap: &'a mut OpenTap<'a>,
+}
+
+impl Host for ReceivingHost<'_> {
+    type Blank = BlankVm;
+
+    fn prepare(&mut self, description: &Description) -> Result<BlankVm, GuestError> {
+        let bytes = description.layout.bytes();
+        if bytes > self.max_memory {
+            return Err(GuestError::bare(format!(
+                "the guest has {bytes} bytes of memory, this receiver accepts at most {}: start it with a larger --max-memory",
+                self.max_memory
+            )));
+        }
+        let shape = Shape::from_description(description, self.kvm)?;
+        let mut card = 0;
+        let mut backends = Vec::new();
+        for kind in &shape.slots {
+            backends.push(match kind {
+                SlotKind::Rng => Backend::Rng,
+                SlotKind::Net => {
+                    let tap = (self.open_tap)(card)?;
+                    card += 1;
+                    // The address arrives with the card's state.
+                    Backend::Net { tap, mac: [0; 6] }
+                }
+            });
+        }
+        let parts = (self.make_parts)()?;
+        BlankVm::new(
+            self.kvm,
+            shape,
+            Making {
+                serial_out: parts.serial_out,
+                serial_room: parts.serial_room,
+                backends,
+                events: parts.events,
+            },
+        )
+    }
+}

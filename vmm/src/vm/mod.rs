@@ -1,0 +1,281 @@
+//! A VM as a whole: running, paused, or blank (waiting for its state).
+//!
+//! Each is a type of its own, and a transition consumes the one and gives the other: only a paused VM can be
+//! saved, only a blank one loaded. What is common to all three is [`Core`].
+//!
+//! Lock order: a vCPU or I/O thread holds one device's lock at a time and takes nothing under it. Whoever
+//! owns the VM (the main thread, or the migration thread during a move) takes device locks one by one, and
+//! never while it waits for a vCPU.
+
+mod blank;
+mod devices;
+mod host;
+mod io_thread;
+mod shape;
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ::devices::heartbeat::HeartbeatPort;
+use ::devices::serial::Serial;
+use ::devices::virtio::VirtioMmio;
+use kvm_ioctls::VmFd;
+use migration::dirty::DirtyLog;
+use migration::guest::{
+    Description, Failed, GuestError, GuestRam, Heartbeat, PausedGuest, RunningGuest,
+    ThrottlePercent,
+};
+use migration::pages::MemoryLayout;
+use migration::state::{Kind, VmState};
+
+use crate::kvm::dirty::KvmDirtyLog;
+use crate::kvm::vcpu_state::VcpuState;
+use crate::kvm::vm_state;
+use crate::memory;
+use crate::vcpu::{EventSender, Throttle, VcpuHandle};
+
+pub use blank::{BlankVm, Making};
+pub use devices::Backend;
+pub use host::{LocalParts, ReceivingHost};
+pub use io_thread::lock;
+pub use shape::{Shape, SlotKind};
+
+use devices::Devices;
+
+/// Version of the vCPU and VM sections.
+const STATE_VERSION: u32 = 1;
+
+/// What a VM consists of besides its devices. The order of the fields is the order in which they go away:
+/// the throttle kicks vCPU threads, which use the VM.
+struct Core {
+    throttle: Throttle,
+    vcpus: Vec<VcpuHandle>,
+    log: Arc<KvmDirtyLog>,
+    vm: Arc<VmFd>,
+    ram: GuestRam,
+    shape: Shape,
+    description: Description,
+    events: EventSender,
+}
+
+/// What may be looked at and used without owning the VM: for status, the console, and announcements.
+#[derive(Clone)]
+pub struct View {
+    /// The serial port.
+    pub serial: Arc<Mutex<Serial>>,
+    heartbeat: Option<Arc<Mutex<HeartbeatPort>>>,
+    cards: Vec<Arc<Mutex<VirtioMmio>>>,
+    /// Where guest memory lies.
+    pub layout: MemoryLayout,
+    /// Where each of its regions lies in this process.
+    pub host_addresses: Vec<u64>,
+    /// How many vCPUs there are.
+    pub vcpus: u8,
+    /// What sits in the virtio slots.
+    pub slots: Vec<SlotKind>,
+    log: Arc<KvmDirtyLog>,
+}
+
+impl View {
+    /// What the guest's heartbeat port has seen, where there is one.
+    pub fn heartbeat(&self) -> Option<Heartbeat> {
+        self.heartbeat.as_deref().map(devices::heartbeat)
+    }
+
+    /// Which of KVM's dirty logs there is, in a word.
+    pub fn dirty_log_kind(&self) -> &'static str {
+        self.log.kind()
+    }
+
+    /// Whether the dirty log is on.
+    pub fn dirty_log_on(&self) -> bool {
+        self.log.is_on()
+    }
+
+    /// Tells the network once where the guest's cards are now.
+    pub fn announce_round(&self) {
+        for card in &self.cards {
+            lock(card).announce_round();
+        }
+    }
+
+    /// Whether there is a network card to announce.
+    pub fn has_network(&self) -> bool {
+        !self.cards.is_empty()
+    }
+}
+
+/// A VM whose vCPUs run.
+pub struct RunningVm {
+    core: Core,
+    devices: Devices,
+}
+
+/// A VM whose vCPUs and devices are stopped.
+pub struct PausedVm {
+    core: Core,
+    devices: Devices,
+}
+
+impl fmt::Debug for RunningVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RunningVm")
+    }
+}
+
+impl fmt::Debug for PausedVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PausedVm")
+    }
+}
+
+impl Core {
+    /// Stops all vCPUs: kicked together, then waited for.
+    fn stop_vcpus(&self) -> Result<(), GuestError> {
+        let pausing: Vec<_> = self.vcpus.iter().map(VcpuHandle::begin_pause).collect();
+        pausing
+            .into_iter()
+            .map(|p| p.wait())
+            .fold(Ok(()), Result::and)
+    }
+
+    /// Lets all vCPUs go on; returns when the first is about to enter the guest.
+    fn run_vcpus(&self) -> Result<(), GuestError> {
+        let entered: Vec<_> = self.vcpus.iter().map(VcpuHandle::begin_run).collect();
+        match entered.first().map(|first| first.recv()) {
+            Some(Ok(())) => Ok(()),
+            _ => Err(GuestError::bare("resume vCPU 0: its thread has ended")),
+        }
+    }
+
+    /// Every vCPU's state, read by its own thread, all at once.
+    fn save_vcpus(&self) -> Result<Vec<VcpuState>, GuestError> {
+        let saving: Vec<_> = self.vcpus.iter().map(VcpuHandle::begin_save).collect();
+        saving
+            .into_iter()
+            .map(|answer| {
+                answer
+                    .recv()
+                    .map_err(|_| GuestError::bare("save a vCPU: its thread has ended"))?
+            })
+            .collect()
+    }
+
+    fn view(&self, devices: &Devices) -> View {
+        View {
+            serial: devices.serial(),
+            heartbeat: devices.heartbeat(),
+            cards: devices.network_cards(),
+            layout: self.shape.layout.clone(),
+            host_addresses: memory::host_addresses(&self.ram),
+            vcpus: self.shape.vcpus,
+            slots: self.shape.slots.clone(),
+            log: self.log.clone(),
+        }
+    }
+}
+
+impl RunningVm {
+    /// What may be used without owning the VM.
+    pub fn view(&self) -> View {
+        self.core.view(&self.devices)
+    }
+}
+
+impl PausedVm {
+    /// What may be used without owning the VM.
+    pub fn view(&self) -> View {
+        self.core.view(&self.devices)
+    }
+}
+
+impl RunningGuest for RunningVm {
+    type Paused = PausedVm;
+
+    fn describe(&self) -> Description {
+        self.core.description.clone()
+    }
+
+    fn ram(&self) -> &GuestRam {
+        &self.core.ram
+    }
+
+    fn dirty_log(&self) -> Arc<dyn DirtyLog> {
+        self.core.log.clone()
+    }
+
+    fn throttle(&self, vcpus: &[ThrottlePercent], longest_slice: Duration) {
+        self.core.throttle.set(vcpus, longest_slice);
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        self.devices.heartbeat().as_deref().map(devices::heartbeat)
+    }
+
+    fn pause(self) -> Result<PausedVm, Failed<Self>> {
+        let stopped = self.core.stop_vcpus().and_then(|()| {
+            if self.core.events.has_ended() {
+                return Err(GuestError::bare(
+                    "the guest has ended by itself (power off, reset or crash)",
+                ));
+            }
+            Ok(())
+        });
+        if let Err(error) = stopped {
+            // Those that did stop go on; the caller still has a running guest.
+            let _ = self.core.run_vcpus();
+            return Err(Failed { guest: self, error });
+        }
+        self.devices.pause();
+        let Self { core, devices } = self;
+        Ok(PausedVm { core, devices })
+    }
+}
+
+impl PausedGuest for PausedVm {
+    type Running = RunningVm;
+
+    fn ram(&self) -> &GuestRam {
+        &self.core.ram
+    }
+
+    fn dirty_log(&self) -> Arc<dyn DirtyLog> {
+        self.core.log.clone()
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        self.devices.heartbeat().as_deref().map(devices::heartbeat)
+    }
+
+    /// Devices first, then vCPUs, then what belongs to the VM: the interrupt controllers after everything
+    /// that might still raise a line, the clock as late as possible.
+    fn save(&mut self) -> Result<VmState, GuestError> {
+        let encode = |e| GuestError::new("save the guest", e);
+        let mut state = VmState::default();
+        self.devices.save(&mut state)?;
+        for (index, vcpu) in (0u32..).zip(self.core.save_vcpus()?) {
+            state
+                .put(Kind::VCPU, index, STATE_VERSION, &vcpu)
+                .map_err(encode)?;
+        }
+        let common = vm_state::save(&self.core.vm)
+            .map_err(|e| GuestError::new("save the interrupt controllers and the clock", e))?;
+        state
+            .put(Kind::VM, 0, STATE_VERSION, &common)
+            .map_err(encode)?;
+        Ok(state)
+    }
+
+    /// In reverse of the pause: devices, then vCPUs.
+    fn resume(self) -> Result<RunningVm, Failed<Self>> {
+        self.devices.resume();
+        if let Err(error) = self.core.run_vcpus() {
+            let _ = self.core.stop_vcpus();
+            self.devices.pause();
+            return Err(Failed { guest: self, error });
+        }
+        let Self { core, devices } = self;
+        Ok(RunningVm { core, devices })
+    }
+}
