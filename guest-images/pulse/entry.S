@@ -86,9 +86,23 @@ timer_interrupt:
 	ret				/* of wait_for_interrupt */
 
 /*
- * u32 write_uniform(first_address, pages, table, stamp, seed, count): `count` writes to pages drawn by a
- * linear congruential generator, with stamps stamp+1, stamp+2, ...; returns the generator's new state.
- * Order of the three stores: table, head, tail. 11 instructions a page.
+ * One write to a page drawn by a multiplicative generator (Lehmer, modulo 2^32: esi is odd, its high bits
+ * are good). Order of the stores: table, head, tail. 8 instructions, since every one of them is emulated.
+ */
+	.macro	write_one
+	imull	$0x915f77f5, %esi, %esi
+	movl	%esi, %eax
+	mull	24(%esp)		/* edx = eax * pages / 2^32 */
+	incl	%ebx
+	movl	%ebx, (%ebp,%edx,4)
+	shll	$12, %edx
+	movl	%ebx, (%edi,%edx)
+	movl	%ebx, 4092(%edi,%edx)
+	.endm
+
+/*
+ * u32 write_uniform(first_address, pages, table, stamp, seed, count): `count` writes with stamps stamp+1,
+ * stamp+2, ...; returns the generator's new state.
  */
 	.globl	write_uniform
 write_uniform:
@@ -101,18 +115,18 @@ write_uniform:
 	movl	32(%esp), %ebx
 	movl	36(%esp), %esi
 	movl	40(%esp), %ecx
-1:	imull	$1664525, %esi, %esi
-	addl	$1013904223, %esi
-	movl	%esi, %eax
-	mull	24(%esp)		/* edx = eax * pages / 2^32 */
-	incl	%ebx
-	movl	%ebx, (%ebp,%edx,4)
-	shll	$12, %edx
-	movl	%ebx, (%edi,%edx)
-	movl	%ebx, 4092(%edi,%edx)
+1:	subl	$8, %ecx
+	jb	2f
+	.rept	8
+	write_one
+	.endr
+	jmp	1b
+2:	addl	$8, %ecx
+	jz	4f
+3:	write_one
 	decl	%ecx
-	jnz	1b
-	movl	%esi, %eax
+	jnz	3b
+4:	movl	%esi, %eax
 	popl	%edi
 	popl	%esi
 	popl	%ebx

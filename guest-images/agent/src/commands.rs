@@ -1,0 +1,63 @@
+//! Commands, one word a line, each answered by one line of JSON.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::clock;
+use crate::witness::Witness;
+
+/// Does what the line asks for.
+pub fn answer(line: &str, witness: &Witness) -> Value {
+    match line.trim() {
+        "status" => json!({
+            "ok": true,
+            "ticks": witness.ticks(),
+            "mono_ns": nanos(),
+            "uptime_s": clock::uptime().as_secs_f64(),
+            "ws_pages": witness.ws_pages(),
+            "writes": witness.writes(),
+            "passes": witness.passes(),
+            "mismatches": witness.mismatches(),
+            "echo_bytes": witness.echoed(),
+        }),
+        "uptime" => json!({
+            "ok": true,
+            "mono_ns": nanos(),
+            "uptime_s": clock::uptime().as_secs_f64(),
+        }),
+        "check" => match witness.check_all() {
+            Some(checked) => json!({
+                "ok": witness.mismatches() == 0,
+                "pages": checked.pages,
+                "mismatches": witness.mismatches(),
+                "checksum": format!("{:016x}", checked.checksum),
+            }),
+            None => failure("a worker is gone, so its pages cannot be checked"),
+        },
+        // Without -f, busybox would ask an init that is not there.
+        "poweroff" => done(Command::new("poweroff").arg("-f").spawn().map(drop)),
+        "reboot" => done(Command::new("reboot").arg("-f").spawn().map(drop)),
+        "panic" => done(fs::write("/proc/sysrq-trigger", "c")),
+        other => failure(&format!(
+            "unknown command {:?}; there are status, check, uptime, poweroff, reboot, panic",
+            other.chars().take(40).collect::<String>()
+        )),
+    }
+}
+
+fn nanos() -> u64 {
+    u64::try_from(clock::monotonic().as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn failure(why: &str) -> Value {
+    json!({ "ok": false, "error": why })
+}
+
+fn done(result: std::io::Result<()>) -> Value {
+    match result {
+        Ok(()) => json!({ "ok": true }),
+        Err(error) => failure(&error.to_string()),
+    }
+}
