@@ -26,8 +26,9 @@ use crate::wire::frame::{Frame, MAX_VCPUS};
 const CHUNK_TIME: Duration = Duration::from_millis(20);
 /// Bounds of that in pages: 1 MiB, and 64 MiB. Multiples of 64, as the log wants them.
 const CHUNK_PAGES: Range<u64> = 256..16_384;
-/// A bandwidth measured over fewer bytes is mostly that of the socket's own buffer.
-const TELLING_BYTES: u64 = 8 << 20;
+/// Over fewer bytes than the first, the time is all latency and says nothing of the bandwidth. Over fewer
+/// than the second it is partly that of the socket's own buffer, and does not replace a better measurement.
+const TELLING_BYTES: (u64, u64) = (256 << 10, 8 << 20);
 /// The longest that a vCPU sleeps in one piece while throttled, however long the blackout may be.
 const LONGEST_SLICE: Duration = Duration::from_millis(20);
 /// Progress is told so often at most.
@@ -153,7 +154,8 @@ impl<G: RunningGuest> Precopy<G> {
         self.link.round_trip = self.link.round_trip.min(idle);
         self.costs.round_trip = idle;
         let wire_bytes = self.link.channel.sent_bytes() - sent_before;
-        self.measure(wire_bytes, counts.sending + drained, trip);
+        let sending = counts.sending + drained.saturating_sub(idle);
+        self.measure(wire_bytes, sending, trip);
         Ok(Round {
             index,
             duration_ms: millis(duration),
@@ -168,10 +170,10 @@ impl<G: RunningGuest> Precopy<G> {
         })
     }
 
-    /// Remembers the bandwidth. A round of few bytes says little of it and does not replace a measurement
-    /// that stands on more.
+    /// Remembers the bandwidth that a round showed, if it says more than what is known.
     fn measure(&mut self, bytes: u64, time: Duration, trip: &Trip<'_>) {
-        if bytes >= self.measured_bytes.min(TELLING_BYTES) {
+        let (least, enough) = TELLING_BYTES;
+        if bytes >= self.measured_bytes.clamp(least, enough) {
             self.measured_bytes = bytes;
             let seconds = time.as_secs_f64().max(1e-6);
             let cap = trip.options.bandwidth.unwrap_or(u64::MAX);

@@ -1,0 +1,51 @@
+//! How fast the engine moves pages on this machine: one fake guest to another over loopback TCP.
+//!
+//! `cargo run --release -p migration --example loopback -- [MiB] [share of zero pages in percent]`
+#![allow(clippy::unwrap_used)]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::sync::Arc;
+
+use migration::cancel::CancelToken;
+use migration::guest::PausedGuest;
+use migration::report::Outcome;
+use support::run::{options, receiving, send, tcp_pair, verify};
+use support::{World, unbooted};
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default: u64| arguments.next().map_or(default, |n| n.parse().unwrap());
+    let (mib, zeros) = (number(1024), number(0));
+    let world = World::idle(&[mib]);
+    let guest = unbooted(&world);
+    for page in 0..world.layout.pages() {
+        if page % 100 >= zeros {
+            guest.0.stamp(page);
+        }
+    }
+    let (a, b) = tcp_pair();
+    let receiving = receiving(&Arc::clone(&world), b);
+    let cancel = CancelToken::new().unwrap();
+    let moved = send(guest.resume().unwrap(), a, &options(), &cancel, &mut |_| {});
+    let report = moved.report;
+    assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+    for round in &report.rounds {
+        println!(
+            "round {}: {:.1} ms, {} pages sent, {} zero, {:.2} GB/s",
+            round.index,
+            round.duration_ms,
+            round.sent_pages,
+            round.zero_pages,
+            round.wire_bytes as f64 / round.duration_ms / 1e6,
+        );
+    }
+    println!(
+        "blackout {:.2} ms (predicted {:.2}): {:?}",
+        report.blackout_ms.unwrap(),
+        report.predicted_blackout_ms.unwrap(),
+        report.blackout.unwrap()
+    );
+    verify(&world, receiving.join().unwrap().unwrap());
+}

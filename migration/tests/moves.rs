@@ -1,0 +1,273 @@
+//! Whole moves that arrive: every page is what it must be, and exactly one guest runs.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use migration::cancel::CancelToken;
+use migration::event::Event;
+use migration::guest::RunningGuest;
+use migration::options::{OnTimeout, Options, StateCosts};
+use migration::report::{BlackoutClock, Outcome, Report};
+use migration::source::After;
+use support::run::{back, options, receiving, send, tcp_pair, travel, verify};
+use support::{Faults, World, Writer, boot, unbooted};
+
+fn assert_sums(report: &Report) {
+    let parts = report.blackout.unwrap();
+    let sum = parts.stop_vcpus_ms
+        + parts.final_dirty_sync_ms
+        + parts.final_pages_ms
+        + parts.save_state_ms
+        + parts.send_state_ms
+        + parts.restore_ms
+        + parts.resume_ms;
+    assert!(
+        (sum - report.blackout_ms.unwrap()).abs() < 0.01,
+        "{parts:?}"
+    );
+    let zeros: u64 = report.rounds.iter().map(|round| round.zero_pages).sum();
+    assert_eq!(report.zero_pages, zeros);
+    for round in &report.rounds {
+        assert_eq!(round.dirty_pages, round.sent_pages + round.zero_pages);
+    }
+}
+
+#[test]
+fn an_idle_guest_arrives_whole() {
+    let world = World::idle(&[8, 4]);
+    let (moved, arrived) = travel(&world, boot(&world), &options());
+    assert!(matches!(moved.guest, After::Gone(_)), "{:?}", moved.error);
+    let report = moved.report;
+    assert_eq!(report.outcome, Outcome::Completed);
+    assert_eq!(report.memory_bytes, 12 << 20);
+    // Every third page was stamped.
+    assert_eq!(report.rounds[0].sent_pages, 1024);
+    assert_eq!(report.rounds[0].zero_pages, 2048);
+    assert_eq!(report.blackout_clock, Some(BlackoutClock::Shared));
+    assert!(report.guest_gap_ms.unwrap() > 0.0);
+    assert_sums(&report);
+    assert_eq!(world.running(), 1);
+    verify(&world, arrived.unwrap());
+}
+
+#[test]
+fn a_writing_guest_arrives_whole_over_tcp() {
+    let writer = Writer {
+        pages: 100..1500,
+        per_ms: 20,
+    };
+    let world = World::new(&[16, 4], writer, Faults::default());
+    let (a, b) = tcp_pair();
+    let receiving = receiving(&world, b);
+    let mut events = Vec::new();
+    let cancel = CancelToken::new().unwrap();
+    let moved = send(boot(&world), a, &options(), &cancel, &mut |e| {
+        events.push(e)
+    });
+    assert_eq!(
+        moved.report.outcome,
+        Outcome::Completed,
+        "{}",
+        moved.report.reason
+    );
+    assert_sums(&moved.report);
+    verify(&world, receiving.join().unwrap().unwrap());
+    assert!(matches!(events.first(), Some(Event::Connected { .. })));
+    assert!(matches!(events.last(), Some(Event::Live { .. })));
+    let finished = |e: &&Event| matches!(e, Event::RoundFinished { .. });
+    // The final copy is in the report's rounds, but is not announced as one.
+    assert_eq!(
+        events.iter().filter(finished).count() + 1,
+        moved.report.rounds.len()
+    );
+    assert!(cancel.cancel().is_err());
+}
+
+#[test]
+fn a_guest_of_zeros_is_hardly_sent_at_all() {
+    let world = World::idle(&[32]);
+    let guest = migration::guest::PausedGuest::resume(unbooted(&world)).unwrap();
+    let (moved, arrived) = travel(&world, guest, &options());
+    // Saving writes one page.
+    assert_eq!(moved.report.rounds.last().unwrap().sent_pages, 1);
+    assert!(moved.report.wire_bytes < 100_000);
+    verify(&world, arrived.unwrap());
+}
+
+#[test]
+fn there_and_back_again() {
+    let writer = Writer {
+        pages: 0..300,
+        per_ms: 5,
+    };
+    let world = World::new(&[4], writer, Faults::default());
+    let mut guest = boot(&world);
+    for _ in 0..3 {
+        let (moved, arrived) = travel(&world, guest, &options());
+        assert_eq!(
+            moved.report.outcome,
+            Outcome::Completed,
+            "{}",
+            moved.report.reason
+        );
+        guest = arrived.unwrap();
+        assert_eq!(world.running(), 1);
+    }
+    verify(&world, guest);
+}
+
+/// Writes all of its 8 MiB about every 2 ms, on a link of 32 MB/s.
+fn greedy() -> (std::sync::Arc<World>, Options) {
+    let writer = Writer {
+        pages: 0..2048,
+        per_ms: 1000,
+    };
+    let world = World::new(&[16], writer, Faults::default());
+    let options = Options {
+        bandwidth: Some(32_000_000),
+        downtime_limit: Duration::from_millis(60),
+        max_total: Duration::from_secs(120),
+        costs: StateCosts::default(),
+        ..options()
+    };
+    (world, options)
+}
+
+#[test]
+fn a_guest_that_writes_faster_than_the_link_is_throttled_until_it_fits() {
+    let (world, options) = greedy();
+    let (moved, arrived) = travel(&world, boot(&world), &options);
+    assert_eq!(
+        moved.report.outcome,
+        Outcome::Completed,
+        "{}",
+        moved.report.reason
+    );
+    let throttles = world.throttles.lock().unwrap().clone();
+    assert!(!throttles.is_empty());
+    assert!(
+        throttles
+            .iter()
+            .all(|(_, slice)| *slice <= options.downtime_limit)
+    );
+    assert!(moved.report.rounds.last().unwrap().throttle_percent[0] > 0);
+    assert!(moved.report.predicted_blackout_ms.unwrap() <= 60.0);
+    verify(&world, arrived.unwrap());
+}
+
+#[test]
+fn without_a_throttle_the_same_guest_is_given_up() {
+    let (world, options) = greedy();
+    let options = Options {
+        max_throttle: Default::default(),
+        max_rounds: 4,
+        ..options
+    };
+    let (moved, arrived) = travel(&world, boot(&world), &options);
+    assert_eq!(moved.report.outcome, Outcome::Failed);
+    assert!(
+        moved.report.reason.contains("given up"),
+        "{}",
+        moved.report.reason
+    );
+    let refused = arrived.unwrap_err().to_string();
+    assert!(refused.contains("given up"), "{refused}");
+    let guest = back(&world, moved.guest);
+    // Or switched over regardless, if that is asked for. A second attempt sends everything again.
+    let options = Options {
+        on_timeout: OnTimeout::SwitchOver,
+        ..options
+    };
+    let (moved, arrived) = travel(&world, guest, &options);
+    assert_eq!(
+        moved.report.outcome,
+        Outcome::Completed,
+        "{}",
+        moved.report.reason
+    );
+    assert_eq!(moved.report.rounds[0].dirty_pages, world.layout.pages());
+    verify(&world, arrived.unwrap());
+}
+
+#[test]
+fn the_source_keeps_a_guest_that_cannot_do_its_part() {
+    let faults = [
+        (
+            Faults {
+                start_log: true,
+                ..Faults::default()
+            },
+            "start the log",
+        ),
+        (
+            Faults {
+                take: true,
+                ..Faults::default()
+            },
+            "take the log",
+        ),
+        (
+            Faults {
+                pause: true,
+                ..Faults::default()
+            },
+            "pause",
+        ),
+        (
+            Faults {
+                save: true,
+                ..Faults::default()
+            },
+            "save",
+        ),
+    ];
+    for (faults, act) in faults {
+        let world = World::new(&[4], Writer::default(), faults);
+        let (moved, arrived) = travel(&world, boot(&world), &options());
+        assert_eq!(moved.report.outcome, Outcome::Failed);
+        assert!(moved.report.reason.contains(act), "{}", moved.report.reason);
+        let there = arrived.unwrap_err().to_string();
+        assert!(there.contains(act), "{there}");
+        verify(&world, back(&world, moved.guest));
+    }
+}
+
+#[test]
+fn a_destination_that_cannot_do_its_part_gives_the_guest_back() {
+    let faults = [
+        (
+            Faults {
+                refuse: Some("no such CPU here"),
+                ..Faults::default()
+            },
+            "no such CPU here",
+        ),
+        (
+            Faults {
+                load: true,
+                ..Faults::default()
+            },
+            "load",
+        ),
+        // After GO.
+        (
+            Faults {
+                resume_there: true,
+                ..Faults::default()
+            },
+            "resume",
+        ),
+    ];
+    for (faults, act) in faults {
+        let world = World::new(&[4], Writer::default(), faults);
+        let (moved, arrived) = travel(&world, boot(&world), &options());
+        assert_eq!(moved.report.outcome, Outcome::Failed);
+        assert!(moved.report.reason.contains(act), "{}", moved.report.reason);
+        assert!(arrived.unwrap_err().to_string().contains(act));
+        let guest = back(&world, moved.guest);
+        assert!(guest.heartbeat().is_some());
+        verify(&world, guest);
+    }
+}
