@@ -228,7 +228,7 @@ mod tests {
     use crate::virtio::queue::{QueueError, Ring, RingState};
     use crate::virtio::testing::{Driver, clean, dirty, ram};
 
-    fn walk(ram: &GuestRam, driver: &Driver<'_>) -> Result<Chain, ChainError> {
+    fn walk(ram: &GuestRam, driver: &Driver) -> Result<Chain, ChainError> {
         let mut ring = Ring::restore(RingState::reset(16), 16, false, ram).unwrap();
         *ring.settings_mut().unwrap() = driver.settings(16);
         ring.enable(false, ram).unwrap();
@@ -265,29 +265,32 @@ mod tests {
     fn indirect_tables_are_followed_and_bounded() {
         let ram = ram();
         let mut driver = Driver::new(&ram, 0x1000, 16);
-        driver.add_indirect(0x6000, &[(0x8000, 10, false), (0xa000, 20, true)], 0);
+        driver.add_indirect(0x6000, &[(0x8000, 10, false), (0xa000, 20, true)]);
         let chain = walk(&ram, &driver).unwrap();
         assert_eq!((bytes(chain.readable()), bytes(chain.writable())), (10, 20));
         let long = vec![(0x8000, 1, false); 17];
         let mut driver = Driver::new(&ram, 0x1000, 16);
-        driver.add_indirect(0x6000, &long, 0);
+        driver.add_indirect(0x6000, &long);
         assert_eq!(walk(&ram, &driver).unwrap_err(), ChainError::TooLong(16));
     }
 
     #[test]
     fn what_is_no_chain_is_refused() {
         let ram = ram();
-        let cases: [(&[(u64, u32, bool)], ChainError); 3] = [
-            (&[(0x8000, 8, true), (0x9000, 8, false)], ChainError::Order),
+        let cases = [
             (
-                &[(1 << 40, 8, true)],
+                vec![(0x8000, 8, true), (0x9000, 8, false)],
+                ChainError::Order,
+            ),
+            (
+                vec![(1 << 40, 8, true)],
                 ChainError::Address {
                     addr: 1 << 40,
                     len: 8,
                 },
             ),
             (
-                &[(0x8000, u32::MAX, true)],
+                vec![(0x8000, u32::MAX, true)],
                 ChainError::Address {
                     addr: 0x8000,
                     len: u32::MAX,
@@ -296,7 +299,7 @@ mod tests {
         ];
         for (descriptors, want) in cases {
             let mut driver = Driver::new(&ram, 0x1000, 16);
-            driver.add(descriptors);
+            driver.add(&descriptors);
             assert_eq!(walk(&ram, &driver).unwrap_err(), want);
         }
         let mut driver = Driver::new(&ram, 0x1000, 16);

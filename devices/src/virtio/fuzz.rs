@@ -1,1 +1,245 @@
+//! A guest that means harm: any registers, any rings, any descriptors, moves in between. Nothing may panic, and every
+//! call does a bounded amount of work.
 
+use proptest::prelude::*;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::device::BURST_CHAINS;
+use super::net::{NetParts, VirtioNet, features};
+use super::testing::{Machine, Network, Wire, wire};
+use super::{VirtioDevice, VirtioRng};
+use crate::bus::BusDevice;
+
+const VERSION_1: u64 = 1 << 32;
+const EVENT_IDX: u64 = 1 << 29;
+const INDIRECT: u64 = 1 << 28;
+/// Entries of every queue.
+const SIZE: u16 = 16;
+/// Queue n has its descriptors, available ring and used ring here and in the two pages after.
+const QUEUES: u64 = 0x1000;
+
+/// One thing that the guest or the world does.
+#[derive(Debug, Clone)]
+enum Step {
+    /// A write to any register.
+    Register(u16, u32),
+    /// A read of any register, of any length.
+    Read(u16, usize),
+    /// Any descriptor anywhere in the first queues' tables.
+    Descriptor {
+        queue: u64,
+        index: u16,
+        addr: u64,
+        len: u32,
+        flags: u16,
+        next: u16,
+    },
+    /// Any head in the available ring.
+    Head {
+        queue: u64,
+        slot: u16,
+        head: u16,
+    },
+    /// The available index goes on by so many.
+    Advance {
+        queue: u64,
+        by: u16,
+    },
+    /// The available index is anything.
+    Index {
+        queue: u64,
+        index: u16,
+    },
+    Notify(usize),
+    Backend,
+    Frame(usize),
+    Drain,
+    Announce,
+    Move,
+}
+
+/// Addresses of which most are interesting: in memory, at its borders, in the rings themselves, nowhere.
+fn address() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        4 => 0x10_0000u64..0x20_0000,
+        1 => QUEUES..QUEUES + 0x9000,
+        1 => Just((4 << 20) - 8),
+        1 => Just(1 << 32),
+        1 => any::<u64>(),
+    ]
+}
+
+fn length() -> impl Strategy<Value = u32> {
+    prop_oneof![4 => 0u32..5000, 1 => 0u32..70_000, 1 => any::<u32>()]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let queue = 0u64..3;
+    let registers = prop_oneof![8 => (0u16..0x40).prop_map(|n| n * 4), 1 => any::<u16>()];
+    prop_oneof![
+        1 => (registers.clone(), any::<u32>()).prop_map(|(offset, value)| Step::Register(offset, value)),
+        1 => (registers, 1usize..9).prop_map(|(offset, len)| Step::Read(offset, len)),
+        8 => (queue.clone(), 0u16..SIZE, address(), length(), 0u16..8, 0u16..SIZE + 1).prop_map(
+            |(queue, index, addr, len, flags, next)| Step::Descriptor { queue, index, addr, len, flags, next }
+        ),
+        4 => (queue.clone(), 0u16..SIZE, 0u16..SIZE + 1)
+            .prop_map(|(queue, slot, head)| Step::Head { queue, slot, head }),
+        6 => (queue.clone(), 0u16..SIZE).prop_map(|(queue, by)| Step::Advance { queue, by }),
+        1 => (queue, any::<u16>()).prop_map(|(queue, index)| Step::Index { queue, index }),
+        6 => (0usize..4).prop_map(Step::Notify),
+        3 => Just(Step::Backend),
+        3 => (0usize..66_000).prop_map(Step::Frame),
+        1 => Just(Step::Drain),
+        1 => Just(Step::Announce),
+        1 => Just(Step::Move),
+    ]
+}
+
+struct World {
+    machine: Machine,
+    wire: Wire,
+    network: Network,
+    net: bool,
+}
+
+impl World {
+    fn new(net: bool, features: u64) -> Self {
+        let (wire, network) = wire();
+        let device: Box<dyn VirtioDevice> = if net {
+            Box::new(VirtioNet::new([2, 0, 0, 0, 0, 1], None, Box::new(wire.clone())).unwrap())
+        } else {
+            Box::new(VirtioRng::new())
+        };
+        let mut machine = Machine::new(device);
+        let offered = machine.offered();
+        machine.set_up(features & offered | VERSION_1, SIZE);
+        Self {
+            machine,
+            wire,
+            network,
+            net,
+        }
+    }
+
+    /// The used indices of the device's own state: those in memory may be overwritten by the guest.
+    fn next_used(&self) -> Vec<u16> {
+        let state = migration::state::Snapshot::save(&self.machine.mmio);
+        state.queues.iter().map(|queue| queue.next_used).collect()
+    }
+
+    fn bounded(&mut self, call: impl FnOnce(&mut Machine)) {
+        let before = self.next_used();
+        call(&mut self.machine);
+        for (before, after) in before.into_iter().zip(self.next_used()) {
+            // Each frame read may fill a ring's worth of buffers, each chain is used once.
+            let used = usize::from(after.wrapping_sub(before));
+            assert!(
+                used <= BURST_CHAINS * usize::from(SIZE),
+                "{used} chains in one call"
+            );
+        }
+    }
+
+    fn put16(&self, gpa: u64, value: u16) {
+        self.machine
+            .ram
+            .write_slice(&value.to_le_bytes(), GuestAddress(gpa))
+            .unwrap();
+    }
+
+    fn take(&mut self, step: Step) {
+        let rings = |queue: u64| QUEUES + queue * 0x3000;
+        match step {
+            Step::Register(offset, value) => {
+                let _ = self.machine.mmio.write(offset.into(), &value.to_le_bytes());
+            }
+            Step::Read(offset, len) => self.machine.mmio.read(offset.into(), &mut [0; 8][..len]),
+            Step::Descriptor {
+                queue,
+                index,
+                addr,
+                len,
+                flags,
+                next,
+            } => {
+                let at = rings(queue) + u64::from(index) * 16;
+                self.machine
+                    .ram
+                    .write_slice(&addr.to_le_bytes(), GuestAddress(at))
+                    .unwrap();
+                self.machine
+                    .ram
+                    .write_slice(&len.to_le_bytes(), GuestAddress(at + 8))
+                    .unwrap();
+                self.put16(at + 12, flags);
+                self.put16(at + 14, next);
+            }
+            Step::Head { queue, slot, head } => {
+                self.put16(rings(queue) + 0x1004 + u64::from(slot) * 2, head)
+            }
+            Step::Advance { queue, by } => {
+                let next = self
+                    .next_used()
+                    .get(usize::try_from(queue).unwrap())
+                    .copied()
+                    .unwrap_or(0);
+                self.put16(rings(queue) + 0x1002, next.wrapping_add(by));
+            }
+            Step::Index { queue, index } => self.put16(rings(queue) + 0x1002, index),
+            Step::Notify(index) => self.bounded(|machine| machine.mmio.queue_event(index)),
+            Step::Backend => self.bounded(|machine| machine.mmio.backend_event()),
+            Step::Frame(len) => {
+                self.network.send(&vec![0x5a; len]);
+            }
+            Step::Drain => while self.network.receive().is_some() {},
+            Step::Announce => self.machine.mmio.announce_round(),
+            Step::Move => self.restart(),
+        }
+    }
+
+    /// Whatever the guest did, its state is one that can be restored.
+    fn restart(&mut self) {
+        let state = self.machine.save();
+        let device: Box<dyn VirtioDevice> = if self.net {
+            let backend = Box::new(self.wire.clone());
+            Box::new(state.restore::<VirtioNet>(0, NetParts { backend }).unwrap())
+        } else {
+            Box::new(state.restore::<VirtioRng>(0, ()).unwrap())
+        };
+        let (parts, irq, events) = super::testing::parts(&self.machine.ram, device);
+        self.machine.mmio = state.restore(0, parts).unwrap();
+        (self.machine.irq, self.machine.events) = (irq, events);
+        self.machine.mmio.resume();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_hostile_guest_breaks_its_own_device_only(
+        net in prop::bool::weighted(0.8),
+        mergeable in any::<bool>(),
+        event_idx in any::<bool>(),
+        steps in prop::collection::vec(step(), 1..200),
+    ) {
+        let mut features = features::offered(super::net::Offloads::ALL, false) | INDIRECT;
+        if !mergeable { features &= !features::MRG_RXBUF; }
+        if event_idx { features |= EVENT_IDX; }
+        let mut world = World::new(net, features);
+        for step in steps {
+            world.take(step);
+        }
+        // Out of order or not, a reset makes it work again.
+        world.machine.ram.write_slice(&vec![0; 0x1_0000], GuestAddress(0)).unwrap();
+        let queue = if net { 1 } else { 0 };
+        let offered = world.machine.offered();
+        let mut drivers = world.machine.set_up(features & offered | VERSION_1, SIZE);
+        let head = drivers[queue].add(&[(0x10_0000, 64, !net)]);
+        world.machine.notify(u32::try_from(queue).unwrap());
+        while world.network.receive().is_some() {
+            world.machine.mmio.backend_event();
+        }
+        prop_assert_eq!(drivers[queue].used().iter().map(|used| used.0).collect::<Vec<_>>(), [head]);
+    }
+}
