@@ -4,10 +4,13 @@ use std::fs::File;
 use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::virtio::net::announce::rarp;
 use crate::virtio::net::backend::write_frame;
+use crate::virtio::net::{NetParts, VirtioNet};
+use crate::virtio::testing::{Driver, Machine};
 
 /// Runs `test` in a thread with an empty network of its own, which is gone afterwards.
 fn in_private_network(test: impl FnOnce() + Send + 'static) {
@@ -81,5 +84,130 @@ fn a_passed_descriptor_must_be_a_tap_with_header() {
             Tap::from_fd(unattached),
             Err(TapError::Descriptor { .. })
         ));
+    });
+}
+
+/// EtherType for local experiments (IEEE 802), so that the kernel's own chatter is told apart.
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+
+/// A packet socket on an interface: what the host's bridge would see of a guest.
+struct Sniffer(OwnedFd);
+
+impl Sniffer {
+    fn on(interface: &str) -> Self {
+        let protocol = u16::from_le_bytes(ETHERTYPE);
+        let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK;
+        // SAFETY: creates a descriptor and takes no pointer.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, kind, i32::from(protocol)) };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: the descriptor was just made and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: a sockaddr_ll is plain numbers, for all of which zero is a value.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
+        address.sll_protocol = protocol;
+        let index = nix::net::if_::if_nametoindex(interface).unwrap();
+        address.sll_ifindex = i32::try_from(index).unwrap();
+        let len = u32::try_from(size_of::<libc::sockaddr_ll>()).unwrap();
+        // SAFETY: pointer and length are those of `address`, which lives through the call.
+        let done = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+        Self(fd)
+    }
+
+    /// The next frame that came out of the interface or went into it.
+    fn receive(&self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; 1 << 17];
+        let flags = nix::sys::socket::MsgFlags::empty();
+        let len = nix::sys::socket::recv(self.0.as_raw_fd(), &mut frame, flags).ok()?;
+        frame.truncate(len);
+        Some(frame)
+    }
+
+    fn send(&self, frame: &[u8]) {
+        assert_eq!(write_frame(self.0.as_raw_fd(), frame).unwrap(), frame.len());
+    }
+}
+
+/// An Ethernet frame to everybody of that many bytes.
+fn ethernet(fill: u8, len: usize) -> Vec<u8> {
+    let mut frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, fill], &ETHERTYPE].concat();
+    frame.resize(len, fill);
+    frame
+}
+
+/// Sends a frame out of the guest and one into it, both through the host's interface.
+fn exchange(machine: &mut Machine, queues: &mut [Driver], sniffer: &Sniffer, fill: u8) {
+    let (out, into) = (ethernet(fill, 1514), ethernet(fill + 1, 1000));
+    let buffer = GuestAddress(0x20_0000);
+    machine
+        .ram
+        .write_slice(&[&[0; 12], &out[..]].concat(), buffer)
+        .unwrap();
+    queues[1].add(&[(buffer.0, 12, false), (buffer.0 + 12, 1514, false)]);
+    machine.notify(1);
+    assert_eq!(queues[1].used().len(), 1);
+    assert!(sniffer.receive() == Some(out));
+
+    // Two buffers of 600 bytes: the frame and its header fill one and a part of the other.
+    queues[0].add(&[(0x10_0000, 600, true)]);
+    queues[0].add(&[(0x11_0000, 600, true)]);
+    sniffer.send(&into);
+    machine.mmio.backend_event();
+    let lens: Vec<_> = queues[0].used().iter().map(|used| used.1).collect();
+    assert_eq!(lens, [600, 412]);
+    let mut got = vec![0; 1012];
+    machine
+        .ram
+        .read_slice(&mut got[..600], GuestAddress(0x10_0000))
+        .unwrap();
+    machine
+        .ram
+        .read_slice(&mut got[600..], GuestAddress(0x11_0000))
+        .unwrap();
+    assert_eq!(got[10..12], [2, 0], "num_buffers");
+    assert!(got[12..] == into);
+    while sniffer.receive().is_some() {}
+}
+
+#[test]
+fn a_guest_talks_through_its_tap_and_through_another_after_a_move() {
+    in_private_network(|| {
+        let no_ipv6 = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+        // The kernel's own announcements would be frames to the guest. Without IPv6 there is nothing to switch off.
+        let _ = std::fs::write(no_ipv6, "1");
+        let tap = Tap::create("before").unwrap();
+        let sniffer = Sniffer::on("before");
+        let card = VirtioNet::new([2, 0, 0, 0, 0, 9], None, Box::new(tap)).unwrap();
+        let mut machine = Machine::new(Box::new(card));
+        let features = machine.offered();
+        let mut queues = machine.set_up(features, 64);
+        exchange(&mut machine, &mut queues, &sniffer, 1);
+
+        let state = machine.save();
+        let tap = Tap::create("after").unwrap();
+        let sniffer = Sniffer::on("after");
+        let card: VirtioNet = state
+            .restore(
+                0,
+                NetParts {
+                    backend: Box::new(tap),
+                },
+            )
+            .unwrap();
+        let mut machine = machine.moved(&state, Box::new(card));
+        queues
+            .iter_mut()
+            .for_each(|queue| queue.follow(&machine.ram));
+        machine.mmio.resume();
+        machine.service();
+        exchange(&mut machine, &mut queues, &sniffer, 3);
+        assert!(
+            !machine
+                .mmio
+                .counters()
+                .iter()
+                .any(|(name, count)| name.ends_with("dropped") && *count > 0)
+        );
     });
 }
