@@ -120,3 +120,16 @@ fn an_available_index_too_far_ahead_is_an_error() {
     let popped = ring.pop(&ram, &mut Chain::default());
     assert!(matches!(popped, Err(QueueError::Avail(_))), "{popped:?}");
 }
+
+#[test]
+fn an_interrupt_that_is_still_to_be_considered_moves_too() {
+    let ram = ram();
+    let (mut driver, mut ring) = ready(&ram, true);
+    driver.set_used_event(0);
+    driver.add(&[(0x8000, 64, true)]);
+    assert!(ring.pop(&ram, &mut Chain::default()).unwrap());
+    ring.push_used(&ram, [(0, 0)]).unwrap();
+    let mut moved = Ring::restore(ring.save(), 16, true, &ram).unwrap();
+    assert!(moved.interrupt_due(&ram).unwrap());
+    assert!(!moved.interrupt_due(&ram).unwrap());
+}
