@@ -11,6 +11,8 @@ use std::sync::Arc;
 use migration::cancel::CancelToken;
 use migration::guest::PausedGuest;
 use migration::report::Outcome;
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
 use support::run::{options, receiving, send, tcp_pair, verify};
 use support::{World, unbooted};
 
@@ -28,7 +30,9 @@ fn main() {
     let (a, b) = tcp_pair();
     let receiving = receiving(&Arc::clone(&world), b);
     let cancel = CancelToken::new().unwrap();
+    let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap();
     let moved = send(guest.resume().unwrap(), a, &options(), &cancel, &mut |_| {});
+    let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).unwrap() - cpu;
     let report = moved.report;
     assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
     for round in &report.rounds {
@@ -41,6 +45,11 @@ fn main() {
             round.wire_bytes as f64 / round.duration_ms / 1e6,
         );
     }
+    println!(
+        "{} ms of CPU on both sides together, in {:.0} ms",
+        cpu.num_milliseconds(),
+        report.total_ms
+    );
     println!(
         "blackout {:.2} ms (predicted {:.2}): {:?}",
         report.blackout_ms.unwrap(),

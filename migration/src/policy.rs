@@ -61,9 +61,10 @@ pub enum Decision {
     GiveUp(String),
 }
 
-/// The remainder is said to shrink if it reaches a new minimum that is lower by at least a tenth. Comparing
-/// rates instead would call a guest hopeless that rewrites the same few pages.
-const SHRINKS: (u64, u64) = (9, 10);
+/// The remainder is said to shrink if it reaches a new minimum that is lower by at least a quarter: at that
+/// pace all rounds to come take no longer than four times the last. Comparing rates instead would call a
+/// guest hopeless that rewrites the same few pages.
+const SHRINKS: (u64, u64) = (3, 4);
 /// So many rounds in a row without a new minimum, at full throttle, and nothing will help any more.
 const HOPELESS: usize = 5;
 /// A round more is worth its while if it shortens the blackout by so much, and by a tenth.
@@ -256,7 +257,7 @@ fn fitting(last: &Facts, costs: &Costs) -> ThrottlePercent {
     let share = AIM * precise(costs.bandwidth) / full_speed.max(1.0);
     // Clamped to 0..=99 first, so it converts exactly.
     #[expect(clippy::cast_possible_truncation)]
-    let percent = (100.0 * (1.0 - share)).ceil().clamp(0.0, 99.0) as u8;
+    let percent = (100.0 * (1.0 - share)).round().clamp(0.0, 99.0) as u8;
     ThrottlePercent::new(percent)
 }
 
