@@ -404,3 +404,6 @@ pub fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
     check_mac(mac)?;
     Ok(mac)
 }
+
+#[cfg(test)]
+mod tests;

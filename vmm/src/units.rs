@@ -295,3 +295,146 @@ impl fmt::Display for Span {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_exact() {
+        let table = [
+            ("0", 0),
+            ("4096", 4096),
+            ("4096B", 4096),
+            ("512M", 512 << 20),
+            ("512m", 512 << 20),
+            ("512 MiB", 512 << 20),
+            ("1Gi", 1 << 30),
+            ("1GiB", 1 << 30),
+            ("1GB", 1_000_000_000),
+            ("4G", 4 << 30),
+            ("1.5G", 3 << 29),
+            ("0.5K", 512),
+            ("1.000G", 1 << 30),
+            ("007K", 7 << 10),
+            ("16T", 16 << 40),
+            ("18446744073709551615", u64::MAX),
+            ("16777215T", 16_777_215 << 40),
+        ];
+        for (text, bytes) in table {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates_know_bits_from_bytes() {
+        let table = [
+            ("1Gbit", 125_000_000),
+            ("1gbit", 125_000_000),
+            ("1Gbit/s", 125_000_000),
+            ("800Mbit", 100_000_000),
+            ("100MB", 100_000_000),
+            ("100MB/s", 100_000_000),
+            ("100MiB", 100 << 20),
+            ("8bit", 1),
+            ("7B", 7),
+            ("2.5Gbit", 312_500_000),
+        ];
+        for (text, rate) in table {
+            assert_eq!(text.parse(), Ok(Rate(rate)), "{text}");
+        }
+        for text in [
+            "1G", "100", "1Gb", "1gb", "1b", "1Gbps", "1Gibit", "1 G bit", "1/s", "",
+        ] {
+            let error = text.parse::<Rate>().unwrap_err();
+            assert!(matches!(error, UnitError::Syntax { .. }), "{text}: {error}");
+        }
+        let error = "1bit".parse::<Rate>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "rate \"1bit\" is not a whole number of bytes a second"
+        );
+    }
+
+    #[test]
+    fn durations_are_exact() {
+        let table = [
+            ("0s", 0),
+            ("50ms", 50_000),
+            ("50 ms", 50_000),
+            ("1.5s", 1_500_000),
+            ("2s", 2_000_000),
+            ("300us", 300),
+            ("10m", 600_000_000),
+            ("1h", 3_600_000_000),
+        ];
+        for (text, micros) in table {
+            assert_eq!(
+                text.parse(),
+                Ok(Span(Duration::from_micros(micros))),
+                "{text}"
+            );
+        }
+        for text in [
+            "50", "ms", "-1s", "1e3s", "1s1s", "1d", "", "1..5s", "1.s", ".5s", "+1s",
+        ] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let overflow = [
+            "18446744073709551616",
+            "16777216T",
+            "99999999999999999999999999999999999999999999G",
+            "18446744073709551615.5K",
+        ];
+        for text in overflow {
+            let error = text.parse::<Size>().unwrap_err();
+            assert!(
+                matches!(error, UnitError::Overflow { .. }),
+                "{text}: {error}"
+            );
+        }
+        for text in ["0.3", "1.0001K", "0.00000000000000000001T"] {
+            let error = text.parse::<Size>().unwrap_err();
+            assert!(
+                matches!(error, UnitError::Fraction { .. }),
+                "{text}: {error}"
+            );
+        }
+        for text in [
+            "", "M", "-1", "+1", "1e9", "0x10", "1P", "1KiBB", "1 2", "٣", "1iB", "1,5G", "1.5.5",
+        ] {
+            let error = text.parse::<Size>().unwrap_err();
+            assert!(matches!(error, UnitError::Syntax { .. }), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_read_back() {
+        let values = [
+            0,
+            1,
+            7,
+            1000,
+            1024,
+            1536,
+            125,
+            125_000_000,
+            1 << 20,
+            (4 << 30) + 1,
+            u64::MAX,
+        ];
+        for value in values {
+            assert_eq!(Size(value).to_string().parse(), Ok(Size(value)));
+            assert_eq!(Rate(value).to_string().parse(), Ok(Rate(value)));
+            let span = Span(Duration::from_micros(value));
+            assert_eq!(span.to_string().parse(), Ok(span));
+        }
+        assert_eq!(Size(512 << 20).to_string(), "512M");
+        assert_eq!(Rate(125_000_000).to_string(), "1Gbit");
+        assert_eq!(Span(Duration::from_millis(50)).to_string(), "50ms");
+    }
+}

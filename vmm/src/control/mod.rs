@@ -38,3 +38,6 @@ pub use status::{
     DeviceStatus, DirtyLogStatus, HeartbeatStatus, LastMove, MemoryRegion, MoveProgress, State,
     Status,
 };
+
+#[cfg(test)]
+mod tests;

@@ -117,6 +117,10 @@ fn optional<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Refusal> {
 }
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    // serde would take a list of the values in their order as well; the API does not.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refusal::new(400, "the body is not a JSON object"));
+    }
     serde_json::from_slice(body)
         .map_err(|error| Refusal::new(400, format!("the body is not what is wanted here: {error}")))
 }

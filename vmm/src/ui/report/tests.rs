@@ -109,7 +109,7 @@ fn many_rounds_are_shortened_and_nothing_is_wider_than_a_terminal() {
     report.reason = "word ".repeat(60);
     report.blackout_clock = Some(BlackoutClock::Bounded);
     report.downtime_limit_ms = 10.0;
-    report.rounds[99].dirty_pages = 4_294_967_296;
+    report.rounds[99].dirty_pages = 999_999_999;
     let table = report_table(&report, "tcp:[2001:db8::1]:7000", Style::PLAIN);
     for line in table.lines() {
         assert!(

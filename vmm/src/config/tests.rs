@@ -1,0 +1,272 @@
+use super::*;
+
+fn guest() -> GuestConfig {
+    GuestConfig {
+        kernel: KernelConfig::File("vmlinuz".into()),
+        initramfs: None,
+        cmdline: None,
+        append: None,
+        memory: 512 << 20,
+        cpus: 1,
+        nets: Vec::new(),
+        serial: SerialConfig::None,
+        control: None,
+    }
+}
+
+fn net(name: &str) -> NetConfig {
+    NetConfig {
+        tap: TapConfig::Existing(name.to_owned()),
+        mac: None,
+    }
+}
+
+#[test]
+fn targets_are_read_and_shown() {
+    let table = [
+        (
+            "tcp:127.0.0.1:7000",
+            Target::Tcp("127.0.0.1".to_owned(), 7000),
+        ),
+        (
+            "tcp:host.example:1",
+            Target::Tcp("host.example".to_owned(), 1),
+        ),
+        ("tcp:[::1]:65535", Target::Tcp("::1".to_owned(), 65535)),
+        ("tcp:localhost:0", Target::Tcp("localhost".to_owned(), 0)),
+        ("unix:/run/x:y", Target::Unix("/run/x:y".into())),
+    ];
+    for (text, target) in table {
+        assert_eq!(text.parse::<Target>().as_ref(), Ok(&target), "{text}");
+        assert_eq!(target.to_string(), text);
+    }
+    let nonsense = [
+        "",
+        "tcp",
+        "tcp:",
+        "tcp::1",
+        "tcp:h:",
+        "tcp:h:x",
+        "tcp:h:65536",
+        "tcp:h:+1",
+        "tcp:h: 1",
+        "tcp:::1:80",
+        "tcp:[::1:80",
+        "tcp:[::1]",
+        "tcp:[h]:80",
+        "tcp:[]:80",
+        "tcp:[::1]x:80",
+        "tcp:a b:80",
+        "tcp:a/b:80",
+        "tcp:\u{7}:80",
+        "udp:h:80",
+        "unix:",
+        "unix:a\0b",
+        "127.0.0.1:80",
+        "tcp:x]:80\n",
+    ];
+    for text in nonsense {
+        assert!(text.parse::<Target>().is_err(), "{text:?}");
+    }
+    assert!(
+        format!("tcp:{}:1", "h".repeat(254))
+            .parse::<Target>()
+            .is_err()
+    );
+}
+
+#[test]
+fn plaintext_stays_on_this_machine_unless_told() {
+    let local = [
+        "tcp:127.0.0.1:1",
+        "tcp:127.9.9.9:1",
+        "tcp:[::1]:1",
+        "tcp:LocalHost:1",
+        "unix:/x",
+    ];
+    for text in local {
+        let target: Target = text.parse().unwrap();
+        assert_eq!(target.check_plaintext(false), Ok(()), "{text}");
+    }
+    let beyond = [
+        "tcp:0.0.0.0:1",
+        "tcp:[::]:1",
+        "tcp:10.0.0.1:1",
+        "tcp:[fe80::1]:1",
+        "tcp:localhost.evil.example:1",
+        "tcp:127.0.0.1.example:1",
+        "tcp:127.1:1",
+        "tcp:[::ffff:10.0.0.1]:1",
+    ];
+    for text in beyond {
+        let target: Target = text.parse().unwrap();
+        let error = target.check_plaintext(false).unwrap_err().to_string();
+        assert!(
+            error.contains(text) && error.contains("--insecure-plaintext"),
+            "{error}"
+        );
+        assert_eq!(target.check_plaintext(true), Ok(()), "{text}");
+    }
+}
+
+#[test]
+fn memory_has_bounds_that_the_error_tells() {
+    let with = |memory, kernel| {
+        GuestConfig {
+            memory,
+            kernel,
+            ..guest()
+        }
+        .checked()
+    };
+    let linux = || KernelConfig::File("k".into());
+    let pulse = || KernelConfig::Pulse(String::new());
+    assert!(with(MIN_LINUX_MEMORY, linux()).is_ok());
+    assert!(with(MAX_MEMORY, linux()).is_ok());
+    assert!(with(MIN_PULSE_MEMORY, pulse()).is_ok());
+    for memory in [
+        0,
+        MIN_LINUX_MEMORY - REGION_ALIGN,
+        MIN_LINUX_MEMORY + 4096,
+        MAX_MEMORY + REGION_ALIGN,
+        u64::MAX,
+    ] {
+        assert!(
+            matches!(with(memory, linux()), Err(ConfigError::Memory { .. })),
+            "{memory}"
+        );
+    }
+    let error = with(64 << 20, linux()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "64M of guest memory: take a multiple of 2M from 128M to 16T"
+    );
+}
+
+#[test]
+fn devices_do_not_share() {
+    let with = |nets| GuestConfig { nets, ..guest() }.checked();
+    assert!(with(vec![net("a"), net("b")]).is_ok());
+    assert_eq!(
+        with(vec![net("a"), net("a")]),
+        Err(ConfigError::TapTwice("a".to_owned()))
+    );
+    let create = NetConfig {
+        tap: TapConfig::Create("a".to_owned()),
+        mac: None,
+    };
+    assert_eq!(
+        with(vec![net("a"), create]),
+        Err(ConfigError::TapTwice("a".to_owned()))
+    );
+    let many = (0..9).map(|i| net(&format!("t{i}"))).collect();
+    assert_eq!(with(many), Err(ConfigError::Nets(9)));
+    for name in [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a b",
+        "tap%d",
+        "a:1",
+        "sixteen-letters-",
+        "a\0",
+    ] {
+        assert_eq!(
+            with(vec![net(name)]),
+            Err(ConfigError::TapName(name.to_owned()))
+        );
+    }
+    let mac = |mac| NetConfig {
+        mac: Some(mac),
+        ..net("a")
+    };
+    assert!(with(vec![mac([2, 0, 0, 0, 0, 1])]).is_ok());
+    for bad in [[0; 6], [1, 0, 0, 0, 0, 1], [0xff; 6]] {
+        assert_eq!(
+            with(vec![mac(bad)]),
+            Err(ConfigError::Mac(display_mac(bad)))
+        );
+    }
+}
+
+#[test]
+fn the_command_line_is_put_together_and_bounded() {
+    let line = |cmdline: Option<&str>, append: Option<&str>| {
+        let config = GuestConfig {
+            cmdline: cmdline.map(str::to_owned),
+            append: append.map(str::to_owned),
+            ..guest()
+        };
+        config.checked().map(|config| config.kernel_cmdline())
+    };
+    assert_eq!(line(None, None).as_deref(), Ok(DEFAULT_CMDLINE));
+    assert_eq!(
+        line(None, Some("quiet")),
+        Ok(format!("{DEFAULT_CMDLINE} quiet"))
+    );
+    assert_eq!(
+        line(Some("root=x"), Some("quiet")).as_deref(),
+        Ok("root=x quiet")
+    );
+    assert_eq!(line(Some(""), Some("quiet")).as_deref(), Ok("quiet"));
+    assert!(line(Some(&"x".repeat(MAX_CMDLINE - 1)), None).is_ok());
+    assert_eq!(
+        line(Some(&"x".repeat(MAX_CMDLINE)), None),
+        Err(ConfigError::Cmdline(MAX_CMDLINE))
+    );
+    assert_eq!(line(Some("a\0b"), None), Err(ConfigError::Cmdline(3)));
+}
+
+#[test]
+fn macs_are_six_pairs() {
+    assert_eq!(
+        parse_mac("52:54:00:ab:CD:ef"),
+        Ok([0x52, 0x54, 0, 0xab, 0xcd, 0xef])
+    );
+    for text in [
+        "",
+        "52:54:00:12:34",
+        "52:54:00:12:34:56:78",
+        "5:54:00:12:34:56",
+        "+2:54:00:12:34:56",
+        "52-54-00-12-34-56",
+    ] {
+        assert_eq!(
+            parse_mac(text),
+            Err(ConfigError::Mac(text.to_owned())),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_receiver_names_each_slot_once() {
+    let with = |nets| {
+        ReceiveConfig {
+            listen: Target::Unix("/x".into()),
+            nets,
+            serial: SerialConfig::None,
+            max_memory: DEFAULT_MAX_MEMORY,
+            once: false,
+            control: None,
+            insecure_plaintext: false,
+        }
+        .checked()
+    };
+    let tap = |slot, name: &str| (slot, TapConfig::Existing(name.to_owned()));
+    assert!(with(vec![tap(0, "a"), tap(7, "b")]).is_ok());
+    assert_eq!(
+        with(vec![tap(3, "a"), tap(3, "b")]),
+        Err(ConfigError::SlotTwice(3))
+    );
+    assert_eq!(with(vec![tap(8, "a")]), Err(ConfigError::Slot(8)));
+    assert_eq!(
+        with(vec![tap(u32::MAX, "a")]),
+        Err(ConfigError::Slot(u32::MAX))
+    );
+    assert_eq!(
+        with(vec![tap(0, "a"), tap(1, "a")]),
+        Err(ConfigError::TapTwice("a".to_owned()))
+    );
+}
