@@ -1,8 +1,8 @@
 /*
  * What the rooms of pulse share: addresses, the pages that the outside reads, and processor access.
  *
- * guest-images/src/pulse.rs describes the same addresses and layouts to the outside; a test holds the
- * two together.
+ * guest-images/src/pulse.rs describes the same addresses and layouts to the outside; the tests on KVM hold
+ * the two together.
  */
 #ifndef PULSE_H
 #define PULSE_H

@@ -40,8 +40,9 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             .spawn(move || worker.run(&witness))?;
     }
     server::start(&witness)?;
+    // Begins a line of its own, whatever firmware or kernel left on the console.
     println!(
-        "AGENT READY version={} cpus={} ws_mib={} rate={} nics={}",
+        "\nAGENT READY version={} cpus={} ws_mib={} rate={} nics={}",
         env!("CARGO_PKG_VERSION"),
         thread::available_parallelism().map_or(1, usize::from),
         parameters.ws_mib,
