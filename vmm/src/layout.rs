@@ -149,11 +149,6 @@ pub const SLEEP_CONTROL_PORT: u16 = POWER_PORT;
 pub const SLEEP_STATUS_PORT: u16 = POWER_PORT + 1;
 /// ACPI reset register.
 pub const RESET_PORT: u16 = POWER_PORT + 2;
-/// What is written to the reset register to reset the machine.
-pub const RESET_VALUE: u8 = 1;
-/// The sleep type that means S5, soft off, in the sleep control register.
-pub const SLEEP_TYPE_S5: u8 = 5;
-
 /// A guest memory size that the machine cannot have.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum MemorySizeError {
@@ -211,6 +206,8 @@ pub fn slot_gsi(slot: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use devices::power;
+
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -255,6 +252,20 @@ mod tests {
             assert!(slot_address(slot) + VIRTIO_MMIO_SIZE <= IOAPIC_START);
         }
         assert_eq!(slot_gsi(VIRTIO_SLOTS - 1), IOAPIC_PINS - 1);
+    }
+
+    #[test]
+    fn ports_are_where_the_device_models_have_their_registers() {
+        let offset = |port: u16| u64::from(port - POWER_PORT);
+        assert_eq!(offset(SLEEP_CONTROL_PORT), power::SLEEP_CONTROL);
+        assert_eq!(offset(SLEEP_STATUS_PORT), power::SLEEP_STATUS);
+        assert_eq!(offset(RESET_PORT), power::RESET);
+        assert_eq!(u64::from(POWER_PORTS), power::POWER_LEN);
+        assert_eq!(u64::from(SERIAL_PORTS), devices::serial::SERIAL_LEN);
+        let heartbeat = devices::heartbeat::HEARTBEAT_LEN;
+        assert_eq!(u64::from(HEARTBEAT_PORTS), heartbeat);
+        let i8042 = u64::from(I8042_COMMAND_PORT - I8042_DATA_PORT);
+        assert_eq!(i8042 + 1, power::I8042_LEN);
     }
 
     #[test]

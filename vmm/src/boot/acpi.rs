@@ -26,6 +26,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml::EISAName};
+use devices::power::{RESET_VALUE, S5_TYPE};
 
 use super::Machine;
 use crate::layout;
@@ -100,7 +101,7 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
     fadt.reset_reg = register(layout::RESET_PORT);
-    fadt.reset_value = layout::RESET_VALUE;
+    fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = register(layout::SLEEP_CONTROL_PORT);
     fadt.sleep_status_reg = register(layout::SLEEP_STATUS_PORT);
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"FERRY\0\0\0").into();
@@ -136,8 +137,7 @@ fn dsdt(machine: &Machine) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
     // Scope::raw takes the encoded children as they are.
     dsdt.append_slice(&Scope::raw(Path::new("_SB_"), devices));
-    let sleep_type = layout::SLEEP_TYPE_S5;
-    let s5 = Package::new(vec![&sleep_type]);
+    let s5 = Package::new(vec![&S5_TYPE]);
     dsdt.append_slice(&encode(&Name::new(Path::new("_S5_"), &s5)));
     dsdt.update_checksum();
     dsdt
@@ -205,4 +205,98 @@ fn virtio(slot: u32) -> Vec<u8> {
 /// An interrupt line of its own: edge triggered, active high, not shared.
 fn edge_interrupt(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{ACPI_END, ACPI_START};
+
+    fn machine(vcpus: u8, slots: u32) -> Machine {
+        Machine {
+            vcpus,
+            virtio_slots: (0..slots).collect(),
+            serial: true,
+            pvpanic: true,
+        }
+    }
+
+    fn word(bytes: &[u8], offset: usize) -> u64 {
+        u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
+    }
+
+    fn sums_to_zero(bytes: &[u8]) -> bool {
+        bytes.iter().fold(0u8, |sum, &b| sum.wrapping_add(b)) == 0
+    }
+
+    /// The table at an address, checked: it lies within the area, and its bytes add up to zero.
+    fn table(area: &[u8], address: u64) -> &[u8] {
+        let start = usize::try_from(address - ACPI_START).unwrap();
+        let length = u32::from_le_bytes(area[start + 4..start + 8].try_into().unwrap());
+        let table = &area[start..start + usize::try_from(length).unwrap()];
+        assert!(sums_to_zero(table), "{:?}", &table[..4]);
+        table
+    }
+
+    /// DSDT, FADT and MADT, found as a guest finds them.
+    fn find(area: &[u8]) -> (&[u8], &[u8], &[u8]) {
+        assert_eq!(&area[..8], b"RSD PTR ");
+        assert!(sums_to_zero(&area[..20]) && sums_to_zero(&area[..36]));
+        let xsdt = table(area, word(area, 24));
+        assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 36 + 2 * 8));
+        let fadt = table(area, word(xsdt, 36));
+        let madt = table(area, word(xsdt, 44));
+        // X_DSDT.
+        let dsdt = table(area, word(fadt, 140));
+        assert_eq!(
+            &[&dsdt[..4], &fadt[..4], &madt[..4]].concat(),
+            b"DSDTFACPAPIC"
+        );
+        (dsdt, fadt, madt)
+    }
+
+    #[test]
+    fn tables_are_found_and_add_up() {
+        for (vcpus, slots) in [(1, 0), (8, 3), (255, layout::VIRTIO_SLOTS)] {
+            let area = tables(ACPI_START, &machine(vcpus, slots));
+            assert!(area.len() as u64 <= ACPI_END - ACPI_START);
+            let (dsdt, _, madt) = find(&area);
+            // MADT: header and flags, 8 bytes a local APIC, 12 for the IOAPIC; no PCAT_COMPAT.
+            assert_eq!(madt.len(), 44 + usize::from(vcpus) * 8 + 12);
+            assert_eq!(madt[40], 0);
+            let devices = dsdt.windows(8).filter(|w| w == b"LNRO0005").count();
+            assert_eq!(devices, slots as usize);
+        }
+    }
+
+    #[test]
+    fn absent_devices_are_not_announced() {
+        let mut machine = machine(1, 0);
+        let has = |machine: &Machine, name: &[u8]| {
+            let area = tables(ACPI_START, machine);
+            area.windows(name.len()).any(|w| w == name)
+        };
+        assert!(has(&machine, b"COM1") && has(&machine, b"QEMU0001"));
+        (machine.serial, machine.pvpanic) = (false, false);
+        assert!(!has(&machine, b"COM1") && !has(&machine, b"QEMU0001"));
+    }
+
+    #[test]
+    fn the_fadt_says_how_to_power_off_and_reset() {
+        let area = tables(ACPI_START, &machine(1, 0));
+        let (dsdt, fadt, _) = find(&area);
+        // Offsets of ACPI 6.5, table 5.9: flags, reset register and value, sleep control, sleep status.
+        let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
+        assert_eq!(flags, 1 << 20 | 1 << 10 | 1 << 5 | 1 << 4);
+        let port = |offset: usize| (fadt[offset], word(fadt, offset + 4));
+        assert_eq!(port(116), (1, u64::from(layout::RESET_PORT)));
+        assert_eq!(fadt[128], RESET_VALUE);
+        assert_eq!(port(244), (1, u64::from(layout::SLEEP_CONTROL_PORT)));
+        assert_eq!(port(256), (1, u64::from(layout::SLEEP_STATUS_PORT)));
+        // Name (_S5_, Package () { 5 })
+        assert!(
+            dsdt.windows(10)
+                .any(|w| w == b"\x08_S5_\x12\x04\x01\x0a\x05")
+        );
+    }
 }

@@ -200,3 +200,70 @@ fn descriptor(segment: &kvm_segment) -> u64 {
     let flags = u64::from(segment.l) << 1 | u64::from(segment.db) << 2 | u64::from(segment.g) << 3;
     limit & 0xffff | access << 40 | (limit >> 16) << 48 | flags << 52
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{KERNEL_START, LOW_RAM_END};
+
+    fn ram() -> GuestRam {
+        GuestRam::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap()
+    }
+
+    fn word(ram: &GuestRam, gpa: u64) -> u64 {
+        let mut bytes = [0; 8];
+        ram.read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+
+    /// What a CPU makes of a virtual address (Intel SDM vol. 3, 4.5).
+    fn translate(ram: &GuestRam, root: u64, address: u64) -> Option<u64> {
+        let mut table = root;
+        for shift in [39, 30, 21] {
+            let entry = word(ram, table + (address >> shift & 0x1ff) * 8);
+            if entry & PTE_RW != PTE_RW {
+                return None;
+            }
+            if entry & PTE_LARGE != 0 {
+                return Some((entry & !0x1f_ffff) + (address & 0x1f_ffff));
+            }
+            table = entry & !0xfff;
+        }
+        None
+    }
+
+    #[test]
+    fn linux_is_entered_in_long_mode() {
+        let ram = ram();
+        let entry = Entry::linux(KERNEL_START);
+        entry.write_tables(&ram).unwrap();
+        let (mut regs, mut sregs) = (kvm_regs::default(), kvm_sregs::default());
+        sregs.apic_base = 0xfee0_0900;
+        entry.apply(&mut regs, &mut sregs);
+        assert_eq!((regs.rip, regs.rsi, regs.rflags), (0x10_0200, 0x7000, 2));
+        assert_eq!((sregs.cr0, sregs.cr4), (0x8000_0011, 0x20));
+        assert_eq!((sregs.efer, sregs.apic_base), (0x500, 0xfee0_0900));
+        assert_eq!((sregs.cs.l, sregs.cs.db), (1, 0));
+        for address in [0, 0x7008, LOW_RAM_END - 1, 0xfee0_0020, 0xffff_ffff] {
+            assert_eq!(translate(&ram, sregs.cr3, address), Some(address));
+        }
+        assert_eq!(translate(&ram, sregs.cr3, 1 << 32), None);
+        assert_eq!(word(&ram, sregs.gdt.base + 0x10), 0x00af_9b00_0000_ffff);
+        assert_eq!(word(&ram, sregs.gdt.base + 0x18), 0x00cf_9300_0000_ffff);
+    }
+
+    #[test]
+    fn pvh_is_entered_in_flat_protected_mode() {
+        let ram = ram();
+        let entry = Entry::pvh(0x20_0010);
+        entry.write_tables(&ram).unwrap();
+        let (mut regs, mut sregs) = (kvm_regs::default(), kvm_sregs::default());
+        entry.apply(&mut regs, &mut sregs);
+        assert_eq!((regs.rip, regs.rbx, regs.rflags), (0x20_0010, 0x5000, 2));
+        assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (0x11, 0, 0));
+        assert_eq!((sregs.cs.l, sregs.cs.db), (0, 1));
+        assert_eq!((sregs.tr.base, sregs.tr.limit), (0, 0x67));
+        assert_eq!(word(&ram, sregs.gdt.base + 0x10), 0x00cf_9b00_0000_ffff);
+        assert_eq!(word(&ram, PAGE_TABLES), 0);
+    }
+}

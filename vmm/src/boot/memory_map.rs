@@ -50,3 +50,26 @@ pub(super) fn entries(layout: &MemoryLayout) -> Vec<MapEntry> {
     map.sort_by_key(|entry| entry.start);
     map
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::memory_layout;
+
+    #[test]
+    fn all_memory_is_in_the_map_once() {
+        for mib in [4, 128, 3072, 3074, 8192] {
+            let layout = memory_layout(mib << 20).unwrap();
+            let map = entries(&layout);
+            for pair in map.windows(2) {
+                assert!(pair[0].start + pair[0].bytes <= pair[1].start, "{pair:x?}");
+            }
+            let ram: u64 = map.iter().filter(|e| e.kind == RAM).map(|e| e.bytes).sum();
+            assert_eq!(ram + (KERNEL_START - LOW_RESERVED_START), layout.bytes());
+            for entry in map.iter().filter(|e| e.kind == RAM) {
+                let last = entry.start + entry.bytes - 1;
+                assert!(layout.page(entry.start).is_some() && layout.page(last).is_some());
+            }
+        }
+    }
+}

@@ -29,6 +29,7 @@ mod tests;
 
 use std::path::Path;
 
+use devices::power::RESET_VALUE;
 use migration::guest::GuestRam;
 use migration::pages::MemoryLayout;
 use vm_memory::{Bytes, GuestAddress};
@@ -61,8 +62,7 @@ pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1 reboot=acpi pci=off";
 /// `mov dx, RESET_PORT; mov al, RESET_VALUE; out dx, al; hlt; jmp` back to the `hlt`.
 const RESET_CODE: [u8; 9] = {
     let [low, high] = layout::RESET_PORT.to_le_bytes();
-    let value = layout::RESET_VALUE;
-    [0xba, low, high, 0xb0, value, 0xee, 0xf4, 0xeb, 0xfd]
+    [0xba, low, high, 0xb0, RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd]
 };
 
 /// What the guest is told about the machine, besides its memory.
