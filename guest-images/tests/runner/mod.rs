@@ -1,6 +1,7 @@
 //! The smallest VMM that runs `pulse` on /dev/kvm: enough to test the guest before, and apart from, Ferry.
 
 #![allow(unsafe_code, reason = "handing guest memory to KVM is an unsafe call")]
+#![allow(dead_code, reason = "each test program uses its part of it")]
 
 use std::io::{Cursor, Write};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -44,7 +45,8 @@ impl Guest {
         let vm = kvm.create_vm().unwrap();
         vm.set_tss_address(0xfffb_d000).unwrap();
         vm.create_irq_chip().unwrap();
-        let memory = Memory::from_ranges(&[(GuestAddress(0), (mib << 20) as usize)]).unwrap();
+        let memory =
+            Memory::from_ranges(&[(GuestAddress(0), usize::try_from(mib << 20).unwrap())]).unwrap();
         for (slot, region) in (0..).zip(memory.iter()) {
             let region = kvm_userspace_memory_region {
                 slot,
