@@ -1,0 +1,340 @@
+//! The bytes of every frame: golden ones kept in the tree, round trips of random ones, and what becomes of
+//! damaged ones.
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use migration::guest::Description;
+use migration::pages::{MemoryLayout, REGION_ALIGN, Region};
+use migration::state::{Kind, Section, VmState};
+use migration::wire::codec::{self, FrameError, HEADER, Header};
+use migration::wire::frame::{Figures, Frame, Hello, Live, MAX_RUNS, Run};
+use migration::wire::preamble;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+fn encode(frame: &Frame) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    codec::encode(frame, &mut bytes).unwrap();
+    bytes
+}
+
+/// As a receiver does it: the header says how long the body is.
+fn decode(bytes: &[u8]) -> Result<Frame, FrameError> {
+    let (header, body) = bytes
+        .split_first_chunk::<HEADER>()
+        .ok_or(FrameError::Short("header"))?;
+    let header = Header::parse(*header)?;
+    let len = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
+    let len = usize::try_from(len).unwrap();
+    codec::parse(header, body.get(..len).ok_or(FrameError::Short("body"))?)
+}
+
+fn description() -> Description {
+    let regions = vec![
+        Region {
+            gpa: 0,
+            bytes: 3 << 30,
+        },
+        Region {
+            gpa: 4 << 30,
+            bytes: 1 << 30,
+        },
+    ];
+    Description {
+        layout: MemoryLayout::new(regions).unwrap(),
+        vcpus: 4,
+        sections: sections(),
+    }
+}
+
+fn sections() -> VmState {
+    let section = |kind, instance, version, bytes: &[u8]| Section {
+        kind,
+        instance,
+        version,
+        bytes: bytes.to_vec(),
+    };
+    VmState::from_sections(vec![
+        section(Kind::CPU_MODEL, 0, 1, &[1, 2, 3]),
+        section(Kind(0x0102_0304), 5, 6, &[]),
+    ])
+}
+
+/// One frame of every kind.
+fn samples() -> Vec<Frame> {
+    let runs = vec![
+        Run { first: 0, pages: 1 },
+        Run {
+            first: 0x0010_0203,
+            pages: 300,
+        },
+    ];
+    vec![
+        Frame::Hello(Box::new(Hello {
+            session: *b"0123456789abcdef",
+            boot: [0xb0; 16],
+            streams: 2,
+            page_size: 4096,
+            description: description(),
+        })),
+        Frame::Accept {
+            boot: [0xb1; 16],
+            streams: 1,
+        },
+        Frame::Refuse("no CPU like that: é".into()),
+        Frame::Join {
+            session: *b"0123456789abcdef",
+            index: 3,
+        },
+        Frame::Ping(0x0102_0304_0506_0708),
+        Frame::Pong(7),
+        Frame::Pages {
+            round: 2,
+            runs: runs.clone(),
+        },
+        Frame::Zero { round: 3, runs },
+        Frame::RoundEnd {
+            round: 3,
+            pages: 0x0001_0000_0000,
+        },
+        Frame::State(sections()),
+        Frame::Ready,
+        Frame::Go,
+        Frame::Live(Live {
+            restore_ns: 1,
+            resume_ns: 2,
+            resumed_at_ns: 3,
+        }),
+        Frame::Failed("why".into()),
+        Frame::Abort(String::new()),
+        Frame::Figures(Figures {
+            first_heartbeat_ns: 4,
+            largest_gap_ns: 5,
+        }),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for line in bytes.chunks(16) {
+        let words: Vec<_> = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(text, "{}", words.join(" ")).unwrap();
+    }
+    text
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let byte = |word| u8::from_str_radix(word, 16).unwrap();
+    text.split_whitespace().map(byte).collect()
+}
+
+fn golden(name: &str) -> String {
+    let name = format!("v1-{}.hex", name.to_lowercase());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Frames and preamble are the bytes that earlier builds of this version sent, and those are read as what
+/// they meant. To add a frame, add its file; a file that is there never changes.
+#[test]
+fn golden_bytes() {
+    assert_eq!(golden("preamble"), hex(&preamble::ours()), "preamble");
+    for frame in samples() {
+        let name = frame.name();
+        assert_eq!(golden(name), hex(&encode(&frame)), "{name}");
+        assert_eq!(decode(&unhex(&golden(name))).unwrap(), frame, "{name}");
+    }
+}
+
+#[test]
+fn every_frame_cut_at_every_byte_is_refused() {
+    for frame in samples() {
+        let bytes = encode(&frame);
+        for len in 0..bytes.len() {
+            assert!(
+                decode(&bytes[..len]).is_err(),
+                "{} cut to {len}",
+                frame.name()
+            );
+            // With a header that says so, the body itself has to notice; a shorter text is a text.
+            if len >= HEADER {
+                let mut cut = bytes[..len].to_vec();
+                let body = u32::try_from(len - HEADER).unwrap();
+                cut[4..8].copy_from_slice(&body.to_le_bytes());
+                let texts = ["REFUSE", "FAILED", "ABORT"];
+                assert_eq!(decode(&cut).is_ok(), texts.contains(&frame.name()));
+            }
+        }
+        let mut long = bytes.clone();
+        long.push(0);
+        let body = u32::try_from(long.len() - HEADER).unwrap();
+        long[4..8].copy_from_slice(&body.to_le_bytes());
+        let texts = ["REFUSE", "FAILED", "ABORT"];
+        assert_eq!(decode(&long).is_ok(), texts.contains(&frame.name()));
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_an_error_or_another_valid_frame() {
+    for frame in samples() {
+        let bytes = encode(&frame);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(other) = decode(&flipped) {
+                // Whatever was understood can be said again.
+                assert_eq!(decode(&encode(&other)).unwrap(), other);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_too_large_is_neither_sent_nor_read() {
+    let run = Run { first: 0, pages: 1 };
+    let runs = vec![run; MAX_RUNS + 1];
+    let mut bytes = Vec::new();
+    let error = codec::encode(&Frame::Zero { round: 0, runs }, &mut bytes).unwrap_err();
+    assert!(error.to_string().contains("body of 12020 bytes"), "{error}");
+    assert!(bytes.is_empty());
+    // 17 MiB behind one frame.
+    let runs = vec![Run {
+        first: 0,
+        pages: 17 * 256,
+    }];
+    assert!(decode(&encode(&Frame::Pages { round: 0, runs })).is_err());
+    // A run of no pages, and one that begins beyond any memory.
+    for run in [
+        Run { first: 1, pages: 0 },
+        Run {
+            first: u64::MAX,
+            pages: 1,
+        },
+    ] {
+        let runs = vec![run];
+        assert!(decode(&encode(&Frame::Zero { round: 0, runs })).is_err());
+    }
+    // Four thousand million sections in four bytes.
+    let mut bytes = encode(&Frame::State(VmState::default()));
+    bytes[HEADER..].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert!(decode(&bytes).is_err());
+    let long = Frame::Failed("é".repeat(4096));
+    let Frame::Failed(text) = decode(&encode(&long)).unwrap() else {
+        panic!("another frame");
+    };
+    assert_eq!(text, "é".repeat(2048));
+    let sly = Frame::Failed("a\x1b[2Jb\nc".into());
+    assert_eq!(
+        decode(&encode(&sly)).unwrap(),
+        Frame::Failed("a [2Jb c".into())
+    );
+}
+
+fn any_sections() -> impl Strategy<Value = VmState> {
+    let section = (
+        any::<u32>(),
+        any::<u32>(),
+        any::<u32>(),
+        vec(any::<u8>(), 0..100),
+    );
+    vec(section, 0..10).prop_map(|sections| {
+        let section = |(kind, instance, version, bytes)| Section {
+            kind: Kind(kind),
+            instance,
+            version,
+            bytes,
+        };
+        VmState::from_sections(sections.into_iter().map(section).collect())
+    })
+}
+
+fn any_layout() -> impl Strategy<Value = MemoryLayout> {
+    vec((0u64..1000, 1u64..1000), 1..=16).prop_map(|steps| {
+        let mut end = 0;
+        let region = |(hole, size)| {
+            let gpa = end + hole * REGION_ALIGN;
+            let bytes = size * REGION_ALIGN;
+            end = gpa + bytes;
+            Region { gpa, bytes }
+        };
+        MemoryLayout::new(steps.into_iter().map(region).collect()).unwrap()
+    })
+}
+
+fn any_runs() -> impl Strategy<Value = Vec<Run>> {
+    let run = (0u64..1 << 32, 1u32..4).prop_map(|(first, pages)| Run { first, pages });
+    vec(run, 1..=MAX_RUNS)
+}
+
+fn any_frame() -> impl Strategy<Value = Frame> {
+    let text = "[^\\p{Cc}]{0,200}";
+    let hello = (
+        any::<[u8; 16]>(),
+        any::<[u8; 16]>(),
+        1u16..,
+        1u32..=4096,
+        any_layout(),
+        any_sections(),
+    );
+    prop_oneof![
+        hello.prop_map(|(session, boot, streams, vcpus, layout, sections)| {
+            Frame::Hello(Box::new(Hello {
+                session,
+                boot,
+                streams,
+                page_size: 4096,
+                description: Description {
+                    layout,
+                    vcpus,
+                    sections,
+                },
+            }))
+        }),
+        (any::<[u8; 16]>(), 1u16..).prop_map(|(boot, streams)| Frame::Accept { boot, streams }),
+        (any::<[u8; 16]>(), 1u16..).prop_map(|(session, index)| Frame::Join { session, index }),
+        text.prop_map(Frame::Refuse),
+        text.prop_map(Frame::Failed),
+        text.prop_map(Frame::Abort),
+        any::<u64>().prop_map(Frame::Ping),
+        any::<u64>().prop_map(Frame::Pong),
+        (any::<u32>(), any_runs()).prop_map(|(round, runs)| Frame::Pages { round, runs }),
+        (any::<u32>(), any_runs()).prop_map(|(round, runs)| Frame::Zero { round, runs }),
+        (any::<u32>(), any::<u64>()).prop_map(|(round, pages)| Frame::RoundEnd { round, pages }),
+        any_sections().prop_map(Frame::State),
+        Just(Frame::Ready),
+        Just(Frame::Go),
+        any::<[u64; 3]>().prop_map(|[restore_ns, resume_ns, resumed_at_ns]| Frame::Live(Live {
+            restore_ns,
+            resume_ns,
+            resumed_at_ns
+        })),
+        any::<[u64; 2]>().prop_map(|[first_heartbeat_ns, largest_gap_ns]| Frame::Figures(
+            Figures {
+                first_heartbeat_ns,
+                largest_gap_ns
+            }
+        )),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_sent_is_what_is_read(frame in any_frame()) {
+        prop_assert_eq!(decode(&encode(&frame)).unwrap(), frame);
+    }
+
+    #[test]
+    fn random_bytes_are_read_without_a_panic(mut bytes in vec(any::<u8>(), 0..400), kind in 0u8..40, len in 0u32..400) {
+        let _ = decode(&bytes);
+        // With a header that holds, the body gets its turn.
+        if bytes.len() >= HEADER {
+            bytes[..8].copy_from_slice(&[kind, 0, 0, 0, 0, 0, 0, 0]);
+            bytes[4..8].copy_from_slice(&len.to_le_bytes());
+            let _ = decode(&bytes);
+        }
+    }
+}
