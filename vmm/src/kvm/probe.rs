@@ -47,8 +47,9 @@ pub enum ProbeError {
 const NATIVE: u64 = 20_000_000;
 /// Where the guest's code lies.
 const CODE_START: u64 = 0x1000;
-/// Long enough that entering and leaving the guest (tens of microseconds at worst) does not count.
-const LONG_ENOUGH: Duration = Duration::from_millis(2);
+/// Long enough that entering and leaving the guest does not count, even on a host that is emulated itself and
+/// busy. A processor is recognized long before; this bounds the time on an emulating KVM.
+const LONG_ENOUGH: Duration = Duration::from_millis(50);
 /// Instructions in one turn of the loop.
 const PER_TURN: u64 = 2;
 /// 32-bit code: `1: dec ecx; jnz 1b; hlt`.
@@ -64,7 +65,7 @@ where
     }
 }
 
-/// Measures for a few milliseconds.
+/// Measures for some milliseconds.
 ///
 /// # Errors
 /// KVM cannot be used, or does not run even this.
@@ -91,16 +92,18 @@ pub fn measure_with(kvm: &Kvm) -> Result<GuestExecution, ProbeError> {
     let mut vcpu = vm.create_vcpu(0).map_err(make("create a vCPU"))?;
     enter_protected_mode(&vcpu).map_err(make("set its registers"))?;
 
+    // The best of growing runs: the first carries the cost of first entries, and a busy host interrupts any.
+    let mut best = 0;
     let mut turns: u32 = 16 << 10;
     loop {
         let elapsed = count_down(&mut vcpu, turns)?;
-        if elapsed >= LONG_ENOUGH || turns >= 1 << 28 {
-            let instructions = u128::from(turns) * u128::from(PER_TURN) * 1_000_000_000;
-            let rate = instructions / elapsed.as_nanos().max(1);
-            let instructions_per_s = u64::try_from(rate).unwrap_or(u64::MAX);
+        let instructions = u128::from(turns) * u128::from(PER_TURN) * 1_000_000_000;
+        let rate = instructions / elapsed.as_nanos().max(1);
+        best = best.max(u64::try_from(rate).unwrap_or(u64::MAX));
+        if best >= NATIVE || elapsed >= LONG_ENOUGH {
             return Ok(GuestExecution {
-                native: instructions_per_s >= NATIVE,
-                instructions_per_s,
+                native: best >= NATIVE,
+                instructions_per_s: best,
             });
         }
         turns *= 8;
