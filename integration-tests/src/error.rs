@@ -51,9 +51,9 @@ pub enum Error {
         console: String,
     },
     /// A process did not do in time what was waited for.
-    #[error("waited {limit:?} for {what}; {end}. Its last words:\n{tail}")]
+    #[error("waited for {what} (at most {limit:?}); {end}. Its last words:\n{tail}")]
     Waited {
-        /// How long.
+        /// How long at most.
         limit: Duration,
         /// For what.
         what: String,

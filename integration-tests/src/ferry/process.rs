@@ -237,6 +237,8 @@ impl Ferry {
     }
 
     fn waited(&mut self, what: &str, limit: Duration) -> Error {
+        // A process that closed its console is about to end.
+        std::thread::sleep(Duration::from_millis(100));
         let end = match self.ended() {
             None => format!("{} still runs", self.name),
             Some(status) => format!("{} ended: {status}", self.name),

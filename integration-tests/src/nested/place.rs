@@ -75,7 +75,7 @@ fn ask_ferry(ferry: PathBuf) -> Option<String> {
         .output()
         .ok()?;
     let check: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    let execution = check.get("guest_execution")?.as_str()?;
+    let execution = check.pointer("/facts/guest_execution/kind")?.as_str()?;
     ["native", "emulated"]
         .contains(&execution)
         .then(|| execution.to_owned())
