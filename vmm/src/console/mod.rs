@@ -174,3 +174,6 @@ impl Drop for Console {
         drop(self.terminal.take());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,10 +59,11 @@ struct Found {
 
 impl Port {
     fn run(mut self, stop: &UnixStream) {
-        while let Ok(found) = self.wait(stop) {
-            if found.stop {
+        loop {
+            self.refill();
+            let Ok(found @ Found { stop: false, .. }) = self.wait(stop) else {
                 break;
-            }
+            };
             if found.knock {
                 self.accept();
             }
@@ -153,14 +154,19 @@ impl Port {
         }
     }
 
-    /// As much as the client takes now. Without a client the ring keeps everything.
+    /// Takes from the ring what the client is to get next. Without a client the ring keeps everything. It leaves the
+    /// ring empty or something pending: either the bell or the client wakes us.
+    fn refill(&mut self) {
+        if self.client.is_some() && self.pending.is_empty() {
+            self.pending = self.ring.take();
+        }
+    }
+
+    /// As much as the client takes now.
     fn write(&mut self) {
         let Some(mut client) = self.client.as_ref() else {
             return;
         };
-        if self.pending.is_empty() {
-            self.pending = self.ring.take();
-        }
         if self.pending.is_empty() {
             return;
         }
@@ -176,6 +182,7 @@ impl Port {
     fn last_words(&mut self) {
         let until = Instant::now() + LAST_WORDS;
         loop {
+            self.refill();
             self.write();
             let (Some(client), false) = (&self.client, self.pending.is_empty()) else {
                 return;
