@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::After;
 use super::error::MoveError;
 use super::precopy::Precopy;
 use super::trip::{Failed, Trip, give_back, instead_of};
@@ -29,17 +30,17 @@ pub(super) struct Link {
 }
 
 impl<G: RunningGuest> Connecting<G> {
-    pub fn run(self, trip: &mut Trip<'_>) -> Result<Precopy<G>, Failed<G>> {
+    pub fn run(self, trip: &mut Trip<'_>) -> Result<Precopy<G>, Box<Failed<G>>> {
         let description = self.guest.describe();
         trip.report.memory_bytes = description.layout.bytes();
         let channel = match open(trip) {
             Ok(channel) => channel,
             // Nothing was started, so nothing needs stopping.
             Err(error) => {
-                return Err(Failed {
-                    guest: super::After::Running(self.guest),
+                return Err(Box::new(Failed {
+                    guest: After::Running(self.guest),
                     error,
-                });
+                }));
             }
         };
         let mut link = Link {

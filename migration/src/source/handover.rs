@@ -34,7 +34,7 @@ pub(super) struct Delivered<G: RunningGuest> {
 }
 
 impl<G: RunningGuest> Handover<G> {
-    pub fn run(mut self, trip: &mut Trip<'_>) -> Result<Delivered<G>, Failed<G>> {
+    pub fn run(mut self, trip: &mut Trip<'_>) -> Result<Delivered<G>, Box<Failed<G>>> {
         let sent = match self.commit(trip) {
             Ok(sent) => sent,
             Err(error) => return Err(resume(self.paused, Some(self.link.channel), error)),
@@ -72,11 +72,11 @@ impl<G: RunningGuest> Handover<G> {
         }
     }
 
-    fn unknown(self, error: MoveError) -> Failed<G> {
-        Failed {
+    fn unknown(self, error: MoveError) -> Box<Failed<G>> {
+        Box::new(Failed {
             guest: After::Unknown(self.paused),
             error: MoveError::Unknown(Box::new(error)),
-        }
+        })
     }
 
     fn delivered(mut self, live: &Live, trip: &mut Trip<'_>) -> Delivered<G> {

@@ -74,7 +74,7 @@ pub fn migrate<G: RunningGuest>(
 }
 
 /// The order of a move.
-fn phases<G: RunningGuest>(guest: G, trip: &mut Trip<'_>) -> Result<Delivered<G>, Failed<G>> {
+fn phases<G: RunningGuest>(guest: G, trip: &mut Trip<'_>) -> Result<Delivered<G>, Box<Failed<G>>> {
     let precopy = Connecting { guest }.run(trip)?;
     let stop_and_copy = precopy.run(trip)?;
     let handover = stop_and_copy.run(trip)?;

@@ -68,7 +68,7 @@ impl<G: RunningGuest> Precopy<G> {
         }
     }
 
-    pub fn run(mut self, trip: &mut Trip<'_>) -> Result<StopAndCopy<G>, Failed<G>> {
+    pub fn run(mut self, trip: &mut Trip<'_>) -> Result<StopAndCopy<G>, Box<Failed<G>>> {
         match self.rounds(trip) {
             Ok(reason) => Ok(StopAndCopy {
                 predicted: predict::blackout(self.todo.len(), &self.costs),
@@ -307,6 +307,6 @@ mod tests {
         assert_eq!(chunk_pages(0), 256);
         assert_eq!(chunk_pages(125_000_000), 576);
         assert_eq!(chunk_pages(u64::MAX), 16_384);
-        assert!((0..100).all(|gb| chunk_pages(gb * 1_000_000_000) % 64 == 0));
+        assert!((0..100).all(|gb| chunk_pages(gb * 1_000_000_000).is_multiple_of(64)));
     }
 }

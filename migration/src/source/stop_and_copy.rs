@@ -44,7 +44,7 @@ pub(super) struct Spent {
 }
 
 impl<G: RunningGuest> StopAndCopy<G> {
-    pub fn run(self, trip: &mut Trip<'_>) -> Result<Handover<G>, Failed<G>> {
+    pub fn run(self, trip: &mut Trip<'_>) -> Result<Handover<G>, Box<Failed<G>>> {
         trip.tell(Event::SwitchingOver {
             reason: self.reason.clone(),
             predicted_blackout_ms: millis(self.predicted),

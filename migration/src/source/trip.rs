@@ -108,15 +108,15 @@ pub(super) fn give_back<G: RunningGuest>(
     guest: G,
     channel: Option<Channel>,
     error: MoveError,
-) -> Failed<G> {
+) -> Box<Failed<G>> {
     guest.throttle(&[], Duration::ZERO);
     if let Err(error) = guest.dirty_log().stop() {
         tracing::warn!("the dirty log stays on: {}", super::chain(&error));
     }
-    Failed {
+    Box::new(Failed {
         guest: After::Running(guest),
         error: part(channel, error),
-    }
+    })
 }
 
 /// Resumes a paused guest and gives it back.
@@ -124,14 +124,14 @@ pub(super) fn resume<G: RunningGuest>(
     paused: G::Paused,
     channel: Option<Channel>,
     error: MoveError,
-) -> Failed<G> {
+) -> Box<Failed<G>> {
     // The guest first: it stands still.
     match paused.resume() {
         Ok(guest) => give_back(guest, channel, error),
-        Err(stuck) => Failed {
+        Err(stuck) => Box::new(Failed {
             guest: After::Stuck(stuck.guest, stuck.error),
             error: part(channel, error),
-        },
+        }),
     }
 }
 

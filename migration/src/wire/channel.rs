@@ -445,11 +445,6 @@ impl Channel {
         }
     }
 
-    /// Whether anything of a frame could not be sent in full.
-    pub fn is_torn(&self) -> bool {
-        self.torn
-    }
-
     fn closed(&self) -> ChannelError {
         ChannelError::Closed {
             peer: self.peer.clone(),

@@ -5,6 +5,7 @@ pub mod codec;
 pub mod connect;
 pub mod frame;
 pub mod iov;
+mod parse;
 pub mod preamble;
 pub mod transport;
 

@@ -211,7 +211,10 @@ impl DirtyLog for FakeLog {
     }
 
     fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
-        assert!(range.start % 64 == 0 && (range.end % 64 == 0 || range.end == self.pages));
+        assert!(
+            range.start.is_multiple_of(64)
+                && (range.end.is_multiple_of(64) || range.end == self.pages)
+        );
         let first = usize::try_from(range.start / 64).unwrap();
         for (index, word) in set.words(range).iter().enumerate() {
             self.words[first + index].fetch_and(!word, SeqCst);

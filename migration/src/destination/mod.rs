@@ -1,0 +1,186 @@
+//! The receiving side of a move: a guest is made, filled, and run once the source says GO. Until then the
+//! source owns it, and whatever goes wrong here costs nothing but the attempt.
+
+mod filling;
+mod receiver;
+
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use self::receiver::Receiver;
+use crate::cancel::{CancelToken, Cancelled};
+use crate::event::Arrival;
+use crate::guest::{BlankGuest, GuestError, Heartbeat, Host, PausedGuest};
+use crate::source::chain;
+use crate::wire::Transport;
+use crate::wire::channel::{Channel, ChannelError};
+use crate::wire::frame::{Figures, Frame};
+
+/// The running guest that a [`Host`] ends up with.
+pub type Arrived<H> = <Paused<H> as PausedGuest>::Running;
+type Paused<H> = <<H as Host>::Blank as BlankGuest>::Paused;
+
+/// How long the source may take to hear why this side does not go on.
+const LINGER: Duration = Duration::from_secs(1);
+/// How often the guest's heartbeats are looked at after LIVE. They bear their own times.
+const GLANCE: Duration = Duration::from_millis(5);
+
+/// What a receiver allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiveOptions {
+    /// A peer from which nothing comes, or that takes nothing, for so long is dead.
+    pub peer_timeout: Duration,
+    /// How long the first heartbeat is waited for after LIVE, at most.
+    pub heartbeat_timeout: Duration,
+}
+
+impl Default for ReceiveOptions {
+    fn default() -> Self {
+        Self {
+            peer_timeout: Duration::from_secs(5),
+            heartbeat_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why there is no guest.
+#[derive(Debug, Error)]
+pub enum ReceiveError {
+    /// Somebody cancelled it here.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    /// The connection failed. The guest is still the source's.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// The source ended the move.
+    #[error("{peer} ended the move: {reason}")]
+    Aborted {
+        /// The source.
+        peer: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The source said something that does not belong there.
+    #[error("{peer} sent {frame} while the receiver was waiting for {expected}")]
+    Unexpected {
+        /// The source.
+        peer: String,
+        /// What it said.
+        frame: &'static str,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// Pages that do not exist, or of another round.
+    #[error("{peer} broke the protocol: {what}")]
+    Pages {
+        /// The source.
+        peer: String,
+        /// What is wrong, with the values.
+        what: String,
+    },
+    /// This host does not take the guest, or could not make it run.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+}
+
+/// A guest that has arrived, and runs.
+#[derive(Debug)]
+pub struct Received<G> {
+    /// The guest. It is this side's from now on, whatever becomes of the connection.
+    pub guest: G,
+    /// What is left to be said.
+    pub finish: Finish,
+}
+
+/// What a receiver still owes the source after LIVE: figures for its report. Dropping it is fine too.
+#[derive(Debug)]
+pub struct Finish {
+    channel: Channel,
+    timeout: Duration,
+}
+
+impl Finish {
+    /// Waits for the guest's first heartbeat, for as long as the options say, and tells the source of it;
+    /// without delay for a guest that reports none (`None`). Best run on a thread of its own.
+    pub fn run(mut self, mut heartbeat: impl FnMut() -> Option<Heartbeat>) {
+        let deadline = Instant::now() + self.timeout;
+        let seen = loop {
+            match heartbeat() {
+                None => break Heartbeat::default(),
+                Some(seen) if seen.count > 0 || Instant::now() >= deadline => break seen,
+                Some(_) => std::thread::sleep(GLANCE),
+            }
+        };
+        let figures = Figures {
+            first_heartbeat_ns: seen.first_ns,
+            largest_gap_ns: seen.largest_gap_ns,
+        };
+        self.channel.farewell(&Frame::Figures(figures), LINGER);
+    }
+}
+
+/// Receives one guest over a connection just made; `peer` is what people call the other end. Returns as soon
+/// as the guest runs.
+///
+/// # Errors
+/// There is no guest here, and none is left half-made. The source was told why where it could be.
+pub fn receive<H: Host>(
+    host: &mut H,
+    transport: Box<dyn Transport>,
+    peer: &str,
+    options: &ReceiveOptions,
+    cancel: &CancelToken,
+    events: &mut dyn FnMut(Arrival),
+) -> Result<Received<Arrived<H>>, ReceiveError> {
+    let mut channel = Channel::new(transport, peer, options.peer_timeout, cancel)?;
+    let mut accepted = false;
+    match converse(host, &mut channel, &mut accepted, events) {
+        Ok(guest) => Ok(Received {
+            guest,
+            finish: Finish {
+                channel,
+                timeout: options.heartbeat_timeout,
+            },
+        }),
+        Err(error) => {
+            explain(&mut channel, accepted, &error);
+            Err(error)
+        }
+    }
+}
+
+/// Tells the source why this side does not go on, if somebody is there to hear it. By now nothing is left of
+/// the guest here, so the source may take that as leave to resume.
+fn explain(channel: &mut Channel, accepted: bool, error: &ReceiveError) {
+    use ChannelError::{Closed, Io};
+    if let ReceiveError::Aborted { .. } | ReceiveError::Channel(Closed { .. } | Io { .. }) = error {
+        return;
+    }
+    let reason = chain(error);
+    let frame = if accepted {
+        Frame::Failed(reason)
+    } else {
+        Frame::Refuse(reason)
+    };
+    channel.farewell(&frame, LINGER);
+}
+
+/// The whole exchange, up to LIVE.
+fn converse<H: Host>(
+    host: &mut H,
+    channel: &mut Channel,
+    accepted: &mut bool,
+    events: &mut dyn FnMut(Arrival),
+) -> Result<Arrived<H>, ReceiveError> {
+    channel.greet()?;
+    let mut receiver = Receiver::Waiting;
+    loop {
+        let frame = channel.receive()?;
+        receiver = receiver.take(frame, host, channel, events)?;
+        *accepted = true;
+        if let Receiver::Live(guest) = receiver {
+            return Ok(guest);
+        }
+    }
+}

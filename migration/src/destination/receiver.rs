@@ -1,0 +1,157 @@
+//! From HELLO to LIVE: what the receiver is waiting for, and what each frame makes of it.
+
+use std::time::{Duration, Instant};
+
+use super::filling::Filling;
+use super::{Arrived, Paused, ReceiveError};
+use crate::clock::{boot_id, boottime_ns};
+use crate::event::Arrival;
+use crate::guest::{BlankGuest, Host, PausedGuest};
+use crate::ram::RamView;
+use crate::source::chain;
+use crate::state::VmState;
+use crate::wire::channel::Channel;
+use crate::wire::frame::{Frame, Hello, Live};
+
+/// What has become of the guest so far. The arms of [`take`](Receiver::take) name the frames that each state
+/// accepts; everything else ends the move.
+pub(super) enum Receiver<H: Host> {
+    /// Nobody knows what is to come.
+    Waiting,
+    /// Memory is filled, round by round.
+    Filling(Filling<H::Blank>),
+    /// All is there and the source knows it.
+    Ready { paused: Paused<H>, restore_ns: u64 },
+    /// The guest runs here.
+    Live(Arrived<H>),
+}
+
+impl<H: Host> Receiver<H> {
+    pub fn take(
+        self,
+        frame: Frame,
+        host: &mut H,
+        channel: &mut Channel,
+        events: &mut dyn FnMut(Arrival),
+    ) -> Result<Self, ReceiveError> {
+        match (self, frame) {
+            (Self::Waiting, Frame::Hello(hello)) => {
+                let filling = prepare(host, *hello, channel, events)?;
+                Ok(Self::Filling(filling))
+            }
+            (Self::Filling(mut filling), Frame::Pages { round, runs }) => {
+                filling.pages(round, &runs, channel)?;
+                Ok(Self::Filling(filling))
+            }
+            (Self::Filling(mut filling), Frame::Zero { round, runs }) => {
+                filling.zero(round, &runs, channel)?;
+                Ok(Self::Filling(filling))
+            }
+            (Self::Filling(mut filling), Frame::RoundEnd { round, pages }) => {
+                events(filling.round_end(round, pages, channel)?);
+                Ok(Self::Filling(filling))
+            }
+            (Self::Filling(filling), Frame::State(state)) => {
+                let (paused, restore_ns) = load::<H>(filling.blank, &state)?;
+                channel.send(&Frame::Ready)?;
+                events(Arrival::Ready);
+                Ok(Self::Ready { paused, restore_ns })
+            }
+            (Self::Ready { paused, restore_ns }, Frame::Go) => {
+                Ok(Self::Live(go::<H>(paused, restore_ns, channel, events)?))
+            }
+            (receiver @ Self::Filling(_), Frame::Ping(number)) => {
+                channel.send(&Frame::Pong(number))?;
+                Ok(receiver)
+            }
+            (_, Frame::Abort(reason)) => Err(ReceiveError::Aborted {
+                peer: channel.peer().to_owned(),
+                reason,
+            }),
+            (receiver, frame) => Err(ReceiveError::Unexpected {
+                peer: channel.peer().to_owned(),
+                frame: frame.name(),
+                expected: receiver.expects(),
+            }),
+        }
+    }
+
+    fn expects(&self) -> &'static str {
+        match self {
+            Self::Waiting => "HELLO",
+            Self::Filling(_) => "pages or STATE",
+            Self::Ready { .. } => "GO",
+            Self::Live(_) => "nothing",
+        }
+    }
+}
+
+/// Makes the guest and says so.
+fn prepare<H: Host>(
+    host: &mut H,
+    hello: Hello,
+    channel: &mut Channel,
+    events: &mut dyn FnMut(Arrival),
+) -> Result<Filling<H::Blank>, ReceiveError> {
+    let description = hello.description;
+    let blank = host.prepare(&description)?;
+    // Looked at once here, so that a guest made with other memory is refused and not failed.
+    RamView::new(blank.ram(), &description.layout)?;
+    channel.send(&Frame::Accept {
+        boot: boot_id().unwrap_or_default(),
+        streams: 1,
+    })?;
+    events(Arrival::Accepted {
+        peer: channel.peer().to_owned(),
+        memory_bytes: description.layout.bytes(),
+        vcpus: description.vcpus,
+    });
+    Ok(Filling::new(blank, description.layout))
+}
+
+/// Makes the filled guest one that can run.
+fn load<H: Host>(blank: H::Blank, state: &VmState) -> Result<(Paused<H>, u64), ReceiveError> {
+    let began = Instant::now();
+    let paused = blank.load(state)?;
+    Ok((paused, nanos(began.elapsed())))
+}
+
+/// Runs the guest and says so. Whether that can be heard does not matter any more: it runs here.
+fn go<H: Host>(
+    paused: Paused<H>,
+    restore_ns: u64,
+    channel: &mut Channel,
+    events: &mut dyn FnMut(Arrival),
+) -> Result<Arrived<H>, ReceiveError> {
+    let began = Instant::now();
+    channel.cancel_token().commit()?;
+    let guest = match paused.resume() {
+        Ok(guest) => guest,
+        Err(failed) => {
+            // Gone before the source hears that it may resume its own.
+            drop(failed.guest);
+            return Err(failed.error.into());
+        }
+    };
+    let resume = began.elapsed();
+    let live = Live {
+        restore_ns,
+        resume_ns: nanos(resume),
+        resumed_at_ns: boottime_ns(),
+    };
+    if let Err(error) = channel.send(&Frame::Live(live)) {
+        tracing::warn!(
+            "the guest runs here, but the source could not be told: {}",
+            chain(&error)
+        );
+    }
+    events(Arrival::Live {
+        restore: Duration::from_nanos(restore_ns),
+        resume,
+    });
+    Ok(guest)
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
