@@ -7,7 +7,7 @@ use std::io::Write;
 
 use super::error::Failure;
 use super::exit;
-use crate::ui::{Colour, Style};
+use crate::ui::{Colour, Style, hang};
 use facts::Facts;
 use verdict::{Verdict, verdicts};
 
@@ -55,7 +55,7 @@ fn status(verdicts: &[Verdict]) -> u8 {
 fn table(facts: &Facts, verdicts: &[Verdict], style: Style) -> String {
     let mut text = String::new();
     for (name, value) in facts.rows() {
-        text.push_str(&format!("{name:<18}{value}\n"));
+        text.push_str(&hang(&format!("{name:<18}"), 18, &value));
     }
     text.push('\n');
     for Verdict { what, works, why } in verdicts {
@@ -63,8 +63,8 @@ fn table(facts: &Facts, verdicts: &[Verdict], style: Style) -> String {
             true => style.paint(Colour::Good, "yes"),
             false => style.paint(Colour::Bad, "no "),
         };
-        let why = why.as_ref().map_or(String::new(), |why| format!("  {why}"));
-        text.push_str(&format!("{what:<18}{mark}{why}\n"));
+        let head = format!("{what:<18}{mark}  ");
+        text.push_str(&hang(&head, 23, why.as_deref().unwrap_or_default()));
     }
     text
 }

@@ -9,9 +9,11 @@ mod report;
 mod rounds;
 mod status;
 mod style;
+mod text;
 
 pub use number::{bytes, count, millis, rate};
 pub use progress::{MoveView, Notes, round_line};
 pub use report::report_table;
 pub use status::status_table;
 pub use style::{Colour, Style};
+pub use text::{hang, plain};

@@ -9,10 +9,14 @@ use migration::report::Round;
 
 use super::number::{bytes, count, millis, rate};
 use super::style::{Colour, Style};
+use super::text::plain;
 use crate::control::Happening;
 
 /// Rates are taken over at least this long, or they flicker.
 const RATE_WINDOW: Duration = Duration::from_millis(400);
+
+const CONNECTING: &str = "{prefix:10} {wide_msg}";
+const ROUND: &str = "{prefix:10} [{bar:26.cyan}] {percent:>3} %  {wide_msg}";
 
 /// The view of one move, on standard error: standard output is for the table at the end.
 pub struct MoveView {
@@ -61,7 +65,7 @@ impl MoveView {
                 speed: Speed::default(),
             };
         }
-        bar.set_style(template("{prefix:10} {msg}"));
+        bar.set_style(template(CONNECTING));
         bar.set_prefix("connecting");
         bar.set_message(target.to_owned());
         Self {
@@ -105,9 +109,7 @@ impl MoveView {
 
     fn begin_round(&mut self, index: u32, pages: u64) {
         if let Some(bar) = &self.bar {
-            bar.set_style(
-                template("{prefix:10} [{bar:30.cyan}] {percent:>3} %  {msg}").progress_chars("=> "),
-            );
+            bar.set_style(template(ROUND).progress_chars("=> "));
             bar.set_prefix(format!("round {index}"));
             bar.set_length(pages);
             bar.set_position(0);
@@ -204,14 +206,14 @@ fn line(happening: &Happening, style: Style) -> Option<String> {
     })
 }
 
-/// A round in one line of less than 80 columns.
+/// A round in one line of 80 columns at most; the downtime is what it would be, were the guest stopped now.
 pub fn round_line(round: &Round) -> String {
     let throttle = match round.throttle_percent.iter().max() {
         Some(percent) if *percent > 0 => format!(", throttle {percent} %"),
         _ => String::new(),
     };
     format!(
-        "round {:>2}: {:>10} pages in {:>8} at {:>11}; downtime now {:>8}{throttle}",
+        "round {:>2}: {:>9} pages, {:>7}, {:>11}; downtime {:>7}{throttle}",
         round.index,
         count(round.dirty_pages),
         millis(round.duration_ms),
@@ -220,9 +222,60 @@ pub fn round_line(round: &Round) -> String {
     )
 }
 
-/// Text from the other host, without what would move the cursor.
-pub(super) fn plain(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_one_line_of_a_terminal() {
+        let round = Round {
+            index: 12,
+            duration_ms: 9_120.0,
+            dirty_pages: 9_999_999,
+            sent_pages: 9_999_999,
+            zero_pages: 0,
+            wire_bytes: 1 << 35,
+            bandwidth_bytes_per_s: 117_500_000,
+            dirty_bytes_per_s: 0,
+            throttle_percent: vec![0, 20],
+            predicted_blackout_ms: 46.9,
+        };
+        let line = round_line(&round);
+        assert_eq!(
+            line,
+            "round 12: 9,999,999 pages,  9.12 s,  940 Mbit/s; downtime 46.9 ms, throttle 20 %"
+        );
+        assert!(line.len() <= 80);
+    }
+
+    #[test]
+    fn the_templates_are_templates() {
+        for text in [CONNECTING, ROUND] {
+            assert!(ProgressStyle::with_template(text).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn speed_is_taken_over_a_window() {
+        let mut speed = Speed::default();
+        let start = Instant::now();
+        assert_eq!(speed.after(start, 0), None);
+        assert_eq!(speed.after(start + Duration::from_millis(100), 999), None);
+        assert_eq!(
+            speed.after(start + Duration::from_millis(500), 50_000_000),
+            Some(100_000_000)
+        );
+        assert_eq!(
+            speed.after(start + Duration::from_millis(600), 99_000_000),
+            Some(100_000_000)
+        );
+        assert_eq!(speed.after(start + Duration::from_millis(1500), 0), Some(0));
+    }
+
+    #[test]
+    fn the_peers_words_move_no_cursor() {
+        let reason = "no\x1b[2J\r\nroom".to_owned();
+        let line = line(&Happening::Failed { reason }, Style::PLAIN).unwrap();
+        assert_eq!(line, "not moved: no [2J  room");
+    }
 }

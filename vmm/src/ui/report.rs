@@ -8,9 +8,9 @@ use std::fmt::Write;
 use migration::report::{Blackout, BlackoutClock, Outcome, Report};
 
 use super::number::{bytes, count, millis, rate};
-use super::progress::plain;
 use super::rounds::rounds_table;
 use super::style::{Colour, Style};
+use super::text::{plain, wrap};
 
 /// The width of the longest bar.
 const BAR: usize = 30;
@@ -204,25 +204,6 @@ fn bar(part: f64, whole: f64) -> String {
 
 fn as_f64(value: usize) -> f64 {
     f64::from(u32::try_from(value).unwrap_or(u32::MAX))
-}
-
-/// Lines of at most `width` columns, broken between words where that is possible.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut line = String::new();
-    for word in text.split_whitespace() {
-        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
-            lines.push(std::mem::take(&mut line));
-        }
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line.push_str(word);
-    }
-    if !line.is_empty() {
-        lines.push(line);
-    }
-    lines
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::number::{bytes, count, millis};
-use super::progress::plain;
 use super::style::{Colour, Style};
+use super::text::{hang, plain};
 use crate::control::{DeviceStatus, LastMove, MoveProgress, State, Status};
 use migration::report::Outcome;
 
@@ -18,7 +18,7 @@ pub fn status_table(status: &Status, style: Style) -> String {
     };
     let mut text = String::new();
     let mut row = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name:<12}{value}");
+        text.push_str(&hang(&format!("{name:<12}"), 12, value));
     };
     row("state", &style.paint(colour, status.state.word()));
     row("process", &status.pid.to_string());
@@ -110,4 +110,61 @@ fn last_line(last: &LastMove) -> String {
 #[allow(clippy::cast_precision_loss, reason = "three figures are shown")]
 fn as_f64(value: u64) -> f64 {
     value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waiting_receiver_has_little_to_tell() {
+        let status = Status {
+            pid: 7,
+            ..Status::default()
+        };
+        assert_eq!(
+            status_table(&status, Style::PLAIN),
+            "state       waiting\nprocess     7\n"
+        );
+    }
+
+    #[test]
+    fn a_move_and_the_one_before_it_are_told() {
+        let status = Status {
+            state: State::Migrating,
+            pid: 7,
+            vcpus: 2,
+            memory_bytes: 1 << 30,
+            migration: Some(MoveProgress {
+                peer: Some("10.0.0.2:7000".to_owned()),
+                round: 3,
+                pages: 2000,
+                remaining_pages: 1500,
+                wire_bytes: 1 << 30,
+                throttle_percent: vec![0, 30],
+                committed: true,
+                ..MoveProgress::default()
+            }),
+            last_move: Some(LastMove {
+                target: "tcp:b:1".to_owned(),
+                outcome: Outcome::Failed,
+                reason: "the peer\x1b[2J hung up ".repeat(5),
+            }),
+            ..Status::default()
+        };
+        let table = status_table(&status, Style::PLAIN);
+        assert!(
+            table.contains("round 3, 1,500 of 2,000 pages left"),
+            "{table}"
+        );
+        assert!(
+            table.contains("throttle 30 %") && table.contains("committed"),
+            "{table}"
+        );
+        assert!(table.contains("to tcp:b:1 failed: the peer"), "{table}");
+        assert!(
+            !table.contains('\x1b') && table.lines().all(|line| line.len() <= 80),
+            "{table}"
+        );
+    }
 }
