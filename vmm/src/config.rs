@@ -12,12 +12,9 @@ use std::str::FromStr;
 use migration::pages::{MAX_MEMORY, REGION_ALIGN};
 use thiserror::Error;
 
+use crate::boot::DEFAULT_CMDLINE;
 use crate::units::Size;
 
-/// The kernel command line when none is given: messages on the serial port, and a panic ends the VM instead
-/// of stopping it for ever (`panic=-1` resets at once; `reboot=t` does so by a triple fault, which needs no
-/// keyboard controller and no ACPI).
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=t panic=-1";
 /// The most vCPUs a guest has.
 pub const MAX_CPUS: u8 = 8;
 /// The least memory for a Linux kernel with an initramfs: 128 MiB.

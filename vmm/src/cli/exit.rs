@@ -8,7 +8,7 @@
 //! | 3 | | cancelled: the guest runs on the source | no guest can run here | |
 //! | 4 | | unknown: look at both ends | | |
 //! | 10 | the guest reset itself (reboot) | | | |
-//! | 11 | the guest crashed (panic, triple fault) | | | |
+//! | 11 | the guest crashed (its kernel panicked) | | | |
 
 use migration::report::Outcome;
 
@@ -26,7 +26,7 @@ pub const CANCELLED: u8 = 3;
 pub const NO_GUESTS: u8 = 3;
 /// `migrate`: nobody here knows where the guest is.
 pub const UNKNOWN: u8 = 4;
-/// `run`, `receive`: the guest asked for a reset (reboot); start it again if it is to go on.
+/// `run`, `receive`: the guest asked for a reset (reboot, triple fault); start it again if it is to go on.
 pub const RESET: u8 = 10;
 /// `run`, `receive`: the guest crashed.
 pub const PANIC: u8 = 11;

@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, short, value_name = "FILE", conflicts_with = "pulse")]
     initramfs: Option<PathBuf>,
 
-    /// The kernel command line, in place of `console=ttyS0 reboot=t panic=-1`
+    /// The kernel command line, in place of `console=ttyS0 panic=-1 reboot=acpi pci=off`
     #[arg(long, value_name = "TEXT", conflicts_with = "pulse")]
     cmdline: Option<String>,
 

@@ -112,14 +112,14 @@ fn a_guest_with_nothing_has_the_defaults_of_the_help() {
     let config = guest(&["run", "vmlinuz"]);
     assert_eq!((config.memory, config.cpus), (512 << 20, 1));
     assert_eq!(config.serial, SerialConfig::Stdio);
-    assert_eq!(config.kernel_cmdline(), crate::config::DEFAULT_CMDLINE);
+    assert_eq!(config.kernel_cmdline(), crate::boot::DEFAULT_CMDLINE);
     let mut whole = command();
     let help = whole
         .find_subcommand_mut("run")
         .unwrap()
         .render_long_help()
         .to_string();
-    assert!(help.contains(crate::config::DEFAULT_CMDLINE), "{help}");
+    assert!(help.contains(crate::boot::DEFAULT_CMDLINE), "{help}");
 }
 
 #[test]

@@ -5,8 +5,10 @@
 //! (or not) when the move is over.
 
 mod announce;
+mod calls;
 mod error;
 mod incoming;
+mod news;
 mod outgoing;
 mod start;
 mod status;

@@ -2,31 +2,24 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{self, Receiver};
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps,
 };
 use migration::cancel::CancelToken;
-use migration::guest::{PausedGuest, RunningGuest};
-use migration::source::After;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::outgoing::{self, Departed, Outgoing};
-use super::status::{self, CardInfo};
-use super::{End, MachineError, announce};
+use super::outgoing::{Departed, Outgoing};
+use super::status::CardInfo;
+use super::{End, MachineError};
 use crate::console::{Console, Signals};
-use crate::control::{
-    Call, CallReceiver, Command, ControlServer, LastMove, MigrateRequest, MoveEvent, Reply, State,
-};
+use crate::control::{CallReceiver, ControlServer, LastMove};
 use crate::vcpu::{EventSender, VmEvent};
-use crate::vm::{PausedVm, RunningVm, View, lock};
+use crate::vm::{PausedVm, RunningVm, View};
 
 /// How long responses under way may take when the process ends.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// The serial port's input FIFO is 16 bytes; more than it takes stays queued in the console.
-const INPUT_CHUNK: usize = 64;
 
 /// What other threads tell the main loop.
 pub enum FromThread {
@@ -63,7 +56,7 @@ impl Notifier {
 }
 
 /// Where the VM is.
-enum Phase {
+pub(super) enum Phase {
     /// No guest yet; the token ends the move that comes in, if one does.
     Waiting(Option<CancelToken>),
     Running(Box<RunningVm>),
@@ -85,26 +78,26 @@ const SERIAL_ROOM: u32 = 5;
 
 /// The pieces that a process with a guest is made of.
 pub struct Supervisor {
-    phase: Phase,
-    view: Option<View>,
-    cards: Vec<CardInfo>,
-    since: Option<Instant>,
-    last_move: Option<LastMove>,
-    panicked: bool,
+    pub(super) phase: Phase,
+    pub(super) view: Option<View>,
+    pub(super) cards: Vec<CardInfo>,
+    pub(super) since: Option<Instant>,
+    pub(super) last_move: Option<LastMove>,
+    pub(super) panicked: bool,
     /// A stop that waits for the end of a move.
-    stop_after_move: bool,
-    end: Option<Result<End, MachineError>>,
-    events: Receiver<VmEvent>,
-    events_wake: EventFd,
-    event_sender: mpsc::Sender<VmEvent>,
-    threads: Receiver<FromThread>,
-    threads_wake: EventFd,
-    thread_sender: mpsc::Sender<FromThread>,
-    serial_room: EventFd,
-    signals: Signals,
-    console: Console,
-    calls: CallReceiver,
-    server: Option<ControlServer>,
+    pub(super) stop_after_move: bool,
+    pub(super) end: Option<Result<End, MachineError>>,
+    pub(super) events: Receiver<VmEvent>,
+    pub(super) events_wake: EventFd,
+    pub(super) event_sender: mpsc::Sender<VmEvent>,
+    pub(super) threads: Receiver<FromThread>,
+    pub(super) threads_wake: EventFd,
+    pub(super) thread_sender: mpsc::Sender<FromThread>,
+    pub(super) serial_room: EventFd,
+    pub(super) signals: Signals,
+    pub(super) console: Console,
+    pub(super) calls: CallReceiver,
+    pub(super) server: Option<ControlServer>,
 }
 
 fn eventfd() -> Result<EventFd, MachineError> {
@@ -223,294 +216,8 @@ impl Supervisor {
         }
     }
 
-    fn finish(&mut self, end: End) {
+    pub(super) fn finish(&mut self, end: End) {
         self.end.get_or_insert(Ok(end));
-    }
-
-    // ---- calls ----
-
-    fn obey(&mut self, call: Call) {
-        let reply = match &call.command {
-            Command::Status => Reply::Status(Box::new(self.status())),
-            Command::Pause => self.pause(),
-            Command::Resume { force } => self.resume(*force),
-            Command::Cancel => self.cancel(),
-            Command::Stop => self.stop(),
-            Command::Migrate(request) => {
-                let request = request.clone();
-                self.migrate(&request)
-            }
-        };
-        call.answer(reply);
-    }
-
-    fn status(&self) -> crate::control::Status {
-        let mut state = self.state();
-        let mut progress = None;
-        if let Phase::Moving(outgoing) = &self.phase {
-            progress = Some(
-                outgoing
-                    .progress
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clone(),
-            );
-        }
-        if self.end.is_some() && state == State::Waiting {
-            state = State::Running;
-        }
-        let mut status = status::of(state, self.view.as_ref(), &self.cards, self.since);
-        status.migration = progress;
-        status.last_move.clone_from(&self.last_move);
-        status
-    }
-
-    fn state(&self) -> State {
-        match &self.phase {
-            Phase::Waiting(None) | Phase::None => State::Waiting,
-            Phase::Waiting(Some(_)) => State::Receiving,
-            Phase::Running(_) => State::Running,
-            Phase::Paused(_) => State::Paused,
-            Phase::Moving(_) => State::Migrating,
-            Phase::Unknown(_) => State::Unknown,
-        }
-    }
-
-    /// "not possible while …", for a command that the phase does not allow.
-    fn refused(&self, act: &str) -> Reply {
-        let hint = match self.state() {
-            State::Waiting => "no guest has arrived yet",
-            State::Receiving => "a guest is coming in; wait until it is here",
-            State::Migrating => {
-                "the guest is being moved; `ferry cancel` ends that, or wait for its end"
-            }
-            State::Unknown => {
-                "the last move ended between GO and LIVE and the guest may run on the destination; look there first: if it does not run, `ferry resume --force` here, if it does, `ferry stop` here"
-            }
-            State::Paused => "the guest is paused; `ferry resume` first",
-            State::Running => "the guest runs",
-        };
-        Reply::Refused(format!("{act} is not possible: {hint}"))
-    }
-
-    fn pause(&mut self) -> Reply {
-        match std::mem::replace(&mut self.phase, Phase::None) {
-            Phase::Running(vm) => match vm.pause() {
-                Ok(paused) => {
-                    self.phase = Phase::Paused(Box::new(paused));
-                    Reply::Done
-                }
-                Err(failed) => {
-                    self.phase = Phase::Running(Box::new(failed.guest));
-                    Reply::Failed(chain(&failed.error))
-                }
-            },
-            Phase::Paused(vm) => {
-                self.phase = Phase::Paused(vm);
-                Reply::Done
-            }
-            other => {
-                self.phase = other;
-                self.refused("pause")
-            }
-        }
-    }
-
-    fn resume(&mut self, force: bool) -> Reply {
-        let vm = match std::mem::replace(&mut self.phase, Phase::None) {
-            Phase::Paused(vm) => vm,
-            Phase::Unknown(vm) if force => vm,
-            other => {
-                let runs = matches!(other, Phase::Running(_));
-                self.phase = other;
-                return if runs { Reply::Done } else { self.refused("resume") };
-            }
-        };
-        match vm.resume() {
-            Ok(running) => {
-                self.phase = Phase::Running(Box::new(running));
-                Reply::Done
-            }
-            Err(failed) => {
-                self.phase = Phase::Paused(Box::new(failed.guest));
-                Reply::Failed(chain(&failed.error))
-            }
-        }
-    }
-
-    fn cancel(&mut self) -> Reply {
-        let result = match &self.phase {
-            Phase::Moving(outgoing) => outgoing.cancel.cancel(),
-            Phase::Waiting(Some(cancel)) => cancel.cancel(),
-            _ => return Reply::Refused("cancel is not possible: no move is under way".into()),
-        };
-        match result {
-            Ok(()) => Reply::Done,
-            Err(committed) => Reply::Refused(committed.to_string()),
-        }
-    }
-
-    /// Ends the VM. A move under way is cancelled first; if it is too late for that, its end decides.
-    fn stop(&mut self) -> Reply {
-        if let Phase::Moving(outgoing) = &self.phase {
-            let _ = outgoing.cancel.cancel();
-            self.stop_after_move = true;
-        } else {
-            self.finish(End::Stopped);
-        }
-        Reply::Done
-    }
-
-    fn migrate(&mut self, request: &MigrateRequest) -> Reply {
-        let vm = match std::mem::replace(&mut self.phase, Phase::None) {
-            Phase::Running(vm) => vm,
-            other => {
-                self.phase = other;
-                return self.refused("migrate");
-            }
-        };
-        let started = self
-            .notifier()
-            .map_err(|e| chain(&e))
-            .and_then(|notify| Ok((notify, CancelToken::new().map_err(|e| e.to_string())?)));
-        let (notify, cancel) = match started {
-            Ok(parts) => parts,
-            Err(reason) => {
-                self.phase = Phase::Running(vm);
-                return Reply::Failed(reason);
-            }
-        };
-        match outgoing::spawn(*vm, request, cancel, notify) {
-            Ok((outgoing, events)) => {
-                self.phase = Phase::Moving(outgoing);
-                Reply::Moving(events)
-            }
-            Err((vm, error)) => {
-                self.phase = Phase::Running(Box::new(vm));
-                Reply::Failed(format!("start the migration thread: {error}"))
-            }
-        }
-    }
-
-    // ---- what other threads say ----
-
-    fn heard(&mut self, message: FromThread) {
-        match message {
-            FromThread::Receiving(cancel) => {
-                if let Phase::Waiting(receiving) = &mut self.phase {
-                    *receiving = Some(cancel);
-                }
-            }
-            FromThread::NotArrived { give_up } => {
-                if let Phase::Waiting(receiving) = &mut self.phase {
-                    *receiving = None;
-                }
-                if let Some(reason) = give_up {
-                    self.finish(End::NoGuest { reason });
-                }
-            }
-            FromThread::Arrived { vm, cards } => {
-                self.adopt(*vm, cards);
-                if let Some(view) = &self.view {
-                    announce::spawn(view.clone());
-                }
-                self.feed_serial();
-            }
-            FromThread::Departed(departed) => self.departed(*departed),
-        }
-    }
-
-    fn departed(&mut self, departed: Departed) {
-        let Departed { moved, asker } = departed;
-        let target = match std::mem::replace(&mut self.phase, Phase::None) {
-            Phase::Moving(outgoing) => outgoing.target,
-            _ => String::new(),
-        };
-        let last = LastMove {
-            target: target.clone(),
-            outcome: moved.report.outcome,
-            reason: moved.report.reason.clone(),
-        };
-        match moved.guest {
-            After::Gone(vm) => {
-                // The guest runs elsewhere: only now is its memory here freed.
-                drop(vm);
-                self.view = None;
-                self.finish(End::Moved { to: target });
-            }
-            After::Running(vm) => {
-                self.phase = Phase::Running(Box::new(vm));
-                self.last_move = Some(last);
-            }
-            After::Unknown(vm) => {
-                self.phase = Phase::Unknown(Box::new(vm));
-                self.last_move = Some(last);
-                eprintln!(
-                    "ferry: the move to {target} was cut between GO and LIVE: the guest may run there. It is paused here and nothing is lost. Look there: if it does not run, `ferry resume --force` here; if it does, `ferry stop` here"
-                );
-            }
-            After::Stuck(vm, error) => {
-                self.phase = Phase::Paused(Box::new(vm));
-                self.last_move = Some(last);
-                eprintln!(
-                    "ferry: the move to {target} failed and the guest did not resume: {}; `ferry resume` tries again",
-                    chain(&error)
-                );
-            }
-        }
-        // The asker hears of the end when `ferry status` would say the same.
-        let _ = asker.send(MoveEvent::from(moved.report));
-        if self.stop_after_move && !matches!(self.phase, Phase::Unknown(_)) {
-            self.finish(End::Stopped);
-        }
-        self.stop_after_move = false;
-    }
-
-    fn vcpu_event(&mut self, event: VmEvent) {
-        let end = match event {
-            VmEvent::Panicked => {
-                self.panicked = true;
-                eprintln!("ferry: the guest's kernel has panicked");
-                return;
-            }
-            VmEvent::PowerOff => Ok(End::PowerOff),
-            VmEvent::Reset | VmEvent::TripleFault if self.panicked => Ok(End::Panic),
-            VmEvent::Reset => Ok(End::Reset),
-            VmEvent::TripleFault => {
-                eprintln!("ferry: the guest's processor has shut down (triple fault)");
-                Ok(End::Reset)
-            }
-            VmEvent::Crashed(reason) => Err(MachineError::Crashed(reason)),
-        };
-        // A guest that ends during a move is not moved: pausing it fails, and the engine hands it back.
-        if let Phase::Moving(outgoing) = &self.phase
-            && outgoing.cancel.cancel().is_err()
-        {
-            return;
-        }
-        self.end.get_or_insert(end);
-    }
-
-    /// Passes on what was typed, as much as the guest's serial port takes.
-    fn feed_serial(&mut self) {
-        let Some(input) = self.console.input() else {
-            return;
-        };
-        let serial = self.view.as_ref().map(|view| view.serial.clone());
-        loop {
-            let room = serial.as_ref().is_some_and(|s| lock(s).has_room());
-            let taken = input.take(if room { INPUT_CHUNK } else { 0 });
-            if taken.quit {
-                let _ = self.stop();
-                return;
-            }
-            if taken.bytes.is_empty() {
-                return;
-            }
-            if let Some(serial) = &serial {
-                lock(serial).enqueue(&taken.bytes);
-            }
-        }
     }
 }
 

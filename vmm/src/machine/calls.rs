@@ -1,0 +1,175 @@
+//! What control calls ask of the VM, and how they are answered.
+
+use std::sync::PoisonError;
+
+use migration::cancel::CancelToken;
+use migration::guest::{PausedGuest, RunningGuest};
+
+use super::supervisor::{Phase, Supervisor, chain};
+use super::{End, outgoing, status};
+use crate::control::{Call, Command, MigrateRequest, Reply, State};
+
+impl Supervisor {
+    pub(super) fn obey(&mut self, call: Call) {
+        let reply = match &call.command {
+            Command::Status => Reply::Status(Box::new(self.status())),
+            Command::Pause => self.pause(),
+            Command::Resume { force } => self.resume(*force),
+            Command::Cancel => self.cancel(),
+            Command::Stop => self.stop(),
+            Command::Migrate(request) => {
+                let request = request.clone();
+                self.migrate(&request)
+            }
+        };
+        call.answer(reply);
+    }
+
+    fn status(&self) -> crate::control::Status {
+        let mut state = self.state();
+        let mut progress = None;
+        if let Phase::Moving(outgoing) = &self.phase {
+            progress = Some(
+                outgoing
+                    .progress
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone(),
+            );
+        }
+        if self.end.is_some() && state == State::Waiting {
+            state = State::Running;
+        }
+        let mut status = status::of(state, self.view.as_ref(), &self.cards, self.since);
+        status.migration = progress;
+        status.last_move.clone_from(&self.last_move);
+        status
+    }
+
+    fn state(&self) -> State {
+        match &self.phase {
+            Phase::Waiting(None) | Phase::None => State::Waiting,
+            Phase::Waiting(Some(_)) => State::Receiving,
+            Phase::Running(_) => State::Running,
+            Phase::Paused(_) => State::Paused,
+            Phase::Moving(_) => State::Migrating,
+            Phase::Unknown(_) => State::Unknown,
+        }
+    }
+
+    /// "not possible while …", for a command that the phase does not allow.
+    fn refused(&self, act: &str) -> Reply {
+        let hint = match self.state() {
+            State::Waiting => "no guest has arrived yet",
+            State::Receiving => "a guest is coming in; wait until it is here",
+            State::Migrating => {
+                "the guest is being moved; `ferry cancel` ends that, or wait for its end"
+            }
+            State::Unknown => {
+                "the last move ended between GO and LIVE and the guest may run on the destination; look there first: if it does not run, `ferry resume --force` here, if it does, `ferry stop` here"
+            }
+            State::Paused => "the guest is paused; `ferry resume` first",
+            State::Running => "the guest runs",
+        };
+        Reply::Refused(format!("{act} is not possible: {hint}"))
+    }
+
+    fn pause(&mut self) -> Reply {
+        match std::mem::replace(&mut self.phase, Phase::None) {
+            Phase::Running(vm) => match vm.pause() {
+                Ok(paused) => {
+                    self.phase = Phase::Paused(Box::new(paused));
+                    Reply::Done
+                }
+                Err(failed) => {
+                    self.phase = Phase::Running(Box::new(failed.guest));
+                    Reply::Failed(chain(&failed.error))
+                }
+            },
+            Phase::Paused(vm) => {
+                self.phase = Phase::Paused(vm);
+                Reply::Done
+            }
+            other => {
+                self.phase = other;
+                self.refused("pause")
+            }
+        }
+    }
+
+    fn resume(&mut self, force: bool) -> Reply {
+        let vm = match std::mem::replace(&mut self.phase, Phase::None) {
+            Phase::Paused(vm) => vm,
+            Phase::Unknown(vm) if force => vm,
+            other => {
+                let runs = matches!(other, Phase::Running(_));
+                self.phase = other;
+                return if runs { Reply::Done } else { self.refused("resume") };
+            }
+        };
+        match vm.resume() {
+            Ok(running) => {
+                self.phase = Phase::Running(Box::new(running));
+                Reply::Done
+            }
+            Err(failed) => {
+                self.phase = Phase::Paused(Box::new(failed.guest));
+                Reply::Failed(chain(&failed.error))
+            }
+        }
+    }
+
+    fn cancel(&mut self) -> Reply {
+        let result = match &self.phase {
+            Phase::Moving(outgoing) => outgoing.cancel.cancel(),
+            Phase::Waiting(Some(cancel)) => cancel.cancel(),
+            _ => return Reply::Refused("cancel is not possible: no move is under way".into()),
+        };
+        match result {
+            Ok(()) => Reply::Done,
+            Err(committed) => Reply::Refused(committed.to_string()),
+        }
+    }
+
+    /// Ends the VM. A move under way is cancelled first; if it is too late for that, its end decides.
+    pub(super) fn stop(&mut self) -> Reply {
+        if let Phase::Moving(outgoing) = &self.phase {
+            let _ = outgoing.cancel.cancel();
+            self.stop_after_move = true;
+        } else {
+            self.finish(End::Stopped);
+        }
+        Reply::Done
+    }
+
+    fn migrate(&mut self, request: &MigrateRequest) -> Reply {
+        let vm = match std::mem::replace(&mut self.phase, Phase::None) {
+            Phase::Running(vm) => vm,
+            other => {
+                self.phase = other;
+                return self.refused("migrate");
+            }
+        };
+        let started = self
+            .notifier()
+            .map_err(|e| chain(&e))
+            .and_then(|notify| Ok((notify, CancelToken::new().map_err(|e| e.to_string())?)));
+        let (notify, cancel) = match started {
+            Ok(parts) => parts,
+            Err(reason) => {
+                self.phase = Phase::Running(vm);
+                return Reply::Failed(reason);
+            }
+        };
+        match outgoing::spawn(*vm, request, cancel, notify) {
+            Ok((outgoing, events)) => {
+                self.phase = Phase::Moving(outgoing);
+                Reply::Moving(events)
+            }
+            Err((vm, error)) => {
+                self.phase = Phase::Running(Box::new(vm));
+                Reply::Failed(format!("start the migration thread: {error}"))
+            }
+        }
+    }
+}

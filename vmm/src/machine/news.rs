@@ -1,0 +1,133 @@
+//! What other threads tell the main loop: vCPUs, the migration thread, the console.
+
+use migration::source::After;
+
+use super::outgoing::Departed;
+use super::supervisor::{FromThread, Phase, Supervisor, chain};
+use super::{End, MachineError, announce};
+use crate::control::{LastMove, MoveEvent};
+use crate::vcpu::VmEvent;
+use crate::vm::lock;
+
+impl Supervisor {
+
+    pub(super) fn heard(&mut self, message: FromThread) {
+        match message {
+            FromThread::Receiving(cancel) => {
+                if let Phase::Waiting(receiving) = &mut self.phase {
+                    *receiving = Some(cancel);
+                }
+            }
+            FromThread::NotArrived { give_up } => {
+                if let Phase::Waiting(receiving) = &mut self.phase {
+                    *receiving = None;
+                }
+                if let Some(reason) = give_up {
+                    self.finish(End::NoGuest { reason });
+                }
+            }
+            FromThread::Arrived { vm, cards } => {
+                self.adopt(*vm, cards);
+                if let Some(view) = &self.view {
+                    announce::spawn(view.clone());
+                }
+                self.feed_serial();
+            }
+            FromThread::Departed(departed) => self.departed(*departed),
+        }
+    }
+
+    fn departed(&mut self, departed: Departed) {
+        let Departed { moved, asker } = departed;
+        let target = match std::mem::replace(&mut self.phase, Phase::None) {
+            Phase::Moving(outgoing) => outgoing.target,
+            _ => String::new(),
+        };
+        let last = LastMove {
+            target: target.clone(),
+            outcome: moved.report.outcome,
+            reason: moved.report.reason.clone(),
+        };
+        match moved.guest {
+            After::Gone(vm) => {
+                // The guest runs elsewhere: only now is its memory here freed.
+                drop(vm);
+                self.view = None;
+                self.finish(End::Moved { to: target });
+            }
+            After::Running(vm) => {
+                self.phase = Phase::Running(Box::new(vm));
+                self.last_move = Some(last);
+            }
+            After::Unknown(vm) => {
+                self.phase = Phase::Unknown(Box::new(vm));
+                self.last_move = Some(last);
+                eprintln!(
+                    "ferry: the move to {target} was cut between GO and LIVE: the guest may run there. It is paused here and nothing is lost. Look there: if it does not run, `ferry resume --force` here; if it does, `ferry stop` here"
+                );
+            }
+            After::Stuck(vm, error) => {
+                self.phase = Phase::Paused(Box::new(vm));
+                self.last_move = Some(last);
+                eprintln!(
+                    "ferry: the move to {target} failed and the guest did not resume: {}; `ferry resume` tries again",
+                    chain(&error)
+                );
+            }
+        }
+        // The asker hears of the end when `ferry status` would say the same.
+        let _ = asker.send(MoveEvent::from(moved.report));
+        if self.stop_after_move && !matches!(self.phase, Phase::Unknown(_)) {
+            self.finish(End::Stopped);
+        }
+        self.stop_after_move = false;
+    }
+
+    pub(super) fn vcpu_event(&mut self, event: VmEvent) {
+        let end = match event {
+            VmEvent::Panicked => {
+                self.panicked = true;
+                eprintln!("ferry: the guest's kernel has panicked");
+                return;
+            }
+            VmEvent::PowerOff => Ok(End::PowerOff),
+            VmEvent::Reset | VmEvent::TripleFault if self.panicked => Ok(End::Panic),
+            VmEvent::Reset => Ok(End::Reset),
+            VmEvent::TripleFault => {
+                eprintln!("ferry: the guest's processor has shut down (triple fault)");
+                Ok(End::Reset)
+            }
+            VmEvent::Crashed(reason) => Err(MachineError::Crashed(reason)),
+        };
+        // A guest that ends during a move is not moved: pausing it fails, and the engine hands it back.
+        if let Phase::Moving(outgoing) = &self.phase
+            && outgoing.cancel.cancel().is_err()
+        {
+            return;
+        }
+        self.end.get_or_insert(end);
+    }
+
+    /// Passes on what was typed, as much as the guest's serial port takes.
+    pub(super) fn feed_serial(&mut self) {
+        let Some(input) = self.console.input() else {
+            return;
+        };
+        let serial = self.view.as_ref().map(|view| view.serial.clone());
+        loop {
+            let room = serial.as_ref().is_some_and(|s| lock(s).has_room());
+            // One at a time: what the port would not take would be lost.
+            let taken = input.take(usize::from(room));
+            if taken.quit {
+                let _ = self.stop();
+                return;
+            }
+            if taken.bytes.is_empty() {
+                return;
+            }
+            if let Some(serial) = &serial {
+                lock(serial).enqueue(&taken.bytes);
+            }
+        }
+    }
+}
