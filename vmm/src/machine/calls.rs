@@ -1,6 +1,7 @@
 //! What control calls ask of the VM, and how they are answered.
 
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use migration::cancel::CancelToken;
 use migration::guest::{PausedGuest, RunningGuest};
@@ -109,6 +110,11 @@ impl Supervisor {
         };
         match vm.resume() {
             Ok(running) => {
+                // A move that ended as unknown has left both on.
+                running.throttle(&[], Duration::ZERO);
+                if let Err(error) = running.dirty_log().stop() {
+                    tracing::warn!("{}", chain(&error));
+                }
                 self.phase = Phase::Running(Box::new(running));
                 Reply::Done
             }
