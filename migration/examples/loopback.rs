@@ -1,12 +1,13 @@
 //! How fast the engine moves pages on this machine: one fake guest to another over loopback TCP.
 //!
-//! `cargo run --release -p migration --example loopback -- [MiB] [share of zero pages in percent]`
+//! `cargo run --release -p migration --example loopback -- [MiB] [zero pages in percent] [1: destination warm]`
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use migration::cancel::CancelToken;
 use migration::guest::PausedGuest;
@@ -19,8 +20,9 @@ use support::{World, unbooted};
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let mut number = |default: u64| arguments.next().map_or(default, |n| n.parse().unwrap());
-    let (mib, zeros) = (number(1024), number(0));
+    let (mib, zeros, warm) = (number(1024), number(0), number(0));
     let world = World::idle(&[mib]);
+    world.warm.store(warm != 0, Ordering::SeqCst);
     let guest = unbooted(&world);
     for page in 0..world.layout.pages() {
         if page % 100 >= zeros {

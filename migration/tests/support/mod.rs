@@ -63,6 +63,8 @@ pub struct World {
     pub throttles: Mutex<Vec<(u8, Duration)>>,
     pub writer: Writer,
     pub faults: Faults,
+    /// The destination touches its memory before it is filled, which costs more than the move itself.
+    pub warm: AtomicBool,
 }
 
 /// A layout of regions of so many MiB: the first at 0, the others from 4 GiB on with gaps.
@@ -87,6 +89,7 @@ impl World {
             throttles: Mutex::default(),
             writer,
             faults,
+            warm: AtomicBool::new(false),
         })
     }
 
@@ -489,6 +492,13 @@ impl Host for FakeHost {
         if *description != self.0.description() {
             return Err(GuestError::bare("that is another guest"));
         }
-        Ok(Blank(Body::new(&self.0, false)))
+        let body = Body::new(&self.0, false);
+        if self.0.warm.load(SeqCst) {
+            for page in 0..self.0.layout.pages() {
+                let at = GuestAddress(self.0.layout.gpa(page).unwrap());
+                body.ram.write_obj(0u8, at).unwrap();
+            }
+        }
+        Ok(Blank(body))
     }
 }
