@@ -200,7 +200,7 @@ impl Execution {
 
     fn text(&self) -> String {
         let rate = self.instructions_per_s.map_or(String::new(), |rate| {
-            format!(", {} million instructions/s", ui::count(rate / 1_000_000))
+            format!(", {} instructions/s", ui::count(rate / 1000 * 1000))
         });
         let error = self
             .error
