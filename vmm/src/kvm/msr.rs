@@ -16,8 +16,10 @@ const MTRRS: [u32; 28] = {
     let mut list = [0; 28];
     let mut i = 0;
     // Variable ranges, base and mask each.
+    let mut variable = 0x200;
     while i < 16 {
-        list[i] = 0x200 + i as u32;
+        list[i] = variable;
+        variable += 1;
         i += 1;
     }
     // Fixed ranges: 64 KiB, 2 of 16 KiB, 8 of 4 KiB; then the default type.
@@ -37,9 +39,14 @@ const DENIED: &[u32] = &[
     // IA32_TSC_ADJUST moves with IA32_TSC: writing it would shift the TSC a second time.
     0x3b,
     // Performance counters and their controls: the destination's host has counters of its own.
-    0x38d, 0x38e, 0x38f, 0x390, 0x3f1,
+    0x38d,
+    0x38e,
+    0x38f,
+    0x390,
+    0x3f1,
     // MSR_KVM_WALL_CLOCK_NEW and the old 0x11: writing them makes KVM write guest memory; the guest asks again.
-    0x4b56_4d00, 0x11,
+    0x4b56_4d00,
+    0x11,
 ];
 
 /// Whether an MSR belongs to the performance monitoring unit: event selects, counters, fixed counters.
@@ -93,11 +100,7 @@ fn read(vcpu: &VcpuFd, msrs: &[u32]) -> Result<(usize, Msrs), kvm_ioctls::Error>
 ///
 /// # Errors
 /// KVM stopped at one of them; the error names it.
-pub fn get(
-    vcpu: &VcpuFd,
-    index: u8,
-    msrs: &[u32],
-) -> Result<Vec<kvm_msr_entry>, VcpuStateError> {
+pub fn get(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<Vec<kvm_msr_entry>, VcpuStateError> {
     let (count, entries) = read(vcpu, msrs).map_err(|source| VcpuStateError::Ioctl {
         act: "get the MSRs",
         index,

@@ -105,7 +105,11 @@ impl Supervisor {
             other => {
                 let runs = matches!(other, Phase::Running(_));
                 self.phase = other;
-                return if runs { Reply::Done } else { self.refused("resume") };
+                return if runs {
+                    Reply::Done
+                } else {
+                    self.refused("resume")
+                };
             }
         };
         match vm.resume() {
@@ -167,13 +171,13 @@ impl Supervisor {
                 return Reply::Failed(reason);
             }
         };
-        match outgoing::spawn(*vm, request, cancel, notify) {
+        match outgoing::spawn(vm, request, cancel, notify) {
             Ok((outgoing, events)) => {
                 self.phase = Phase::Moving(outgoing);
                 Reply::Moving(events)
             }
             Err((vm, error)) => {
-                self.phase = Phase::Running(Box::new(vm));
+                self.phase = Phase::Running(vm);
                 Reply::Failed(format!("start the migration thread: {error}"))
             }
         }

@@ -36,11 +36,11 @@ pub struct Departed {
 /// # Errors
 /// The thread cannot be had; the VM comes back with the error.
 pub fn spawn(
-    vm: RunningVm,
+    vm: Box<RunningVm>,
     request: &MigrateRequest,
     cancel: CancelToken,
     notify: Notifier,
-) -> Result<(Outgoing, Receiver<MoveEvent>), (RunningVm, std::io::Error)> {
+) -> Result<(Outgoing, Receiver<MoveEvent>), (Box<RunningVm>, std::io::Error)> {
     let (asker, events) = mpsc::channel();
     let progress = Arc::new(Mutex::new(MoveProgress::default()));
     let outgoing = Outgoing {
@@ -51,7 +51,7 @@ pub fn spawn(
     let target = connector(&request.target);
     let options = request.options();
     // The VM is handed over once the thread is there: a thread that cannot be made must not take it along.
-    let (hand_over, take) = mpsc::sync_channel::<RunningVm>(1);
+    let (hand_over, take) = mpsc::sync_channel::<Box<RunningVm>>(1);
     let thread = std::thread::Builder::new()
         .name("migration".into())
         .spawn(move || {
@@ -64,13 +64,16 @@ pub fn spawn(
                 // Nobody may be listening any more; the move goes on all the same.
                 let _ = asker.send(event.into());
             };
-            let moved = source::migrate(vm, &*target, &options, &cancel, &mut tell);
+            let moved = source::migrate(*vm, &*target, &options, &cancel, &mut tell);
             notify.send(FromThread::Departed(Box::new(Departed { moved, asker })));
         });
     match thread {
         Ok(_) => match hand_over.send(vm) {
             Ok(()) => Ok((outgoing, events)),
-            Err(back) => Err((back.0, std::io::Error::other("the thread ended at its start"))),
+            Err(back) => Err((
+                back.0,
+                std::io::Error::other("the thread ended at its start"),
+            )),
         },
         Err(error) => Err((vm, error)),
     }

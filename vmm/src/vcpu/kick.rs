@@ -37,8 +37,11 @@ extern "C" fn on_kick(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
 /// Installs the handler, once in the process.
 pub fn install_handler() -> io::Result<()> {
     static INSTALLED: OnceLock<Option<i32>> = OnceLock::new();
-    let result =
-        INSTALLED.get_or_init(|| register_signal_handler(SIGRTMIN(), on_kick).err().map(|e| e.errno()));
+    let result = INSTALLED.get_or_init(|| {
+        register_signal_handler(SIGRTMIN(), on_kick)
+            .err()
+            .map(|e| e.errno())
+    });
     match result {
         None => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(*errno)),

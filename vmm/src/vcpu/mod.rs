@@ -119,7 +119,9 @@ pub struct VcpuHandle {
 
 impl fmt::Debug for VcpuHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VcpuHandle").field("index", &self.index).finish()
+        f.debug_struct("VcpuHandle")
+            .field("index", &self.index)
+            .finish()
     }
 }
 
@@ -146,9 +148,9 @@ impl VcpuHandle {
                 let _ = started.send(kick::Kick::of_this_thread());
                 vcpu.serve();
             })?;
-        let kick = start
-            .recv()
-            .map_err(|_| std::io::Error::other(format!("vCPU thread {index} ended at its start")))?;
+        let kick = start.recv().map_err(|_| {
+            std::io::Error::other(format!("vCPU thread {index} ended at its start"))
+        })?;
         Ok(Self {
             index,
             orders,

@@ -1,8 +1,8 @@
 //! The loop of a vCPU thread: orders in, exits out.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 use devices::bus::{Action, Bus};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -71,7 +71,9 @@ impl Vcpu {
                 match self.orders.try_recv() {
                     Ok(order) => order,
                     Err(TryRecvError::Empty) => {
-                        self.enter();
+                        if self.enter().is_break() {
+                            return;
+                        }
                         continue;
                     }
                     Err(TryRecvError::Disconnected) => return,
@@ -88,7 +90,7 @@ impl Vcpu {
         }
     }
 
-    fn obey(&mut self, order: Order) -> std::ops::ControlFlow<()> {
+    fn obey(&mut self, order: Order) -> ControlFlow<()> {
         match order {
             Order::Run(entered) if self.mode == Mode::Out => {
                 // The guest is told that it was stopped, or its soft-lockup watchdog fires. EINVAL means
@@ -111,38 +113,32 @@ impl Vcpu {
                 let _ = reply.send(state);
             }
             Order::Load(state, tsc_offset, reply) => {
-                let result = vcpu_state::restore(
-                    self.vcpu.fd(),
-                    self.index,
-                    &self.caps,
-                    &state,
-                    tsc_offset,
-                )
-                .map_err(|e| GuestError::new(format!("load vCPU {}", self.index), e));
+                let result =
+                    vcpu_state::restore(self.vcpu.fd(), self.index, &self.caps, &state, tsc_offset)
+                        .map_err(|e| GuestError::new(format!("load vCPU {}", self.index), e));
                 let _ = reply.send(result);
             }
             Order::Attach(buses) => self.buses = Some(buses),
-            Order::End => return std::ops::ControlFlow::Break(()),
+            Order::End => return ControlFlow::Break(()),
         }
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     }
 
     /// Runs the guest until an exit wants the loop to look around.
-    fn enter(&mut self) {
+    fn enter(&mut self) -> ControlFlow<()> {
         loop {
             match self.run_once() {
                 Next::Continue => {}
                 Next::Kicked => {
                     self.vcpu.set_immediate_exit(false);
-                    self.sleep_slice();
-                    return;
+                    return self.sleep_slice();
                 }
                 Next::Stop(event) => {
                     if event != VmEvent::Panicked {
                         self.mode = Mode::Ended;
                     }
                     self.events.send(event);
-                    return;
+                    return ControlFlow::Continue(());
                 }
             }
         }
@@ -167,23 +163,14 @@ impl Vcpu {
     }
 
     /// Sleeps as the throttle says; an order ends the sleep.
-    fn sleep_slice(&mut self) {
+    fn sleep_slice(&mut self) -> ControlFlow<()> {
         let Some(slice) = self.slice.take() else {
-            return;
+            return ControlFlow::Continue(());
         };
-        let end = Instant::now() + slice;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            match self.orders.recv_timeout(left) {
-                Ok(order) => {
-                    // A pause, as a rule: what is left of the slice is forgiven.
-                    if self.obey(order).is_break() {
-                        self.mode = Mode::Ended;
-                    }
-                    return;
-                }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
-            }
+        // An order, a pause as a rule, ends the sleep: what is left of the slice is forgiven.
+        match self.orders.recv_timeout(slice) {
+            Ok(order) => self.obey(order),
+            Err(_) => ControlFlow::Continue(()),
         }
     }
 
