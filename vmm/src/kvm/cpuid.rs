@@ -69,7 +69,11 @@ pub fn for_vcpu(entries: &[kvm_cpuid_entry2], index: u8, vcpus: u8) -> Result<Cp
             // Deterministic cache parameters: EAX 31..26 cores in the package less 1, 25..14 threads that
             // share the cache less 1.
             4 if entry.eax & 0x1f != 0 => {
-                let shared = if entry.eax >> 5 & 7 == 3 { count - 1 } else { 0 };
+                let shared = if entry.eax >> 5 & 7 == 3 {
+                    count - 1
+                } else {
+                    0
+                };
                 entry.eax = (entry.eax & 0x3fff) | (count - 1) << 26 | shared << 14;
             }
             // Extended topology: a level of threads (type 1), a level of cores (type 2), then none.

@@ -73,12 +73,14 @@ impl DirtyLog for KvmDirtyLog {
     }
 
     fn take(&self, into: &mut PageSet) -> Result<(), GuestError> {
-        for ((slot, region), (_, range)) in
-            (0u32..).zip(self.ram.iter()).zip(self.layout.ranges())
+        for ((slot, region), (_, range)) in (0u32..).zip(self.ram.iter()).zip(self.layout.ranges())
         {
             let bytes = usize::try_from(region.len()).unwrap_or(usize::MAX);
             let log = self.vm.get_dirty_log(slot, bytes).map_err(|source| {
-                GuestError::new(format!("read KVM's dirty log of memory slot {slot}"), source)
+                GuestError::new(
+                    format!("read KVM's dirty log of memory slot {slot}"),
+                    source,
+                )
             })?;
             into.insert_words(range.start, &log);
             // The mapping's own bitmap; the trait's method of the same name gives a view of a part.

@@ -25,10 +25,17 @@ use crate::layout;
 #[derive(Debug, Error)]
 pub enum KvmError {
     /// /dev/kvm could not be opened.
-    #[error("open /dev/kvm: {}", open_hint(.0))]
+    #[error("cannot open /dev/kvm: {}", open_hint(.0))]
     Open(#[source] kvm_ioctls::Error),
+    /// Something else has its name.
+    #[error(
+        "/dev/kvm is not KVM's device: make it anew (`mknod /dev/kvm c 10 232`), or pass the host's into this container"
+    )]
+    NotKvm,
     /// The kernel speaks another KVM API.
-    #[error("/dev/kvm speaks API version {0}, ferry needs 12: this is not a KVM of Linux 2.6.22 or newer")]
+    #[error(
+        "/dev/kvm speaks API version {0}, ferry needs 12: this is not a KVM of Linux 2.6.22 or newer"
+    )]
     ApiVersion(i32),
     /// A capability without which nothing works is missing.
     #[error("this KVM lacks {0}, without which ferry cannot run a guest")]
@@ -80,6 +87,9 @@ pub enum LogMode {
 pub fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(KvmError::Open)?;
     let version = kvm.get_api_version();
+    if version < 0 {
+        return Err(KvmError::NotKvm);
+    }
     if version != 12 {
         return Err(KvmError::ApiVersion(version));
     }

@@ -1,8 +1,8 @@
 //! All state of one vCPU, and the order in which KVM wants it read and written.
 
 use kvm_bindings::{
-    Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
+    kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -72,7 +72,9 @@ pub enum VcpuStateError {
         expected: usize,
     },
     /// The TSC runs at another frequency and cannot be scaled.
-    #[error("vCPU {index}: the guest's TSC runs at {guest} kHz, this host's at {host} kHz, and KVM here cannot scale it: move to a host of the same TSC frequency")]
+    #[error(
+        "vCPU {index}: the guest's TSC runs at {guest} kHz, this host's at {host} kHz, and KVM here cannot scale it: move to a host of the same TSC frequency"
+    )]
     TscFrequency {
         /// The vCPU.
         index: u8,
@@ -196,7 +198,8 @@ pub fn restore(
     for entry in msrs.iter_mut().filter(|m| m.index == MSR_IA32_TSC) {
         entry.data = entry.data.wrapping_add(tsc_offset);
     }
-    vcpu.set_mp_state(*mp_state).map_err(set("set the run state"))?;
+    vcpu.set_mp_state(*mp_state)
+        .map_err(set("set the run state"))?;
     vcpu.set_regs(regs).map_err(set("set the registers"))?;
     vcpu.set_sregs(sregs).map_err(set("set the segments"))?;
     xsave::set(vcpu, caps.xsave_bytes, xsave).map_err(set("set the FPU state"))?;

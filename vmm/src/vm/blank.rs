@@ -137,9 +137,8 @@ impl BlankGuest for BlankVm {
         let devices = parts.assemble(&core.ram, Some(state))?;
         let standstill = common.standstill();
         for (index, vcpu) in (0u32..).zip(&core.vcpus) {
-            let vcpu_state: VcpuState = state
-                .get(Kind::VCPU, index, STATE_VERSION)
-                .map_err(read)?;
+            let vcpu_state: VcpuState =
+                state.get(Kind::VCPU, index, STATE_VERSION).map_err(read)?;
             let cycles = tsc_cycles(standstill, vcpu_state.tsc_khz);
             vcpu.load(vcpu_state, cycles)?;
         }
