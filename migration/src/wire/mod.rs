@@ -1,3 +1,5 @@
+//! The wire: bytes, connections and what the messages mean. The protocol, byte by byte:
+//!
 #![doc = include_str!("../../PROTOCOL.md")]
 
 pub mod channel;

@@ -1,3 +1,5 @@
+//! What a configuration accepts and refuses.
+
 use super::*;
 
 fn guest() -> GuestConfig {

@@ -1,3 +1,5 @@
+//! The console against pseudo-terminals, files and sockets.
+
 use std::fs;
 use std::io::Read;
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! What `ferry check` says of hosts with this and without that.
+
 use serde_json::json;
 
 use super::facts::{Device, Execution, Kind, KvmFacts, gather, meminfo};
