@@ -13,10 +13,12 @@ mod receive;
 mod run;
 mod serial;
 mod status;
+mod usage;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -71,8 +73,14 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let args = match parsed {
         Ok(args) => args,
         Err(error) => {
-            // Help and version come this way as well, on standard output and with status 0.
-            let _ = error.print();
+            // Help and version come this way as well; so does the help for no command at all.
+            if error.use_stderr()
+                && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            {
+                eprintln!("{}", usage::line(&error));
+            } else {
+                let _ = error.print();
+            }
             return u8::try_from(error.exit_code()).unwrap_or(exit::USAGE);
         }
     };

@@ -35,7 +35,12 @@ pub struct Args {
     serial: SerialFlag,
 
     /// The most memory that a guest may have here
-    #[arg(long, value_name = "SIZE", default_value = "8G")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "8G",
+        allow_hyphen_values = true
+    )]
     max_memory: Size,
 
     /// End when the first attempt fails, instead of waiting for another

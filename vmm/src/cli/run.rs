@@ -6,7 +6,7 @@ use super::error::Failure;
 use super::net::NetFlag;
 use super::serial::{self, SerialFlag};
 use super::{exit, receive};
-use crate::config::{ConfigError, GuestConfig, KernelConfig};
+use crate::config::{ConfigError, GuestConfig, KernelConfig, MAX_CPUS};
 use crate::units::Size;
 
 /// Boot a guest and stay with it until it ends or has moved away
@@ -44,11 +44,17 @@ pub struct Args {
     append: Option<String>,
 
     /// Guest memory: 512M, 4G; a multiple of 2M
-    #[arg(long, short, value_name = "SIZE", default_value = "512M")]
+    #[arg(
+        long,
+        short,
+        value_name = "SIZE",
+        default_value = "512M",
+        allow_hyphen_values = true
+    )]
     memory: Size,
 
     /// vCPUs, 1 to 8
-    #[arg(long, short, value_name = "N", default_value_t = 1)]
+    #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = parse_cpus, allow_hyphen_values = true)]
     cpus: u8,
 
     /// A network device on tap=NAME (exists), create=NAME (made here, gone afterwards) or fd=N (passed open), optionally
@@ -62,6 +68,12 @@ pub struct Args {
     /// Listen on this Unix socket for `ferry status`, `ferry migrate` and the like
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+}
+
+/// Whether it is one of those that make sense is the configuration's question.
+fn parse_cpus(text: &str) -> Result<u8, String> {
+    text.parse()
+        .map_err(|_| format!("take a whole number from 1 to {MAX_CPUS}"))
 }
 
 impl Args {
