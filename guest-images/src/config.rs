@@ -240,7 +240,7 @@ impl FromStr for Config {
         if let Some(index) = beyond.iter().position(|v| *v != VcpuConfig::default()) {
             return Err(ConfigError::Vcpu {
                 vcpu: cpus as usize + index,
-                reason: format!("there are only {cpus} vCPUs"),
+                reason: format!("the guest has {cpus} vCPU(s): give it more with --cpus"),
             });
         }
         config.check()?;
@@ -318,7 +318,7 @@ mod tests {
             ("ws=16", "BASE:SIZE"),
             ("rate=10", "working set"),
             ("rate=-1", "0 to 10000000"),
-            ("cpu1.role=compute", "only 1 vCPUs"),
+            ("cpu1.role=compute", "has 1 vCPU(s)"),
             ("cpu16.role=compute", "0 to 15"),
             ("ws=16:8 role=compute rate=1", "role=write"),
             ("cpus=2 ws=16:16 cpu1.ws=31:8", "overlaps 16:16 of vCPU 0"),

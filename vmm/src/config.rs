@@ -13,6 +13,7 @@ use migration::pages::{MAX_MEMORY, REGION_ALIGN};
 use thiserror::Error;
 
 use crate::boot::DEFAULT_CMDLINE;
+use crate::layout::LOW_RAM_END;
 use crate::units::Size;
 
 /// The most vCPUs a guest has.
@@ -50,6 +51,22 @@ pub enum ConfigError {
     /// Too many network devices.
     #[error("{0} network devices: take at most {MAX_NETS}")]
     Nets(usize),
+    /// The bare test guest would not take its parameters.
+    #[error(transparent)]
+    Pulse(#[from] guest_images::config::ConfigError),
+    /// The bare test guest is to write to what is no memory.
+    #[error(
+        "pulse parameters of vCPU {vcpu}: its working set ends at {end_mib} MiB, guest memory below the 32-bit gap at \
+         {memory_mib} MiB; take a smaller one, or more --memory"
+    )]
+    PulseWorkingSet {
+        /// The vCPU.
+        vcpu: usize,
+        /// Where its working set ends, in MiB.
+        end_mib: u64,
+        /// Where memory ends that it can write to, in MiB.
+        memory_mib: u64,
+    },
     /// The kernel command line is too long, or has a zero byte in it.
     #[error(
         "a kernel command line of {0} bytes: it must be shorter than {MAX_CMDLINE} bytes and have no zero byte in it"
@@ -213,6 +230,9 @@ impl GuestConfig {
         if line.len() >= MAX_CMDLINE || line.contains('\0') {
             return Err(ConfigError::Cmdline(line.len()));
         }
+        if let KernelConfig::Pulse(_) = self.kernel {
+            check_pulse(&line, self.cpus, self.memory)?;
+        }
         Ok(self)
     }
 
@@ -332,6 +352,25 @@ fn parse_port(text: &str) -> Option<u16> {
 fn check_memory(bytes: u64, least: u64) -> Result<(), ConfigError> {
     if bytes < least || bytes > MAX_MEMORY || !bytes.is_multiple_of(REGION_ALIGN) {
         return Err(ConfigError::Memory { bytes, least });
+    }
+    Ok(())
+}
+
+/// Asks for what the bare test guest would refuse, and then hang: it has no other way to say no than its console.
+fn check_pulse(line: &str, cpus: u8, memory: u64) -> Result<(), ConfigError> {
+    let config: guest_images::config::Config = format!("{line} cpus={cpus}").parse()?;
+    let memory_mib = memory.min(LOW_RAM_END) >> 20;
+    for (vcpu, config) in config.vcpus.iter().enumerate() {
+        let end_mib = config
+            .ws
+            .map_or(0, |ws| u64::from(ws.base_mib) + u64::from(ws.mib));
+        if end_mib > memory_mib {
+            return Err(ConfigError::PulseWorkingSet {
+                vcpu,
+                end_mib,
+                memory_mib,
+            });
+        }
     }
     Ok(())
 }

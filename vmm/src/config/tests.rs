@@ -272,3 +272,26 @@ fn a_receiver_names_each_slot_once() {
         Err(ConfigError::TapTwice("a".to_owned()))
     );
 }
+
+#[test]
+fn the_bare_guests_parameters_are_read_before_it_is_started() {
+    let pulse = |words: &str, cpus| {
+        GuestConfig {
+            kernel: KernelConfig::Pulse(words.to_owned()),
+            memory: 64 << 20,
+            cpus,
+            ..guest()
+        }
+        .checked()
+    };
+    assert!(pulse("ws=16:48 rate=max", 1).is_ok());
+    assert!(pulse("cpu1.role=compute", 2).is_ok());
+    for (words, part) in [
+        ("tempo=3", "tempo=3"),
+        ("cpu1.role=compute", "--cpus"),
+        ("ws=16:49", "ends at 65 MiB"),
+    ] {
+        let text = pulse(words, 1).unwrap_err().to_string();
+        assert!(text.contains(part), "{text}");
+    }
+}
