@@ -15,11 +15,22 @@ use vm_memory::{
     MemoryRegionAddress,
 };
 
+use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
 
 /// Guest memory could not be had.
 #[derive(Debug, Error)]
 pub enum MemoryError {
+    /// More than this host has: it would be given, as long as nobody touches it.
+    #[error(
+        "guest memory of {} is more than this host has ({} with swap): ask for less, or take a larger host", crate::units::Size(*.bytes), crate::ui::bytes(*.host)
+    )]
+    TooMuch {
+        /// How much was asked for, in bytes.
+        bytes: u64,
+        /// Memory and swap of this host, in bytes.
+        host: u64,
+    },
     /// The host did not give it.
     #[error("map {bytes} bytes of guest memory: ask for less, or free memory on this host")]
     Map {
@@ -34,12 +45,17 @@ pub enum MemoryError {
 /// them, since first touch of huge pages is several times as fast.
 ///
 /// # Errors
-/// The host refuses the mapping.
+/// The host refuses the mapping, or has less memory in all.
 pub fn map(layout: &MemoryLayout) -> Result<GuestRam, MemoryError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| MemoryError::Map {
         bytes: layout.bytes(),
         source,
     };
+    let host = sysinfo().map_or(u64::MAX, |info| info.ram_total() + info.swap_total());
+    if layout.bytes() > host {
+        let bytes = layout.bytes();
+        return Err(MemoryError::TooMuch { bytes, host });
+    }
     let mut ranges = Vec::new();
     for region in layout.regions() {
         let bytes = usize::try_from(region.bytes).map_err(|e| failed(e.into()))?;
@@ -92,5 +108,20 @@ fn host_address(region: &impl GuestMemoryRegionBytes) -> io::Result<u64> {
 
 /// The host address of each region, in order; for tools that look at guest memory from outside.
 pub fn host_addresses(ram: &GuestRam) -> Vec<u64> {
-    ram.iter().map(|region| host_address(region).unwrap_or(0)).collect()
+    ram.iter()
+        .map(|region| host_address(region).unwrap_or(0))
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_the_host_has_is_not_promised() {
+        let layout = crate::layout::memory_layout(migration::pages::MAX_MEMORY).unwrap();
+        let text = map(&layout).unwrap_err().to_string();
+        assert!(text.contains("guest memory of 16T is more than"), "{text}");
+    }
 }
