@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use migration::report::Report;
+use migration::report::{Outcome, Report};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
@@ -99,7 +99,7 @@ enum Throttle {
 enum MoveError {
     #[error("--{flag} {}: take whole milliseconds", Span(*.time))]
     Fraction { flag: &'static str, time: Duration },
-    #[error("cannot write the report to {}", .path.display())]
+    #[error("cannot write the report to {}; take a file in a folder that exists and that you may write to", .path.display())]
     Report {
         path: PathBuf,
         source: std::io::Error,
@@ -147,8 +147,8 @@ impl Args {
             Signals::block().map_err(|error| Failure::error(MoveError::Signals(error)))?;
 
         let client = self.vm.client();
-        let mut view = MoveView::new(&request.target.to_string());
         let moving = client.migrate(&request).map_err(Failure::error)?;
+        let mut view = MoveView::new(&request.target.to_string());
         start_canceller(signals, client, view.notes())
             .map_err(|error| Failure::error(MoveError::Signals(error)))?;
         let report = follow(moving, &mut view);
@@ -157,6 +157,9 @@ impl Args {
 
         let text = ui::report_table(&report, &request.target.to_string(), Style::of_stdout());
         let _ = std::io::stdout().write_all(text.as_bytes());
+        if let Some(error) = undone(&report, &request.target) {
+            eprintln!("{}", Failure::error(error));
+        }
         if let Some((file, path)) = report_file
             && let Err(source) = write_report(file, &report)
         {
@@ -175,6 +178,23 @@ fn millis(flag: &'static str, time: Option<Span>) -> Result<Option<u64>, Failure
     match u64::try_from(time.as_millis()) {
         Ok(ms) if Duration::from_millis(ms) == time => Ok(Some(ms)),
         _ => Err(Failure::usage(MoveError::Fraction { flag, time })),
+    }
+}
+
+/// What became of a move that did not complete, and of the guest.
+fn undone(report: &Report, target: &Target) -> Option<String> {
+    let reason = &report.reason;
+    match report.outcome {
+        Outcome::Completed => None,
+        Outcome::Failed => Some(format!(
+            "not moved to {target}, the guest runs here: {reason}"
+        )),
+        Outcome::Cancelled => Some(format!(
+            "the move to {target} is cancelled, the guest runs here: {reason}"
+        )),
+        Outcome::Unknown => Some(format!(
+            "the guest may run on {target}, it is paused here; look there, then `ferry stop` this one or `ferry resume --force` it: {reason}"
+        )),
     }
 }
 

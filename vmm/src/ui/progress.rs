@@ -58,7 +58,7 @@ impl MoveView {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
         if bar.is_hidden() {
             let notes = Notes { bar: None, style };
-            notes.show(&format!("connecting to {target}"));
+            notes.line(&format!("connecting to {target}"));
             return Self {
                 notes,
                 bar: None,
@@ -197,10 +197,11 @@ fn line(happening: &Happening, style: Style) -> Option<String> {
             );
             style.paint(Colour::Good, &text)
         }
-        Happening::Failed { reason } => {
-            style.paint(Colour::Bad, &format!("not moved: {}", plain(reason)))
-        }
-        Happening::RoundStarted { .. } | Happening::Progress { .. } | Happening::Other => {
+        // Why it failed is said once, with what became of the guest, when that is known: by the report.
+        Happening::Failed { .. }
+        | Happening::RoundStarted { .. }
+        | Happening::Progress { .. }
+        | Happening::Other => {
             return None;
         }
     })
@@ -275,7 +276,12 @@ mod tests {
     #[test]
     fn the_peers_words_move_no_cursor() {
         let reason = "no\x1b[2J\r\nroom".to_owned();
-        let line = line(&Happening::Failed { reason }, Style::PLAIN).unwrap();
-        assert_eq!(line, "not moved: no [2J  room");
+        let percent = vec![40];
+        let line = line(
+            &Happening::ThrottleChanged { percent, reason },
+            Style::PLAIN,
+        )
+        .unwrap();
+        assert_eq!(line, "throttle at 40 %: no [2J  room");
     }
 }
