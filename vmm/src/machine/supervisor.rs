@@ -4,9 +4,7 @@ use std::os::fd::AsRawFd;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use event_manager::{
-    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps,
-};
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use migration::cancel::CancelToken;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -94,8 +92,9 @@ pub struct Supervisor {
     pub(super) threads_wake: EventFd,
     pub(super) thread_sender: mpsc::Sender<FromThread>,
     pub(super) serial_room: EventFd,
-    pub(super) signals: Signals,
     pub(super) console: Console,
+    /// Behind the console: until the terminal is given back, no signal may end the process.
+    pub(super) signals: Signals,
     pub(super) calls: CallReceiver,
     pub(super) server: Option<ControlServer>,
 }
@@ -194,8 +193,9 @@ impl Supervisor {
     /// # Errors
     /// The guest crashed, or the loop cannot be set up.
     pub fn serve(self) -> Result<End, MachineError> {
-        let loop_error =
-            |e: event_manager::Error| MachineError::host("run the main loop")(std::io::Error::other(e.to_string()));
+        let loop_error = |e: event_manager::Error| {
+            MachineError::host("run the main loop")(std::io::Error::other(e.to_string()))
+        };
         let mut manager = EventManager::<Supervisor>::new().map_err(loop_error)?;
         let id = manager.add_subscriber(self);
         loop {
@@ -242,13 +242,18 @@ impl MutEventSubscriber for Supervisor {
             Events::with_data(&self.serial_room, SERIAL_ROOM, EventSet::IN),
         ];
         if let Some(input) = self.console.input() {
-            events.push(Events::with_data_raw(input.as_raw_fd(), CONSOLE, EventSet::IN));
+            events.push(Events::with_data_raw(
+                input.as_raw_fd(),
+                CONSOLE,
+                EventSet::IN,
+            ));
         }
         for event in events {
             if let Err(error) = ops.add(event) {
-                self.end.get_or_insert(Err(MachineError::host("set up the main loop")(
-                    std::io::Error::other(error.to_string()),
-                )));
+                self.end
+                    .get_or_insert(Err(MachineError::host("set up the main loop")(
+                        std::io::Error::other(error.to_string()),
+                    )));
             }
         }
     }
