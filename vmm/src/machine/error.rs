@@ -6,6 +6,7 @@ use thiserror::Error;
 use crate::boot::BootError;
 use crate::console::ConsoleError;
 use crate::control::ControlError;
+use crate::control::socket::SocketError;
 use crate::kvm::KvmError;
 use crate::kvm::probe::ProbeError;
 
@@ -20,7 +21,7 @@ pub enum MachineError {
     Probe(#[from] ProbeError),
     /// Linux would hang here.
     #[error(
-        "start Linux kernel {kernel}: this host's KVM emulates guest code instruction by instruction ({instructions_per_s} a second), and a Linux kernel hangs silently in it; bare guests run (`ferry run --pulse`), Linux needs a host with hardware or nested virtualization (`ferry check`)"
+        "cannot start Linux kernel {kernel}: this host's KVM emulates guest code instruction by instruction ({instructions_per_s} a second), and a Linux kernel hangs silently in it; bare guests run (`ferry run --pulse`), Linux needs a host with hardware or nested virtualization (`ferry check`)"
     )]
     Emulated {
         /// The kernel's path.
@@ -37,11 +38,14 @@ pub enum MachineError {
     /// The control socket could not be opened.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The socket for sources does not listen.
+    #[error("cannot listen for a guest")]
+    Listen(#[from] SocketError),
     /// The VM could not be made, started or driven.
     #[error(transparent)]
     Guest(#[from] GuestError),
     /// The pieces of the process could not be made.
-    #[error("{act}")]
+    #[error("cannot {act}")]
     Host {
         /// What was tried.
         act: String,

@@ -1,26 +1,34 @@
 //! `ferry receive`: a guest from another host.
 
 use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 use migration::cancel::CancelToken;
-use migration::destination::{self, Received, ReceiveError};
+use migration::destination::ReceiveOptions;
+use migration::destination::{self, ReceiveError, Received};
 use migration::event::Arrival;
 use migration::guest::GuestError;
-use migration::destination::ReceiveOptions;
 use migration::wire::Transport;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Notifier, Supervisor, chain};
 use super::{End, MachineError, tap};
-use crate::config::{ReceiveConfig, Target, TapConfig};
+use crate::config::{ReceiveConfig, TapConfig, Target};
 use crate::console::{Console, Output, Signals};
+use crate::control::socket::OwnedSocket;
 use crate::control::{self, ControlServer};
 use crate::kvm;
 use crate::vcpu::EventSender;
 use crate::vm::{LocalParts, ReceivingHost, RunningVm};
 use vmm_sys_util::eventfd::EventFd;
+
+/// How long to wait after a connection could not be accepted.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Waits for a guest and becomes its VMM, until it ends, leaves, or is stopped.
 ///
@@ -58,19 +66,19 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
 /// Where sources connect.
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener),
+    Unix(OwnedSocket),
 }
 
 impl Listener {
     fn bind(target: &Target) -> Result<Self, MachineError> {
-        let act = MachineError::host(format!(
-            "listen on {target}: choose an address of this host and a free port"
-        ));
         match target {
-            Target::Tcp(host, port) => TcpListener::bind((host.as_str(), *port)).map(Listener::Tcp),
-            Target::Unix(path) => UnixListener::bind(path).map(Listener::Unix),
+            Target::Tcp(host, port) => TcpListener::bind((host.as_str(), *port))
+                .map(Listener::Tcp)
+                .map_err(MachineError::host(format!(
+                    "listen on {target}; take an address of this host and a free port"
+                ))),
+            Target::Unix(path) => Ok(Self::Unix(OwnedSocket::listen(path)?)),
         }
-        .map_err(act)
     }
 
     /// The next source.
@@ -79,9 +87,25 @@ impl Listener {
             Listener::Tcp(listener) => listener
                 .accept()
                 .map(|(stream, peer)| (Box::new(stream) as Box<dyn Transport>, peer.to_string())),
-            Listener::Unix(listener) => listener
-                .accept()
-                .map(|(stream, _)| (Box::new(stream) as Box<dyn Transport>, "a local peer".into())),
+            Listener::Unix(socket) => {
+                let stream = wait_for_peer(socket)?;
+                Ok((Box::new(stream), "a local peer".into()))
+            }
+        }
+    }
+}
+
+fn wait_for_peer(socket: &OwnedSocket) -> std::io::Result<UnixStream> {
+    loop {
+        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match socket.accept() {
+            // The peer was gone again.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            result => return result,
         }
     }
 }
@@ -120,10 +144,14 @@ impl Receiver {
 
     /// One source, from its connection to a running guest.
     fn attempt(&self) -> Result<(Received<RunningVm>, Vec<CardInfo>), String> {
-        let (socket, peer) = self
-            .listener
-            .accept()
-            .map_err(|e| format!("accept a connection on {}: {e}", self.config.listen))?;
+        let (socket, peer) = self.listener.accept().map_err(|error| {
+            // Out of descriptors or memory: that does not pass by asking again at once.
+            std::thread::sleep(RETRY);
+            format!(
+                "cannot accept a connection on {}: {error}",
+                self.config.listen
+            )
+        })?;
         let cancel = CancelToken::new().map_err(|e| format!("make a cancel token: {e}"))?;
         self.notify.send(FromThread::Receiving(cancel.clone()));
         let mut cards = Vec::new();
