@@ -47,18 +47,18 @@ impl ElfKernel {
     /// Reads and checks the headers of a file that has ELF's magic number.
     pub(super) fn parse(image: &Image) -> Result<Self, BootError> {
         let (class, headers) = program_headers(image)?;
-        let mut segments = Vec::new();
+        let of_type = |wanted| headers.iter().filter(move |header| header.p_type == wanted);
         let mut notes = Notes::default();
-        for header in &headers {
-            match header.p_type {
-                abi::PT_LOAD if header.p_memsz > 0 => segments.push(segment(image, header)?),
-                abi::PT_NOTE => notes.read(image, class, header)?,
-                _ => {}
-            }
+        for header in of_type(abi::PT_NOTE) {
+            notes.read(image, class, header)?;
         }
         let entry = notes
             .entry
             .ok_or_else(|| image.unsupported("it is an ELF file without a PVH entry"))?;
+        let segments = of_type(abi::PT_LOAD)
+            .filter(|header| header.p_memsz > 0)
+            .map(|header| segment(image, header))
+            .collect::<Result<Vec<_>, _>>()?;
         if !segments
             .iter()
             .any(|s| (s.gpa..s.gpa + s.bytes).contains(&u64::from(entry)))
@@ -136,7 +136,7 @@ fn segment(image: &Image, header: &ProgramHeader) -> Result<Segment, BootError> 
     let Some(end) = end.filter(|_| gpa >= KERNEL_START && bytes <= header.p_memsz) else {
         let memory = header.p_memsz;
         return Err(image.unsupported(format!(
-            "an ELF segment puts {bytes} bytes into {memory} at {gpa:#x}, where at least {KERNEL_START:#x} is possible"
+            "an ELF segment of {bytes} bytes, {memory} in memory, is to lie at {gpa:#x}; it has to lie at {KERNEL_START:#x} or above and have no more bytes than it takes up"
         )));
     };
     let needed = offset.saturating_add(bytes);
