@@ -30,13 +30,13 @@ pub enum ChannelError {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
     /// The peer's end is closed.
-    #[error("{peer} closed the connection")]
+    #[error("{peer} closed the connection; what it printed itself says why")]
     Closed {
         /// The peer.
         peer: String,
     },
     /// The system says that the connection is no more.
-    #[error("cannot {act} {peer}")]
+    #[error("cannot {act} {peer}; check what is printed there, and the network between")]
     Io {
         /// "send to" or "receive from".
         act: &'static str,
@@ -46,7 +46,9 @@ pub enum ChannelError {
         source: io::Error,
     },
     /// Nothing came, or nothing was taken, for too long.
-    #[error("{peer} {does} for {seconds:.1} s: it is dead, stopped or unreachable")]
+    #[error(
+        "{peer} {does} for {seconds:.1} s: it is dead, stopped, unreachable or not Ferry; check that end and the network between"
+    )]
     Silent {
         /// The peer.
         peer: String,
@@ -56,7 +58,7 @@ pub enum ChannelError {
         seconds: f64,
     },
     /// The bytes are not a frame.
-    #[error("{peer} broke the protocol")]
+    #[error("{peer} broke the protocol; run the same ferry on both ends")]
     Frame {
         /// The peer.
         peer: String,

@@ -22,7 +22,7 @@ pub enum ConnectError {
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
     /// The name or the address is not usable.
-    #[error("cannot find {name}: is the name right?")]
+    #[error("cannot find {name}; check the name, or give an address")]
     Resolve {
         /// Host and port as given.
         name: String,
@@ -31,7 +31,7 @@ pub enum ConnectError {
     },
     /// Nobody answered in time.
     #[error(
-        "no answer from {name} within {seconds:.1} s: does a ferry receive listen there, and does the network lead there?"
+        "no answer from {name} within {seconds:.1} s: check the address, that `ferry receive` runs there, and the network between"
     )]
     Timeout {
         /// The address tried.
@@ -40,7 +40,7 @@ pub enum ConnectError {
         seconds: f64,
     },
     /// The kernel or the peer said no.
-    #[error("cannot connect to {name}: does a ferry receive listen there?")]
+    #[error("cannot connect to {name}; start `ferry receive` there first, or check the address")]
     Io {
         /// The address tried.
         name: String,

@@ -14,11 +14,14 @@ pub const VERSION: u16 = 1;
 /// The oldest version that this build still speaks.
 pub const OLDEST: u16 = 1;
 
+/// So much of what is not a preamble is shown.
+const SHOWN: usize = 32;
+
 /// Why the other end cannot be talked to.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PreambleError {
     /// It speaks something else.
-    #[error("{peer} is not Ferry: it began with {got}; is that the port of a ferry receive?")]
+    #[error("{peer} is not Ferry: it began with {got}; check address and port")]
     NotFerry {
         /// Its name.
         peer: String,
@@ -63,7 +66,10 @@ pub fn check_magic(bytes: &[u8], peer: &str) -> Result<(), PreambleError> {
     }
     Err(PreambleError::NotFerry {
         peer: peer.to_owned(),
-        got: format!("\"{}\"", bytes.escape_ascii()),
+        got: match bytes.get(..SHOWN) {
+            Some(first) => format!("\"{}\"...", first.escape_ascii()),
+            None => format!("\"{}\"", bytes.escape_ascii()),
+        },
     })
 }
 

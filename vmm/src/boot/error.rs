@@ -9,7 +9,7 @@ use vm_memory::GuestMemoryError;
 #[derive(Debug, Error)]
 pub enum BootError {
     /// A file that could not be opened or read.
-    #[error("cannot read {what} {path}: check the path and its permissions")]
+    #[error("cannot read {what} {path}; check the path and its permissions")]
     Read {
         /// "kernel" or "initramfs".
         what: &'static str,

@@ -52,7 +52,15 @@ impl Kernel {
         } else {
             return Err(BootError::NotAKernel {
                 path: image.path().to_owned(),
-                found: describe(&head),
+                found: match head.len() {
+                    // Magic numbers lie at its front, the boot header behind: too short to tell.
+                    1..0x206 => format!(
+                        "{} in {} bytes, too few for any",
+                        describe(&head),
+                        head.len()
+                    ),
+                    _ => describe(&head),
+                },
             });
         };
         Ok(Self { image, format })

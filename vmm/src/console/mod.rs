@@ -45,7 +45,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Error)]
 pub enum ConsoleError {
     /// The file cannot be made.
-    #[error("cannot open {} for the serial port", .path.display())]
+    #[error("cannot open {} for the serial port; take a file in a folder that exists and that you may write to", .path.display())]
     File {
         /// Which.
         path: PathBuf,

@@ -55,7 +55,7 @@ fn a_file_that_cannot_be_made_is_named() {
     let error = Console::open(&SerialConfig::File("/nowhere/serial.log".into())).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "cannot open /nowhere/serial.log for the serial port"
+        "cannot open /nowhere/serial.log for the serial port; take a file in a folder that exists and that you may write to"
     );
 }
 

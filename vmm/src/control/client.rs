@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody listens, or not for us.
-    #[error("cannot connect to control socket {}: is the VM running, with --control on that path?", .path.display())]
+    #[error("cannot connect to control socket {}; start the VM with --control on that path, or give the path that it has", .path.display())]
     Connect {
         /// Where.
         path: PathBuf,
@@ -35,7 +35,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The connection broke.
-    #[error("the connection to control socket {} broke", .path.display())]
+    #[error("the connection to control socket {} broke: the VM has just ended, or that is not a VM's socket", .path.display())]
     Broken {
         /// Which.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// Something else answers there.
-    #[error("{} does not speak ferry's control protocol: {what}", .path.display())]
+    #[error("{} does not speak ferry's control protocol ({what}): give the control socket of a VM", .path.display())]
     Foreign {
         /// Where.
         path: PathBuf,

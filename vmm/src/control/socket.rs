@@ -29,7 +29,7 @@ pub enum SocketError {
     #[error("{} exists and is not a socket: take another path", .0.display())]
     NotASocket(PathBuf),
     /// The system refused.
-    #[error("cannot listen on socket {}", .path.display())]
+    #[error("cannot listen on socket {}; take a path in a folder that exists and that you may write to", .path.display())]
     Listen {
         /// Where.
         path: PathBuf,

@@ -18,13 +18,17 @@ use crate::config::TapConfig;
 pub fn open(tap: &TapConfig) -> Result<Tap, GuestError> {
     match tap {
         TapConfig::Existing(name) => {
-            Tap::open(name).map_err(|e| GuestError::new(format!("open tap {name}"), e))
+            Tap::open(name).map_err(|e| GuestError::new(format!("cannot open tap {name}"), e))
         }
         TapConfig::Create(name) => {
-            Tap::create(name).map_err(|e| GuestError::new(format!("make tap {name}"), e))
+            Tap::create(name).map_err(|e| GuestError::new(format!("cannot make tap {name}"), e))
         }
         TapConfig::Fd(fd) => {
-            let act = || format!("use file descriptor {fd} as a tap");
+            let act = || {
+                format!(
+                    "cannot use file descriptor {fd} as a tap, which has to be passed open and attached"
+                )
+            };
             let owned = duplicate(*fd).map_err(|e| GuestError::new(act(), e))?;
             Tap::from_fd(owned).map_err(|e| GuestError::new(act(), e))
         }
