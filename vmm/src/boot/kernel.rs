@@ -55,7 +55,7 @@ impl Kernel {
                 found: match head.len() {
                     // Magic numbers lie at its front, the boot header behind: too short to tell.
                     1..0x206 => format!(
-                        "{} in {} bytes, too few for any",
+                        "{}, of {} bytes, too few for a kernel",
                         describe(&head),
                         head.len()
                     ),

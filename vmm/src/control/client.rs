@@ -3,7 +3,9 @@
 //! Any HTTP client will do; this one is a few lines on top of httparse, because it must be in the static binary and
 //! reads nothing but our own server's answers. Those are bounded all the same.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,6 +36,9 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
+    /// There is something else.
+    #[error("{} is not a socket: give the control socket of a VM", .0.display())]
+    NotASocket(PathBuf),
     /// The connection broke.
     #[error("the connection to control socket {} broke: the VM has just ended, or that is not a VM's socket", .path.display())]
     Broken {
@@ -157,10 +162,7 @@ impl Client {
     /// Sends a request and reads the head of the answer; an answer that is no success becomes the error.
     fn send(&self, method: &str, path: &str, body: Option<Value>) -> Result<Response, ClientError> {
         let mut stream =
-            UnixStream::connect(&self.path).map_err(|source| ClientError::Connect {
-                path: self.path.clone(),
-                source,
-            })?;
+            UnixStream::connect(&self.path).map_err(|source| self.unconnected(source))?;
         let body = body.map_or(String::new(), |value| value.to_string());
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -199,6 +201,15 @@ impl Client {
         (response.take(MAX_BODY as u64).read_to_end(&mut text))
             .map_err(|source| self.broken(source))?;
         Ok(text)
+    }
+
+    /// The kernel says "refused" to a file that is no socket as well as to a socket that nobody listens on.
+    fn unconnected(&self, source: io::Error) -> ClientError {
+        let path = self.path.clone();
+        match fs::metadata(&path) {
+            Ok(meta) if !meta.file_type().is_socket() => ClientError::NotASocket(path),
+            _ => ClientError::Connect { path, source },
+        }
     }
 
     fn broken(&self, source: io::Error) -> ClientError {

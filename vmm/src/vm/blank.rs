@@ -52,7 +52,7 @@ impl BlankVm {
     pub fn new(kvm: &Kvm, mut shape: Shape, making: Making) -> Result<Self, GuestError> {
         let (vm, mode) = kvm::create_vm(kvm).map_err(kvm_error("make a VM"))?;
         let vm = Arc::new(vm);
-        let ram = memory::map(&shape.layout).map_err(|e| GuestError::new("make a VM", e))?;
+        let ram = memory::map(&shape.layout).map_err(|e| GuestError::new("cannot make a VM", e))?;
         memory::register(&vm, &ram, false).map_err(|e| {
             let bytes = shape.layout.bytes();
             GuestError::new(format!("give KVM {bytes} bytes of guest memory"), e)
