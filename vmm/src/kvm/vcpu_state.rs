@@ -203,7 +203,10 @@ pub fn restore(
     vcpu.set_regs(regs).map_err(set("set the registers"))?;
     vcpu.set_sregs(sregs).map_err(set("set the segments"))?;
     xsave::set(vcpu, caps.xsave_bytes, xsave).map_err(set("set the FPU state"))?;
-    vcpu.set_xcrs(xcrs).map_err(set("set XCR0"))?;
+    // A processor without XSAVE has no XCR0: none is told, and none can be set.
+    if xcrs.nr_xcrs > 0 {
+        vcpu.set_xcrs(xcrs).map_err(set("set XCR0"))?;
+    }
     vcpu.set_debug_regs(debugregs)
         .map_err(set("set the debug registers"))?;
     vcpu.set_lapic(lapic).map_err(set("set the local APIC"))?;
