@@ -265,6 +265,10 @@ mod xsave {
 
     /// Reads the area, of the size that KVM_CAP_XSAVE2 tells.
     pub fn get(vcpu: &VcpuFd, bytes: usize) -> Result<Vec<u32>, kvm_ioctls::Error> {
+        if bytes == size_of::<kvm_xsave>() {
+            // All that a KVM before Linux 5.17 has, and all that is needed without AMX.
+            return Ok(vcpu.get_xsave()?.region.to_vec());
+        }
         let mut area = area(bytes)?;
         // SAFETY: KVM writes KVM_CAP_XSAVE2 bytes, and the area was made with that many (at least the fixed
         // structure and its flexible tail).
