@@ -88,16 +88,11 @@ fn unharmed(agent: &Agent<'_>, echoes: Vec<EchoClient>, consoles: &[String]) {
     }
     let ticks = Ticks::unbroken(consoles).unwrap();
     assert!(ticks.count > 10, "{ticks:?}");
-    for console in consoles {
-        assert!(!console.contains("MISMATCH"), "{console}");
-        for word in [
-            "soft lockup",
-            "rcu_sched detected stalls",
-            "Call Trace",
-            "clocksource: Marking",
-        ] {
-            assert!(!console.contains(word), "{console}");
-        }
+    let text = consoles.concat();
+    let after_boot = text.split_once("AGENT READY").unwrap().1;
+    for trouble in ["MISMATCH", "lockup", "rcu", "Call Trace", "clocksource:"] {
+        let line = after_boot.lines().find(|line| line.contains(trouble));
+        assert_eq!(line, None);
     }
 }
 
@@ -153,8 +148,8 @@ linux_test! {
 fn end_by(word: &str) -> (Option<i32>, Ferry) {
     let world = World::new(1).unwrap();
     let mut ferry = cloud().boot(Some(&world.a)).unwrap();
-    // The answer may be lost with the guest.
-    let _ = Agent::new(&world.world, 0).ask(word, Duration::ZERO);
+    // The answer may be lost with the guest; asking again does no harm.
+    let _ = Agent::new(&world.world, 0).ask(word, Duration::from_secs(1));
     let status = ferry.wait_end(STEP).unwrap();
     (status.code(), ferry)
 }

@@ -43,12 +43,18 @@ struct Run {
     /// Run it here if Linux guests run here
     #[arg(long)]
     prefer_native: bool,
+    /// Processor that is emulated, in QEMU's words
+    #[arg(long, value_name = "MODEL", default_value = Options::CPU)]
+    cpu: String,
     /// Processors of the nested host [default: as many as here, at most 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: Option<u32>,
     /// Its memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(512..))]
     memory: u32,
+    /// Write what the nested kernel prints into this file
+    #[arg(long, value_name = "FILE")]
+    console: Option<PathBuf>,
     /// End it after so many seconds, whatever happens
     #[arg(long, value_name = "SECONDS", default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
@@ -95,8 +101,10 @@ impl Run {
         let mut host = Host::boot(&Options {
             cache: self.cache,
             share: Some(self.share),
+            cpu: self.cpu,
             cpus: self.cpus.unwrap_or(usual.cpus),
             memory_mib: self.memory,
+            console: self.console,
             timeout: Duration::from_secs(self.timeout),
             ..usual
         })?;

@@ -201,14 +201,19 @@ impl Ticks {
             last_uptime: 0.0,
         };
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        for line in whole.lines() {
+        for (index, line) in whole.lines().enumerate() {
             let Some((number, nanoseconds, uptime)) = parse_tick(line) else {
                 continue;
             };
             let follows = last.is_none_or(|(n, ns)| number == n + 1 && nanoseconds > ns);
             if !follows || uptime < ticks.last_uptime {
+                let around: Vec<_> = whole
+                    .lines()
+                    .skip(index.saturating_sub(5))
+                    .take(8)
+                    .collect();
                 return Err(Error::Unexpected(format!(
-                    "\"{line}\" does not follow tick {last:?}"
+                    "\"{line}\" does not follow tick {last:?} in {around:#?}"
                 )));
             }
             last = Some((number, nanoseconds));

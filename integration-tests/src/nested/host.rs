@@ -1,8 +1,8 @@
 //! The outer side of a nested host: the QEMU process and the conversation with the init program in it.
 
 use std::collections::VecDeque;
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -31,15 +31,22 @@ pub struct Options {
     pub cache: PathBuf,
     /// The folder that can be written inside, under the same path. Absolute.
     pub share: Option<PathBuf>,
+    /// What it emulates, in QEMU's words; must have `svm`.
+    pub cpu: String,
     /// Processors, 1 to 64.
     pub cpus: u32,
     /// Memory in MiB. Only what is used is taken from this machine.
     pub memory_mib: u32,
+    /// Where all that the nested kernel prints goes, for a look at its troubles.
+    pub console: Option<PathBuf>,
     /// After this time QEMU is ended, whatever runs inside.
     pub timeout: Duration,
 }
 
 impl Options {
+    /// The processor if nothing else is asked for.
+    pub const CPU: &str = "EPYC,+svm";
+
     /// The usual ones: as many processors as this machine has (at most 8, each is a busy thread of QEMU), 4 GiB
     /// of memory, half an hour, nothing shared for writing.
     pub fn new(init: PathBuf) -> Self {
@@ -48,8 +55,10 @@ impl Options {
             init,
             cache: default_cache(),
             share: None,
+            cpu: Self::CPU.into(),
             cpus: u32::try_from(cpus).unwrap_or(1),
             memory_mib: 4096,
+            console: None,
             timeout: Duration::from_secs(30 * 60),
         }
     }
@@ -84,7 +93,7 @@ impl Host {
         let (port, inner) = UnixStream::pair().map_err(socket)?;
         let inner = OwnedFd::from(inner);
         let command = qemu(options, &kernel, &archive.path(), inner.as_raw_fd())?;
-        let machine = Machine::start(command, inner, options.timeout)?;
+        let machine = Machine::start(command, inner, options)?;
 
         port.set_read_timeout(Some(BOOT_LIMIT.min(options.timeout)))
             .map_err(socket)?;
@@ -155,7 +164,7 @@ fn qemu(
             "-accel",
             "tcg,thread=multi",
             "-cpu",
-            "EPYC,+svm",
+            &options.cpu,
         ])
         .args(["-nodefaults", "-display", "none", "-no-reboot"])
         .args(["-chardev", "stdio,id=console,signal=off"])
@@ -213,14 +222,20 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(command: process::Command, port: OwnedFd, timeout: Duration) -> Result<Self, Error> {
+    fn start(command: process::Command, port: OwnedFd, options: &Options) -> Result<Self, Error> {
+        let timeout = options.timeout;
+        let copy = options
+            .console
+            .as_deref()
+            .map(|path| File::create(path).map_err(|e| Error::file("make", path, e)))
+            .transpose()?;
         let mut child = spawn_bound(command, vec![port]).map_err(Error::NoQemu)?;
         let console = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(stdout) = child.stdout.take() {
-            keep_tail(stdout, &console);
+            keep_tail(stdout, &console, copy);
         }
         if let Some(stderr) = child.stderr.take() {
-            keep_tail(stderr, &console);
+            keep_tail(stderr, &console, None);
         }
         let child = Arc::new(Mutex::new(child));
         let timed_out = Arc::new(Mutex::new(false));
@@ -272,7 +287,11 @@ impl Drop for Machine {
     }
 }
 
-fn keep_tail(from: impl std::io::Read + Send + 'static, console: &Arc<Mutex<VecDeque<String>>>) {
+fn keep_tail(
+    from: impl std::io::Read + Send + 'static,
+    console: &Arc<Mutex<VecDeque<String>>>,
+    mut copy: Option<File>,
+) {
     let console = Arc::clone(console);
     thread::spawn(move || {
         for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
@@ -280,6 +299,9 @@ fn keep_tail(from: impl std::io::Read + Send + 'static, console: &Arc<Mutex<VecD
             // EPYC names features that TCG leaves out; QEMU says so for each, at every start.
             if line.contains("TCG doesn't support requested feature") {
                 continue;
+            }
+            if let Some(copy) = &mut copy {
+                let _ = writeln!(copy, "{line}");
             }
             let mut kept = lock(&console);
             kept.push_back(line);
