@@ -14,7 +14,7 @@ use migration::cancel::CancelToken;
 use migration::guest::Description;
 use migration::options::Options;
 use migration::pages::PAGE_SIZE;
-use migration::report::Outcome;
+use migration::report::{Outcome, Report};
 use migration::source::After;
 use migration::state::{Kind, VmState};
 use migration::wire::codec;
@@ -359,14 +359,12 @@ fn a_destination_that_does_not_keep_to_the_protocol_does_not_get_the_guest() {
     }
 }
 
-#[test]
-fn nonsense_instead_of_live_leaves_the_guest_paused() {
-    let world = World::idle(&[2]);
-    let (a, b) = UnixStream::pair().unwrap();
-    // Plays a destination well up to READY, and says READY again instead of LIVE.
-    let peer = std::thread::spawn(move || {
+/// Plays a destination well, but for the time that it takes for each frame of pages, and answers GO with
+/// `last`.
+fn play(socket: UnixStream, time: Duration, last: Frame) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
         let cancel = CancelToken::new().unwrap();
-        let socket = Box::new(b);
+        let socket = Box::new(socket);
         let mut channel =
             migration::wire::channel::Channel::new(socket, "x", PATIENCE, &cancel).unwrap();
         channel.greet().unwrap();
@@ -382,18 +380,26 @@ fn nonsense_instead_of_live_leaves_the_guest_paused() {
                     let mut sink = vec![0; usize::try_from(pages).unwrap() * 4096];
                     let mut piece = [migration::wire::iov::In::bytes(&mut sink)];
                     channel.receive_data(&mut piece).unwrap();
+                    std::thread::sleep(time);
                     continue;
                 }
                 Frame::State(_) => Frame::Ready,
                 Frame::Go => {
-                    channel.send(&Frame::Ready).unwrap();
+                    channel.send(&last).unwrap();
                     return;
                 }
                 _ => continue,
             };
             channel.send(&answer).unwrap();
         }
-    });
+    })
+}
+
+#[test]
+fn nonsense_instead_of_live_leaves_the_guest_paused() {
+    let world = World::idle(&[2]);
+    let (a, b) = UnixStream::pair().unwrap();
+    let peer = play(b, Duration::ZERO, Frame::Ready);
     let cancel = CancelToken::new().unwrap();
     let moved = send(boot(&world), a, &options(), &cancel, &mut |_| {});
     peer.join().unwrap();
@@ -405,4 +411,32 @@ fn nonsense_instead_of_live_leaves_the_guest_paused() {
         reason.contains("nobody knows") && reason.contains("READY"),
         "{reason}"
     );
+}
+
+/// A destination that takes long for each frame, with many of them waiting in the socket's buffer.
+#[test]
+fn a_destination_that_is_slow_is_not_taken_for_dead() {
+    let world = World::idle(&[12]);
+    let (a, b) = UnixStream::pair().unwrap();
+    // As much as the system allows; the pages are 4 MiB.
+    socket2::SockRef::from(&a)
+        .set_send_buffer_size(8 << 20)
+        .unwrap();
+    let live = Frame::Live(Live {
+        restore_ns: 0,
+        resume_ns: 0,
+        resumed_at_ns: 0,
+    });
+    let peer = play(b, Duration::from_millis(700), live);
+    let cancel = CancelToken::new().unwrap();
+    let options = Options {
+        peer_timeout: Duration::from_secs(2),
+        ..options()
+    };
+    let moved = send(boot(&world), a, &options, &cancel, &mut |_| {});
+    peer.join().unwrap();
+    let Report {
+        outcome, reason, ..
+    } = moved.report;
+    assert_eq!(outcome, Outcome::Completed, "{reason}");
 }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::After;
+use super::courier::answer;
 use super::error::MoveError;
 use super::precopy::Precopy;
 use super::trip::{Failed, Trip, give_back, instead_of};
@@ -114,7 +115,7 @@ impl Link {
     pub fn ping(&mut self, number: u64) -> Result<Duration, MoveError> {
         let began = Instant::now();
         self.channel.send(&Frame::Ping(number))?;
-        match self.channel.receive()? {
+        match answer(&mut self.channel)? {
             Frame::Pong(answer) if answer == number => Ok(began.elapsed()),
             frame => Err(instead_of("PONG", &frame, &self.channel)),
         }

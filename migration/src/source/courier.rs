@@ -17,6 +17,12 @@ use crate::wire::frame::{Frame, MAX_RUNS, Run};
 /// Pages in one PAGES frame: 1 MiB. A header for each costs nothing beside that, and what the search for
 /// zeros brought into the processor's cache is still there when the kernel copies it.
 const BATCH: u64 = 256;
+/// After so many runs the destination is asked for a sign of life. Runs far apart are slow to take in, since
+/// each may be the first touch of a huge page there, and a socket's buffer holds thousands of them: without
+/// an answer in between, a destination that is busy could not be told from one that is dead.
+const SIGN_EVERY: usize = 256;
+/// The number of the PINGs that ask for that. Those that measure have small ones.
+const SIGN_OF_LIFE: u64 = u64::MAX;
 
 /// A piece of a round: the pages of `set` within `range`, which lies in one region and starts at a multiple
 /// of 64.
@@ -44,6 +50,8 @@ pub(super) struct Courier<'a> {
     batch: u64,
     data: Batch,
     zero: Batch,
+    /// Runs sent since the destination was last asked for a sign of life.
+    unasked: usize,
     pub counts: Counts,
 }
 
@@ -79,6 +87,7 @@ impl<'a> Courier<'a> {
             batch,
             data: Batch::default(),
             zero: Batch::default(),
+            unasked: 0,
             counts: Counts::default(),
         }
     }
@@ -108,11 +117,14 @@ impl<'a> Courier<'a> {
 
     /// Sends what waits. Before that it listens: a destination that cannot go on says so at any time.
     fn flush(&mut self, round: u32, channel: &mut Channel) -> Result<(), MoveError> {
-        if let Some(frame) = channel.poll_frame()? {
-            return Err(instead_of("nothing", &frame, channel));
+        match channel.poll_frame()? {
+            None | Some(Frame::Pong(SIGN_OF_LIFE)) => {}
+            Some(frame) => return Err(instead_of("nothing", &frame, channel)),
         }
         let began = Instant::now();
         let data = std::mem::take(&mut self.data);
+        let zero = std::mem::take(&mut self.zero);
+        self.unasked += data.runs.len() + zero.runs.len();
         if data.pages > 0 {
             self.pacer
                 .pace(data.pages * PAGE_SIZE, channel.cancel_token())?;
@@ -124,14 +136,27 @@ impl<'a> Courier<'a> {
             let runs = data.runs;
             channel.send_with(&Frame::Pages { round, runs }, &pieces)?;
         }
-        let zero = std::mem::take(&mut self.zero);
         if zero.pages > 0 {
             self.counts.zero_pages += zero.pages;
             let runs = zero.runs;
             channel.send(&Frame::Zero { round, runs })?;
         }
+        if self.unasked >= SIGN_EVERY {
+            self.unasked = 0;
+            channel.send(&Frame::Ping(SIGN_OF_LIFE))?;
+        }
         self.counts.sending += began.elapsed();
         Ok(())
+    }
+}
+
+/// The next frame that is more than a sign of life. Each of those gives the destination its time anew.
+pub(super) fn answer(channel: &mut Channel) -> Result<Frame, MoveError> {
+    loop {
+        match channel.receive()? {
+            Frame::Pong(SIGN_OF_LIFE) => {}
+            frame => return Ok(frame),
+        }
     }
 }
 

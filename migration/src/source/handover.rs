@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::After;
 use super::connecting::Link;
+use super::courier::answer;
 use super::error::MoveError;
 use super::stop_and_copy::Spent;
 use super::trip::{Failed, Trip, instead_of, resume};
@@ -58,7 +59,7 @@ impl<G: RunningGuest> Handover<G> {
     /// have.
     fn commit(&mut self, trip: &mut Trip<'_>) -> Result<Result<(), MoveError>, MoveError> {
         let channel = &mut self.link.channel;
-        match channel.receive()? {
+        match answer(channel)? {
             Frame::Ready => {}
             frame => return Err(instead_of("READY", &frame, channel)),
         }

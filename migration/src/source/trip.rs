@@ -149,8 +149,8 @@ fn part(channel: Option<Channel>, error: MoveError) -> MoveError {
 
 /// The reason that the destination gave before it went away, if it did.
 fn last_words(channel: &mut Channel) -> Option<MoveError> {
-    // At most a PONG or two can lie before it.
-    for _ in 0..8 {
+    // Only answers to PINGs can lie before it, as many as were under way.
+    for _ in 0..1024 {
         let frame = channel.poll_frame().ok()??;
         if let Some(error) = complaint(&frame, channel.peer()) {
             return Some(error);
