@@ -76,7 +76,7 @@ pub struct Heartbeat {
     pub first_ns: u64,
     /// When the last was seen; 0 before the first.
     pub last_ns: u64,
-    /// The largest distance between two neighbours seen since [`RunningGuest::heartbeat`] was first asked.
+    /// The largest distance between two neighbours seen since [`RunningGuest::heartbeat`] was last asked.
     pub largest_gap_ns: u64,
 }
 
@@ -113,7 +113,7 @@ pub trait RunningGuest: Send + Sized {
     /// Slows every vCPU by its percentage (the slice is never longer than `longest_slice`); missing entries
     /// mean full speed, so an empty list lets go of all of them.
     fn throttle(&self, vcpus: &[ThrottlePercent], longest_slice: Duration);
-    /// Its heartbeats, if it is a guest that reports them.
+    /// Its heartbeats, if it is a guest that reports them. Asking begins the search for the largest gap anew.
     fn heartbeat(&self) -> Option<Heartbeat>;
     /// Stops vCPUs and devices: on return nothing of the guest writes memory any more.
     ///

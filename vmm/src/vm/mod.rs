@@ -210,7 +210,10 @@ impl RunningGuest for RunningVm {
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
-        self.devices.heartbeat().as_deref().map(devices::heartbeat)
+        let port = self.devices.heartbeat()?;
+        let seen = devices::heartbeat(&port);
+        lock(&port).forget_gap();
+        Some(seen)
     }
 
     fn pause(self) -> Result<PausedVm, Failed<Self>> {
