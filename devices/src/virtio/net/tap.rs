@@ -38,6 +38,9 @@ pub enum TapError {
         "no permission for tap {0}: run as root or with CAP_NET_ADMIN, or make it with `ip tuntap add {0} mode tap user $USER`"
     )]
     Permission(String),
+    /// The kernel has no taps at all.
+    #[error("cannot open tap {0}: there is no /dev/net/tun; load the module (`modprobe tun`)")]
+    NoDriver(String),
     /// An interface, but not a tap that can be used.
     #[error("interface {0} is not a single-queue tap: make one with `ip tuntap add NAME mode tap`")]
     NotATap(String),
@@ -149,6 +152,9 @@ impl Tap {
             Ok(file) => file.into(),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Err(TapError::Permission(name.into()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(TapError::NoDriver(name.into()));
             }
             Err(error) => return Err(system("open /dev/net/tun for", error)),
         };
