@@ -4,6 +4,8 @@
 //! engine only carries the bytes. [`Snapshot`] has no default bodies on purpose: every owner says in full
 //! how it is saved and how it is made from what arrived.
 
+use std::fmt;
+
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
@@ -32,6 +34,24 @@ impl Kind {
     pub const DEVICE_LIST: Kind = Kind(65);
 }
 
+impl fmt::Display for Kind {
+    /// Its name for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match *self {
+            Self::VCPU => "vCPU",
+            Self::VM => "interrupt controllers and clock",
+            Self::SERIAL => "serial port",
+            Self::VIRTIO_MMIO => "virtio-mmio slot",
+            Self::VIRTIO_NET => "virtio-net in slot",
+            Self::VIRTIO_RNG => "virtio-rng in slot",
+            Self::HEARTBEAT => "heartbeat port",
+            Self::CPU_MODEL => "CPU model",
+            Self::DEVICE_LIST => "device list",
+            Self(number) => return write!(f, "section {number}, instance"),
+        })
+    }
+}
+
 /// One piece of state, in the encoding of the version that wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
@@ -55,7 +75,9 @@ pub struct VmState {
 #[derive(Debug, Error)]
 pub enum StateError {
     /// The section is not in the state that arrived.
-    #[error("state section {kind:?} #{instance} is missing from what the peer sent")]
+    #[error(
+        "state of {kind} {instance} is missing from what the peer sent: run the same ferry on both ends"
+    )]
     Missing {
         /// The kind looked for.
         kind: Kind,
@@ -64,7 +86,7 @@ pub enum StateError {
     },
     /// The section is of a version that this build cannot read.
     #[error(
-        "state section {kind:?} #{instance} has version {found}, this build reads up to {supported}: use the same or a newer ferry on the destination"
+        "state of {kind} {instance} has version {found}, this build reads up to {supported}: use the same or a newer ferry on the destination"
     )]
     Version {
         /// The section's kind.
@@ -77,7 +99,7 @@ pub enum StateError {
         supported: u32,
     },
     /// The bytes are not an encoding of the state.
-    #[error("state section {kind:?} #{instance} cannot be decoded")]
+    #[error("state of {kind} {instance} cannot be decoded: run the same ferry on both ends")]
     Decode {
         /// The section's kind.
         kind: Kind,
@@ -87,7 +109,7 @@ pub enum StateError {
         source: postcard::Error,
     },
     /// The state cannot be encoded.
-    #[error("state section {kind:?} #{instance} cannot be encoded")]
+    #[error("state of {kind} {instance} cannot be encoded")]
     Encode {
         /// The section's kind.
         kind: Kind,
@@ -97,7 +119,7 @@ pub enum StateError {
         source: postcard::Error,
     },
     /// The state decodes, but its values make no sense.
-    #[error("state section {kind:?} #{instance} is refused: {reason}")]
+    #[error("state of {kind} {instance} is refused: {reason}")]
     Invalid {
         /// The section's kind.
         kind: Kind,

@@ -62,7 +62,9 @@ pub enum ReceiveError {
         reason: String,
     },
     /// The source said something that does not belong there.
-    #[error("{peer} sent {frame} while the receiver was waiting for {expected}")]
+    #[error(
+        "{peer} sent {frame} while the receiver was waiting for {expected}; run the same ferry on both ends"
+    )]
     Unexpected {
         /// The source.
         peer: String,
@@ -72,7 +74,7 @@ pub enum ReceiveError {
         expected: &'static str,
     },
     /// Pages that do not exist, or of another round.
-    #[error("{peer} broke the protocol: {what}")]
+    #[error("{peer} broke the protocol; run the same ferry on both ends: {what}")]
     Pages {
         /// The source.
         peer: String,

@@ -36,7 +36,9 @@ pub enum MoveError {
         reason: String,
     },
     /// The destination said something that does not belong there.
-    #[error("{peer} sent {frame} while the source was waiting for {expected}")]
+    #[error(
+        "{peer} sent {frame} while the source was waiting for {expected}; run the same ferry on both ends"
+    )]
     Unexpected {
         /// The destination.
         peer: String,

@@ -186,6 +186,9 @@ fn undone(report: &Report, target: &Target) -> Option<String> {
     let reason = &report.reason;
     match report.outcome {
         Outcome::Completed => None,
+        Outcome::Failed if reason.contains(&target.to_string()) => {
+            Some(format!("not moved, the guest runs here: {reason}"))
+        }
         Outcome::Failed => Some(format!(
             "not moved to {target}, the guest runs here: {reason}"
         )),

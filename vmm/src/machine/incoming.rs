@@ -95,6 +95,15 @@ impl Listener {
     }
 }
 
+/// What went wrong with whom.
+fn from_peer(peer: &str, reason: &str) -> String {
+    if reason.contains(peer) {
+        reason.to_owned()
+    } else {
+        format!("from {peer}: {reason}")
+    }
+}
+
 fn wait_for_peer(socket: &OwnedSocket) -> std::io::Result<UnixStream> {
     loop {
         let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
@@ -181,7 +190,7 @@ impl Receiver {
         };
         let options = ReceiveOptions::default();
         let received = destination::receive(&mut host, socket, &peer, &options, &cancel, &mut tell)
-            .map_err(|error: ReceiveError| format!("from {peer}: {}", chain(&error)))?;
+            .map_err(|error: ReceiveError| from_peer(&peer, &chain(&error)))?;
         Ok((received, cards))
     }
 

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::blank::{BlankVm, Making};
 use super::devices::Backend;
 use super::shape::{Shape, SlotKind};
+use crate::units::Size;
 use crate::vcpu::EventSender;
 
 /// What this host has for one incoming guest.
@@ -46,8 +47,9 @@ impl Host for ReceivingHost<'_> {
         let bytes = description.layout.bytes();
         if bytes > self.max_memory {
             return Err(GuestError::bare(format!(
-                "the guest has {bytes} bytes of memory, this receiver accepts at most {}: start it with a larger --max-memory",
-                self.max_memory
+                "the guest has {} of memory, this receiver accepts at most {}: start it with a larger --max-memory",
+                Size(bytes),
+                Size(self.max_memory)
             )));
         }
         let shape = Shape::from_description(description, self.kvm)?;
