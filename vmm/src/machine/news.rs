@@ -10,7 +10,6 @@ use crate::vcpu::VmEvent;
 use crate::vm::lock;
 
 impl Supervisor {
-
     pub(super) fn heard(&mut self, message: FromThread) {
         match message {
             FromThread::Receiving(cancel) => {

@@ -83,7 +83,10 @@ fn start(
     let vm = BlankVm::new(kvm, shape, making)?;
     let machine = boot::Machine {
         vcpus: config.cpus,
-        virtio_slots: (0u32..).zip(&vm.shape().slots).map(|(slot, _)| slot).collect(),
+        virtio_slots: (0u32..)
+            .zip(&vm.shape().slots)
+            .map(|(slot, _)| slot)
+            .collect(),
         serial: true,
         pvpanic: true,
     };
