@@ -1,0 +1,121 @@
+//! Commands to a VM that is not there, or is something else.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::{fs, thread};
+
+use tempfile::TempDir;
+
+use super::support::{beating, ferry, refuses, text, ticks_on};
+
+const ERROR: i32 = 1;
+
+/// Every command that speaks to a VM, at that socket.
+fn everybody_refuses(socket: &Path, parts: &[&str]) {
+    for act in ["status", "pause", "resume", "cancel", "stop", "migrate"] {
+        let mut command = ferry(&[act, "--control", text(socket)]);
+        if act == "migrate" {
+            command.arg("tcp:127.0.0.1:9");
+        }
+        refuses(command, ERROR, parts);
+    }
+}
+
+#[test]
+fn nobody_there() {
+    let folder = TempDir::new().unwrap();
+    let path = |name| folder.path().join(name);
+    let remedy = "start the VM with --control";
+    everybody_refuses(&path("none"), &["cannot connect to control socket", remedy]);
+    drop(UnixListener::bind(path("stale")).unwrap());
+    everybody_refuses(
+        &path("stale"),
+        &["cannot connect to control socket", remedy],
+    );
+    fs::write(path("file"), "text").unwrap();
+    everybody_refuses(
+        &path("file"),
+        &["is not a socket", "give the control socket"],
+    );
+    refuses(ferry(&["status"]), 2, &["--control <SOCKET>"]);
+}
+
+#[test]
+fn somebody_else_there() {
+    let folder = TempDir::new().unwrap();
+    for (name, answer) in [
+        ("ssh", &b"SSH-2.0-OpenSSH_9.2\r\n\r\n"[..]),
+        (
+            "web",
+            b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nno!",
+        ),
+        ("noise", b"\x00\xff\x1b[2J\r\n\r\n"),
+    ] {
+        let path = folder.path().join(name);
+        let listener = UnixListener::bind(&path).unwrap();
+        thread::spawn(move || {
+            while let Ok((mut peer, _)) = listener.accept() {
+                // The request is read first: who closes before that resets the connection.
+                let _ = peer.read(&mut [0; 4096]);
+                let _ = peer.write_all(answer);
+            }
+        });
+        everybody_refuses(&path, &["does not speak ferry's control protocol"]);
+    }
+    let path = folder.path().join("closes");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || while listener.accept().is_ok() {});
+    everybody_refuses(&path, &["broke", "not a VM's socket"]);
+}
+
+/// What a VM does not do, it says; and goes on.
+#[test]
+fn orders_at_the_wrong_time() {
+    let guest = beating(None, &[]);
+    let control = guest.control();
+    let order = |act, args: &[&str]| {
+        let mut command = ferry(&[act, "--control", text(&control)]);
+        command.args(args);
+        command
+    };
+    refuses(order("cancel", &[]), ERROR, &["no move is under way"]);
+    for (args, parts) in [
+        (&["tcp:127.0.0.1"][..], ["is no address", "tcp:HOST:PORT"]),
+        (
+            &["tcp:192.0.2.1:9"],
+            ["is not on this machine", "--insecure-plaintext"],
+        ),
+        (
+            &["tcp:localhost:9", "--downtime", "0ms"],
+            ["0 ms", "take 1 ms to"],
+        ),
+        (
+            &["tcp:localhost:9", "--downtime", "soon"],
+            ["'soon'", "50ms"],
+        ),
+        (
+            &["tcp:localhost:9", "--bandwidth", "8bit"],
+            ["bandwidth", "at least"],
+        ),
+    ] {
+        refuses(order("migrate", args), 2, &parts);
+    }
+    let args = ["tcp:localhost:9", "--report", "/nowhere/report.json"];
+    refuses(
+        order("migrate", &args),
+        ERROR,
+        &[
+            "cannot write the report to /nowhere/report.json",
+            "may write to",
+        ],
+    );
+    assert!(order("pause", &[]).status().unwrap().success());
+    refuses(
+        order("migrate", &["tcp:127.0.0.1:9"]),
+        ERROR,
+        &["migrate is not possible", "`ferry resume` first"],
+    );
+    assert!(order("resume", &[]).status().unwrap().success());
+    ticks_on(&guest);
+}

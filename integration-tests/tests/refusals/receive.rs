@@ -1,0 +1,116 @@
+//! `ferry receive` that cannot wait for a guest, or cannot take the one that comes.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+
+use integration_tests::ferry::{Ferry, Netns};
+use tempfile::TempDir;
+
+use super::support::{STEP, beating, ferry, ferry_in, refuses, text, ticks_on};
+
+const USAGE: i32 = 2;
+const ERROR: i32 = 1;
+
+#[test]
+fn places_where_nobody_can_listen() {
+    let netns = Netns::new("listen").unwrap();
+    let listen = |target: &str, more: &[&str]| {
+        let first = ["receive", "--listen", target];
+        ferry_in(&netns, &[&first, more].concat())
+    };
+    let _taken = netns
+        .within(|| TcpListener::bind("127.0.0.1:4700"))
+        .unwrap()
+        .unwrap();
+    refuses(
+        listen("tcp:127.0.0.1:4700", &[]),
+        ERROR,
+        &[
+            "cannot listen on tcp:127.0.0.1:4700",
+            "a free port",
+            "in use",
+        ],
+    );
+    let remedy = "take an address of this host";
+    for target in ["tcp:192.0.2.1:4700", "tcp:no-such-host.invalid:4700"] {
+        let command = listen(target, &["--insecure-plaintext"]);
+        refuses(command, ERROR, &["cannot listen on", target, remedy]);
+        let command = listen(target, &[]);
+        refuses(command, USAGE, &["not encrypted", "--insecure-plaintext"]);
+    }
+    for (args, part) in [
+        (["--listen", "127.0.0.1:4700"], "tcp:HOST:PORT"),
+        (["--listen", "tcp:127.0.0.1:x"], "tcp:HOST:PORT"),
+        (["--listen", ""], "tcp:HOST:PORT"),
+        (["--net", "tap0"], "for example 0=tap=tap0"),
+        (["--net", "8=tap=tap0"], "at most 8, counted from 0"),
+        (["--max-memory", "1M"], "a multiple of 2M from 16M"),
+    ] {
+        let mut all = vec!["receive"];
+        if args[0] != "--listen" {
+            all.extend(["--listen", "tcp:127.0.0.1:4701"]);
+        }
+        all.extend(args);
+        refuses(ferry(&all), USAGE, &[part]);
+    }
+}
+
+#[test]
+fn unix_sockets_of_others_are_left_alone_and_stale_ones_are_replaced() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| text(&folder.path().join(name)).to_owned();
+    fs::write(path("file"), "somebody's").unwrap();
+    let _other = UnixListener::bind(path("other")).unwrap();
+    for (name, part) in [
+        ("file", "exists and is not a socket"),
+        ("other", "is in use by another process"),
+        ("no/socket", "a folder that exists"),
+        (&"x".repeat(120), "at most 107"),
+    ] {
+        let target = format!("unix:{}", path(name));
+        let command = ferry(&["receive", "--listen", &target]);
+        refuses(command, ERROR, &["cannot listen for a guest", part]);
+    }
+    drop(UnixListener::bind(path("stale")).unwrap());
+    let target = format!("unix:{}", path("stale"));
+    let receiver = Ferry::receive(None, &target, &[]).unwrap();
+    let guest = beating(None, &[]);
+    guest.migrate(&target, &[]).unwrap().completed().unwrap();
+    ticks_on(&receiver);
+}
+
+/// The tap is looked for when it is known that the guest has a card; both ends say what is wrong with it.
+#[test]
+fn a_tap_that_is_taken_when_the_guest_comes() {
+    let netns = Netns::new("taken").unwrap();
+    for tap in ["tap0", "tap1"] {
+        netns.add_tap(tap, None).unwrap();
+    }
+    let source = beating(Some(&netns), &["--net", "tap=tap0"]);
+    let mut holder = beating(Some(&netns), &["--net", "tap=tap1"]);
+    let target = "tcp:127.0.0.1:4700";
+    let args = ["receive", "--listen", target, "--net", "0=tap=tap1"];
+    let mut receiver = Ferry::start(Some(&netns), &args).unwrap();
+    receiver.wait_control(STEP).unwrap();
+
+    let moved = source.migrate(target, &[]).unwrap();
+    assert_eq!(moved.status, 1, "{}", moved.stderr);
+    let reason = "tap tap1 is in use by another process: give each guest a tap of its own";
+    assert!(
+        moved.stderr.contains("refuses the guest"),
+        "{}",
+        moved.stderr
+    );
+    assert!(moved.stderr.contains(reason), "{}", moved.stderr);
+    let told = receiver.messages().wait(0, STEP, |line| {
+        line.starts_with("ferry: no guest came in: ")
+    });
+    assert!(told.unwrap().contains(reason));
+    ticks_on(&source);
+    ticks_on(&holder);
+
+    holder.kill();
+    source.migrate(target, &[]).unwrap().completed().unwrap();
+    ticks_on(&receiver);
+}
