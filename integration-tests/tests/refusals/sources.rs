@@ -321,3 +321,40 @@ fn state_that_is_corrupt() {
     }
     lab.still_receives();
 }
+
+/// Wherever a byte is wrong, the receiver takes the state or says why not, and does not come to harm by it.
+#[test]
+fn state_with_a_byte_flipped() {
+    const FLIPS: usize = 150;
+    let lab = Lab::new();
+    let sections = lab.real.state.sections();
+    let bytes: usize = sections.iter().map(|section| section.bytes.len()).sum();
+    let (mut taken, mut refused) = (0, 0);
+    for at in (0..bytes).step_by(bytes / FLIPS) {
+        let mut sections = sections.to_vec();
+        let mut at = at;
+        let section = sections.iter_mut().find(|section| {
+            let here = at < section.bytes.len();
+            at -= if here { 0 } else { section.bytes.len() };
+            here
+        });
+        section.unwrap().bytes[at] ^= 0xff;
+        let state = Frame::State(VmState::from_sections(sections));
+        let end = Frame::RoundEnd { round: 0, pages: 0 };
+        let mut peer = Peer::connect(&lab.netns, PORT);
+        peer.say(&ferry_says(&[lab.hello(|_| {}), end, state]));
+        peer.preamble().unwrap();
+        match [peer.hear().unwrap(), peer.hear().unwrap()] {
+            [Frame::Accept { .. }, Frame::Ready] => taken += 1,
+            [Frame::Accept { .. }, Frame::Failed(reason)] => {
+                println!("{reason}");
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+        peer.hang_up();
+    }
+    println!("{taken} taken, {refused} refused");
+    assert!(taken > 0 && refused > 0);
+    lab.still_receives();
+}
