@@ -6,9 +6,13 @@ mod echo;
 mod lines;
 mod network;
 mod process;
+mod pulse;
+mod relay;
 
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
 pub use echo::{EchoClient, EchoCount};
 pub use lines::Lines;
 pub use network::{Netns, World};
 pub use process::{Ferry, Migration};
+pub use pulse::PulseGuest;
+pub use relay::{End, Fault, Relay, Spot};

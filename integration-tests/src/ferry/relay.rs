@@ -1,0 +1,342 @@
+//! A relay between two ends of a move that knows frames, to hold or cut a move exactly where a test wants it.
+//!
+//! It reads the bytes as `migration/PROTOCOL.md` has them, by itself: nothing of the engine is in here.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Netns;
+use crate::Error;
+
+const PREAMBLE: usize = 16;
+const HEADER: usize = 8;
+const PAGE: u64 = 4096;
+const RUNS: usize = 8;
+const RUN: usize = 12;
+
+/// The end of a move that says a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The one that has the guest.
+    Source,
+    /// The one that gets it.
+    Destination,
+}
+
+/// A moment of a move: the `nth` frame of a kind, counted from 1; of one round, if that is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spot {
+    from: End,
+    kind: u16,
+    round: Option<u32>,
+    nth: u32,
+}
+
+impl Spot {
+    const PAGES_KIND: u16 = 16;
+
+    /// The destination is about to take the guest on.
+    pub const ACCEPT: Self = Self::first(End::Destination, 2);
+    /// The guest stands still and all its pages were sent; its state comes now.
+    pub const STATE: Self = Self::first(End::Source, 32);
+    /// The destination could run the guest.
+    pub const READY: Self = Self::first(End::Destination, 33);
+    /// The source gives the guest away.
+    pub const GO: Self = Self::first(End::Source, 34);
+    /// The destination runs the guest.
+    pub const LIVE: Self = Self::first(End::Destination, 35);
+
+    const fn first(from: End, kind: u16) -> Self {
+        Self {
+            from,
+            kind,
+            round: None,
+            nth: 1,
+        }
+    }
+
+    /// The `nth` frame of pages in a round.
+    pub const fn pages(round: u32, nth: u32) -> Self {
+        Self {
+            from: End::Source,
+            kind: Self::PAGES_KIND,
+            round: Some(round),
+            nth,
+        }
+    }
+
+    fn is(&self, kind: u16, body: &[u8]) -> bool {
+        let round = || number(body.get(..4).unwrap_or_default());
+        self.kind == kind && self.round.is_none_or(|wanted| u64::from(wanted) == round())
+    }
+}
+
+/// What happens there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The frame, and all behind it in its direction, waits for [`Relay::release`].
+    Hold,
+    /// The connection ends at both ends; the frame never arrives.
+    CutBefore,
+    /// The frame arrives, and nothing after it in either direction.
+    CutBehind,
+}
+
+/// A relay for one connection. The connection ends with it.
+#[derive(Debug)]
+pub struct Relay {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    seen: u32,
+    reached: bool,
+    released: bool,
+    ended: bool,
+    /// The source hears nothing any more.
+    deaf: bool,
+    sockets: Vec<TcpStream>,
+}
+
+impl Relay {
+    /// Begins to listen on a free port of the namespace's loopback, for one connection on to `to`.
+    ///
+    /// # Errors
+    /// No port can be had.
+    pub fn start(netns: &Netns, to: SocketAddr, spot: Spot, fault: Fault) -> Result<Self, Error> {
+        // What is started by a thread in the namespace is in it as well.
+        netns
+            .within(|| Self::begin(to, spot, fault))?
+            .map_err(|e| Error::file("start", "(a relay)".as_ref(), e))
+    }
+
+    fn begin(to: SocketAddr, spot: Spot, fault: Fault) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let relay = Self {
+            address: listener.local_addr()?,
+            shared: Arc::default(),
+        };
+        let shared = Arc::clone(&relay.shared);
+        thread::Builder::new()
+            .name("relay".to_owned())
+            .spawn(move || {
+                let _ = serve(&listener, to, spot, fault, &shared);
+                shared.end();
+            })?;
+        Ok(relay)
+    }
+
+    /// Where the source is to connect, in Ferry's words.
+    pub fn target(&self) -> String {
+        format!("tcp:{}", self.address)
+    }
+
+    /// Waits until the move has come to the spot.
+    ///
+    /// # Errors
+    /// It has not in time, or the connection ended before.
+    pub fn wait_reached(&self, limit: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + limit;
+        let mut state = self.shared.lock();
+        while !state.reached {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.ended || left.is_zero() {
+                return Err(Error::Unexpected(format!(
+                    "the move never came to the frame that the relay waits for (at most {limit:?}; connection ended: {})",
+                    state.ended
+                )));
+            }
+            state = self.shared.wait(state, left);
+        }
+        Ok(())
+    }
+
+    /// Ends the connection, as the death of either end does; what is held never arrives.
+    pub fn cut(&self) {
+        self.shared.end();
+    }
+
+    /// Lets go of what is held.
+    pub fn release(&self) {
+        self.shared.lock().released = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.end();
+        // The thread may still wait for a source.
+        let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(100));
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'s>(
+        &self,
+        state: std::sync::MutexGuard<'s, State>,
+        at_most: Duration,
+    ) -> std::sync::MutexGuard<'s, State> {
+        self.changed
+            .wait_timeout(state, at_most)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
+    /// Ends the connection on both sides.
+    fn end(&self) {
+        let mut state = self.lock();
+        state.ended = true;
+        for socket in state.sockets.drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        self.changed.notify_all();
+    }
+
+    fn hold(&self) {
+        let mut state = self.lock();
+        while !state.released && !state.ended {
+            state = self.wait(state, Duration::from_secs(1));
+        }
+    }
+}
+
+fn serve(
+    listener: &TcpListener,
+    to: SocketAddr,
+    spot: Spot,
+    fault: Fault,
+    shared: &Arc<Shared>,
+) -> io::Result<()> {
+    let (source, _) = listener.accept()?;
+    if shared.lock().ended {
+        return Ok(());
+    }
+    let destination = TcpStream::connect(to)?;
+    source.set_nodelay(true)?;
+    destination.set_nodelay(true)?;
+    shared.lock().sockets = vec![source.try_clone()?, destination.try_clone()?];
+    thread::scope(|scope| {
+        for (end, from, to) in [
+            (End::Source, &source, &destination),
+            (End::Destination, &destination, &source),
+        ] {
+            scope.spawn(move || {
+                let pump = Pump {
+                    end,
+                    from,
+                    to,
+                    spot,
+                    fault,
+                    shared,
+                };
+                // An end that is gone is gone for both, as without a relay.
+                let _ = pump.run();
+                shared.end();
+            });
+        }
+    });
+    Ok(())
+}
+
+/// One direction.
+struct Pump<'a> {
+    end: End,
+    from: &'a TcpStream,
+    to: &'a TcpStream,
+    spot: Spot,
+    fault: Fault,
+    shared: &'a Shared,
+}
+
+impl Pump<'_> {
+    fn run(mut self) -> io::Result<()> {
+        let mut preamble = [0; PREAMBLE];
+        self.from.read_exact(&mut preamble)?;
+        self.pass(&preamble)?;
+        loop {
+            let mut frame = vec![0; HEADER];
+            self.from.read_exact(&mut frame)?;
+            let kind = u16::try_from(number(&frame[..2])).unwrap_or(0);
+            let length = usize::try_from(number(&frame[4..8])).unwrap_or(0);
+            frame.resize(HEADER + length, 0);
+            self.from.read_exact(&mut frame[HEADER..])?;
+            if self.end == self.spot.from && self.spot.is(kind, &frame[HEADER..]) && self.at_spot()
+            {
+                match self.fault {
+                    Fault::Hold => self.shared.hold(),
+                    Fault::CutBefore => return Ok(()),
+                    Fault::CutBehind => return self.last(&frame),
+                }
+            }
+            self.pass(&frame)?;
+            self.pass_pages(kind, &frame[HEADER..])?;
+        }
+    }
+
+    /// Whether this frame, of the right kind, is the right one of them.
+    fn at_spot(&self) -> bool {
+        let mut state = self.shared.lock();
+        state.seen += 1;
+        let here = state.seen == self.spot.nth;
+        state.reached |= here;
+        self.shared.changed.notify_all();
+        here
+    }
+
+    fn pass(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.end == End::Destination && self.shared.lock().deaf {
+            return Ok(());
+        }
+        self.to.write_all(bytes)
+    }
+
+    /// The bytes that follow a frame of pages without being counted in it.
+    fn pass_pages(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
+        if kind != Spot::PAGES_KIND {
+            return Ok(());
+        }
+        let runs = body.get(RUNS..).unwrap_or_default().chunks_exact(RUN);
+        let bytes = runs.map(|run| number(&run[8..]) * PAGE).sum();
+        let mut from = self.from;
+        let mut to = self.to;
+        let passed = io::copy(&mut Read::by_ref(&mut from).take(bytes), &mut to)?;
+        if passed < bytes {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
+    /// Brings a frame over as the last. Its sender hears nothing any more; what its receiver still says is
+    /// read, since a connection closed with bytes unread takes back what was sent on it.
+    fn last(&mut self, frame: &[u8]) -> io::Result<()> {
+        self.shared.lock().deaf = true;
+        self.from.shutdown(Shutdown::Both)?;
+        self.to.write_all(frame)?;
+        self.to.shutdown(Shutdown::Write)?;
+        while !self.shared.lock().ended {
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+/// A number of up to eight bytes, the least first.
+fn number(bytes: &[u8]) -> u64 {
+    (bytes.iter().rev()).fold(0, |value, &byte| value << 8 | u64::from(byte))
+}
