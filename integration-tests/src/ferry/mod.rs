@@ -4,6 +4,7 @@
 mod agent;
 mod echo;
 mod lines;
+mod naps;
 mod network;
 mod process;
 mod pulse;
@@ -12,6 +13,7 @@ mod relay;
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
 pub use echo::{EchoClient, EchoCount};
 pub use lines::Lines;
+pub use naps::{NapWatch, Naps};
 pub use network::{Netns, World};
 pub use process::{Ferry, Migration};
 pub use pulse::PulseGuest;
