@@ -40,7 +40,7 @@ impl fmt::Display for Place {
 impl Place {
     /// Looks at the machine and decides.
     pub fn choose() -> Self {
-        if std::env::var_os(INSIDE).is_some() {
+        if inside() {
             return Self::Native("this is a nested host already".into());
         }
         match std::env::var(CHOICE).as_deref() {
@@ -89,6 +89,11 @@ fn hardware() -> Option<&'static str> {
         .find(|flag| flags.split_whitespace().any(|word| word == *flag))
 }
 
+/// Whether this process runs in a nested host.
+pub fn inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 /// The command line of `argv` with our own environment and folder, for a run inside.
 ///
 /// # Errors
@@ -116,7 +121,15 @@ pub fn run_or_enter(test: &str, body: fn()) {
     let mut shared = HOST.lock().unwrap_or_else(PoisonError::into_inner);
     if shared.is_none() {
         println!("{place}");
-        let host = boot_for_tests().unwrap_or_else(|error| panic!("{}", crate::chain(&error)));
+        let host = boot_for_tests()
+            .or_else(|error| {
+                println!(
+                    "the nested host did not boot, once more: {}",
+                    crate::chain(&error)
+                );
+                boot_for_tests()
+            })
+            .unwrap_or_else(|error| panic!("{}", crate::chain(&error)));
         *shared = Some(host);
     }
     let program = std::env::current_exe().map(|p| p.to_string_lossy().into_owned());
