@@ -185,7 +185,7 @@ impl FrameKind {
         const _: () = assert!(MAX_RUNS == 1000 && MAX_REGIONS <= 16);
         const _: () = assert!(MAX_DATA.is_multiple_of(PAGE_SIZE));
         match self {
-            FrameKind::Hello => (50 + 16 + 4, MAX_HELLO),
+            FrameKind::Hello => (48 + 16 + 4, MAX_HELLO),
             FrameKind::Accept => (18, 18),
             FrameKind::Join => (18, 18),
             FrameKind::Refuse | FrameKind::Failed | FrameKind::Abort => (0, MAX_TEXT),
