@@ -307,10 +307,11 @@ impl Found {
         within(self.head) && within(self.tail)
     }
 
-    /// Whether a vCPU that stopped in the middle of writing this page leaves it so.
+    /// Whether a vCPU that stopped in the middle of writing this page leaves it so. What the write replaces
+    /// may itself be of the step in flight: a uniform step may draw the same page twice.
     fn half_written(&self, done: u32) -> bool {
-        let untouched = self.head == self.tail && !newer(self.head, done);
-        let head_only = self.head == self.after && !newer(self.tail, done);
+        let untouched = self.head == self.tail && newer(self.after, self.head);
+        let head_only = self.head == self.after && newer(self.after, self.tail);
         newer(self.after, done) && (untouched || head_only)
     }
 }
@@ -468,5 +469,43 @@ impl<M: ReadGuest> Checker<'_, M> {
             });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Found;
+
+    #[test]
+    fn a_write_in_flight_may_replace_one_of_the_same_step() {
+        let half_written = |table, head, tail| {
+            let found = Found {
+                page: 0,
+                before: table,
+                after: table,
+                head,
+                tail,
+            };
+            found.half_written(20_096)
+        };
+        assert!(
+            half_written(20_123, 20_049, 20_049),
+            "written by an earlier step"
+        );
+        assert!(
+            half_written(20_123, 20_123, 20_049),
+            "half, over an earlier step"
+        );
+        assert!(
+            half_written(20_123, 20_100, 20_100),
+            "written by this step before"
+        );
+        assert!(half_written(20_123, 20_123, 20_122), "half, over this step");
+        assert!(!half_written(20_123, 20_049, 20_100), "tail before head");
+        assert!(!half_written(20_123, 20_124, 20_124), "ahead of its table");
+        assert!(
+            !half_written(20_090, 20_049, 20_049),
+            "counted, so not in flight"
+        );
     }
 }
