@@ -46,9 +46,9 @@ struct Run {
     /// Processor that is emulated, in QEMU's words
     #[arg(long, value_name = "MODEL", default_value = Options::CPU)]
     cpu: String,
-    /// Processors of the nested host [default: as many as here, at most 8]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    cpus: Option<u32>,
+    /// Processors of the nested host. More than one is slower, and QEMU's TCG then loses a guest now and then
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
     /// Its memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(512..))]
     memory: u32,
@@ -102,7 +102,7 @@ impl Run {
             cache: self.cache,
             share: Some(self.share),
             cpu: self.cpu,
-            cpus: self.cpus.unwrap_or(usual.cpus),
+            cpus: self.cpus,
             memory_mib: self.memory,
             console: self.console,
             timeout: Duration::from_secs(self.timeout),

@@ -16,9 +16,6 @@ use crate::{Error, programs};
 const CHOICE: &str = "FERRY_HOST";
 /// Set for everything that runs in a nested host.
 const INSIDE: &str = "FERRY_INSIDE_NESTED_HOST";
-/// How often a test is tried in the nested host, each failure told. QEMU's TCG itself loses an interrupt now and then when it emulates
-/// SVM on several processors; a defect of ours fails every time.
-const TRIES: u32 = 3;
 
 /// Where Linux guests run, with the reason in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,16 +119,10 @@ pub fn run_or_enter(test: &str, body: fn()) {
     }
     static HOST: Mutex<Option<Host>> = Mutex::new(None);
     let mut shared = HOST.lock().unwrap_or_else(PoisonError::into_inner);
-    for attempt in 1..=TRIES {
-        match enter(&mut shared, test) {
-            Ok(()) => return,
-            // What went wrong may be the host's own trouble: the next one gets a fresh one.
-            Err(reason) => {
-                *shared = None;
-                assert!(attempt < TRIES, "{test}: {reason}");
-                eprintln!("{test}: {reason}; once more, in a fresh nested host");
-            }
-        }
+    if let Err(reason) = enter(&mut shared, test) {
+        // The next test gets a fresh host, whatever was wrong with this one.
+        *shared = None;
+        panic!("{test}: {reason}");
     }
 }
 
