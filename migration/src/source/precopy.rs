@@ -95,6 +95,9 @@ impl<G: RunningGuest> Precopy<G> {
     fn rounds(&mut self, trip: &mut Trip<'_>) -> Result<String, MoveError> {
         self.pacer = Pacer::new(trip.options.bandwidth);
         self.costs = expected_costs(trip, self.link.round_trip);
+        if self.link.by_descriptor {
+            return Ok("both ends map the same memory: there are no pages to send".into());
+        }
         let log = self.guest.dirty_log();
         log.take(&mut self.todo)?;
         trip.report.untouched_pages = self.leave_out_untouched()?;
