@@ -147,7 +147,7 @@ impl Ferry {
     pub fn refused(&self, act: &str, args: &[&str]) -> Result<String, Error> {
         let output = self.command(act, args)?;
         let said = String::from_utf8_lossy(&output.stderr);
-        let mut complaints = (said.lines()).filter(|line| !line.starts_with("ferry: connecting"));
+        let mut complaints = said.lines();
         if let (Some(1), Some(complaint), None) =
             (output.status.code(), complaints.next(), complaints.next())
         {
