@@ -24,8 +24,8 @@ fn socket(name: &str) -> String {
 fn four_gigabytes_go_there_and_on_in_an_instant() {
     let mut ferry = GUEST.boot_in_memfd().unwrap();
     // Of the memory that the guest itself leaves alone: 64 MiB above its tables, in the first region.
-    let filled = [256 << 20..320 << 20];
-    ferry.fill(SEED, &filled).unwrap();
+    let filled = std::slice::from_ref(&(256 << 20..320 << 20));
+    ferry.fill(SEED, filled).unwrap();
     let mut last = ferry.check_pulse().unwrap();
     for name in ["b", "c"] {
         let target = socket(name);
@@ -42,7 +42,7 @@ fn four_gigabytes_go_there_and_on_in_an_instant() {
         let now = next.check_pulse().unwrap();
         now.follows(&last).unwrap();
         assert!(now.beat() > last.beat() && now.pages_written() > last.pages_written());
-        next.check_fill(SEED, &filled).unwrap();
+        next.check_fill(SEED, filled).unwrap();
         (ferry, last) = (next, now);
     }
     // What came by descriptor leaves over TCP like any other guest.
@@ -51,7 +51,7 @@ fn four_gigabytes_go_there_and_on_in_an_instant() {
     ferry.migrate(target, &[]).unwrap().completed().unwrap();
     next.wait_beats(50).unwrap();
     next.check_pulse().unwrap().follows(&last).unwrap();
-    next.check_fill(SEED, &filled).unwrap();
+    next.check_fill(SEED, filled).unwrap();
 }
 
 #[test]
