@@ -19,4 +19,5 @@ pub mod ram;
 pub mod report;
 pub mod source;
 pub mod state;
+mod touched;
 pub mod wire;

@@ -16,10 +16,10 @@ use support::{Faults, World, Writer, boot};
 
 fn busy() -> std::sync::Arc<World> {
     let writer = Writer {
-        pages: 0..1000,
-        per_ms: 50,
+        pages: 0..4000,
+        per_ms: 200,
     };
-    World::new(&[8], writer, Faults::default())
+    World::new(&[32], writer, Faults::default())
 }
 
 /// Cancels at the first event for which `when` holds.
@@ -29,7 +29,12 @@ fn cancelled_at(when: impl Fn(&Event) -> bool) {
     let receiving = receiving(&world, b);
     let cancel = CancelToken::new().unwrap();
     let mut hits = 0;
-    let moved = send(boot(&world), a, &options(), &cancel, &mut |event| {
+    // Slow enough that the first round leaves work for a second.
+    let slow = Options {
+        bandwidth: Some(32 << 20),
+        ..options()
+    };
+    let moved = send(boot(&world), a, &slow, &cancel, &mut |event| {
         if when(&event) && !cancel.is_cancelled() {
             cancel.cancel().unwrap();
             hits += 1;

@@ -297,6 +297,7 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
     let most = MigrateRequest {
         downtime_ms: Some(50),
         bandwidth_bytes_per_s: Some(125_000_000),
+        streams: Some(4),
         max_rounds: Some(3),
         timeout_ms: Some(1000),
         on_timeout: OnTimeout::Switch,
@@ -329,7 +330,11 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         (json!({ "timeout_ms": 2_592_000_001u64 }), false),
         (json!({ "on_timeout": "wait" }), false),
         (json!({ "throttle": "on" }), false),
-        (json!({ "streams": 4 }), false),
+        (json!({ "streams": 0 }), false),
+        (json!({ "streams": 1 }), true),
+        (json!({ "streams": 16 }), true),
+        (json!({ "streams": 17 }), false),
+        (json!({ "wings": 4 }), false),
     ];
     for (index, (mut value, good)) in table.into_iter().enumerate() {
         if index > 0 {

@@ -4,33 +4,37 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::connecting::Link;
-use super::courier::{Courier, Work};
+use super::courier::{Counts, Load};
 use super::error::MoveError;
 use super::pacer::Pacer;
 use super::stop_and_copy::StopAndCopy;
+use super::streams::{Tally, carry, chunks};
 use super::trip::{Failed, Trip, give_back, per_second};
 use crate::clock::millis;
 use crate::event::Event;
 use crate::guest::{RunningGuest, ThrottlePercent};
 use crate::options::OnTimeout;
-use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
+use crate::pages::{PAGE_SIZE, PageSet};
 use crate::policy::{self, Decision, Facts, Limits};
 use crate::predict::{self, Costs};
-use crate::ram::RamView;
 use crate::report::Round;
+use crate::touched::{PAGEMAP, touched};
 use crate::wire::frame::{Frame, MAX_VCPUS};
 
 /// How much of the link's time is re-armed at once. The sooner a page is read after it was armed, the fewer
 /// are written in between and have to be sent again; but each re-arming costs a system call and a flush of
 /// the vCPUs' TLBs.
 const CHUNK_TIME: Duration = Duration::from_millis(20);
-/// Bounds of that in pages: 1 MiB, and 64 MiB. Multiples of 64, as the log wants them.
-const CHUNK_PAGES: Range<u64> = 256..16_384;
+/// Bounds of that in pages: 1 MiB, and 8 MiB, so that all streams come to an end together. Powers of two, so that
+/// from 2 MiB on no two streams send parts of one huge page, which both would touch first on the destination.
+const CHUNK_PAGES: Range<u64> = 256..2048;
 /// Over fewer bytes than the first, the time is all latency and says nothing of the bandwidth. Over fewer
 /// than the second it is partly that of the socket's own buffer, and does not replace a better measurement.
 const TELLING_BYTES: (u64, u64) = (256 << 10, 8 << 20);
 /// The longest that a vCPU sleeps in one piece while throttled, however long the blackout may be.
 const LONGEST_SLICE: Duration = Duration::from_millis(20);
+/// Pages never touched are armed in the log so many at a time: 64 MiB, while which vCPUs cannot fault pages in.
+const UNTOUCHED_CHUNK: u64 = 16_384;
 /// Progress is told so often at most.
 const PROGRESS: Duration = Duration::from_millis(100);
 
@@ -81,8 +85,8 @@ impl<G: RunningGuest> Precopy<G> {
                 reason,
             }),
             Err(error) => {
-                trip.report.wire_bytes = self.link.channel.sent_bytes();
-                Err(give_back(self.guest, Some(self.link.channel), error))
+                trip.report.wire_bytes = self.link.sent_bytes();
+                Err(give_back(self.guest, Some(self.link), error))
             }
         }
     }
@@ -93,6 +97,7 @@ impl<G: RunningGuest> Precopy<G> {
         self.costs = expected_costs(trip, self.link.round_trip);
         let log = self.guest.dirty_log();
         log.take(&mut self.todo)?;
+        trip.report.untouched_pages = self.leave_out_untouched()?;
         loop {
             let mut round = self.round(trip)?;
             let began = Instant::now();
@@ -106,6 +111,38 @@ impl<G: RunningGuest> Precopy<G> {
         }
     }
 
+    /// Takes pages that nobody has ever touched out of the first round; says how many. Their log is armed
+    /// before the last look, so that a first touch is in that look or in the next take.
+    fn leave_out_untouched(&mut self) -> Result<u64, MoveError> {
+        let (ram, layout) = (self.guest.ram(), &self.link.description.layout);
+        let look = || {
+            let touched = touched(ram, layout);
+            touched.inspect_err(|error| {
+                tracing::info!("untouched pages are looked at one by one: {PAGEMAP}: {error}");
+            })
+        };
+        let Ok(before) = look() else {
+            return Ok(0);
+        };
+        let mut untouched = self.todo.clone();
+        untouched.subtract(&before);
+        if untouched.is_empty() {
+            return Ok(0);
+        }
+        let log = self.guest.dirty_log();
+        for chunk in chunks(layout, UNTOUCHED_CHUNK) {
+            if untouched.words(chunk.clone()).iter().any(|&word| word != 0) {
+                log.rearm(&untouched, chunk)?;
+            }
+        }
+        let Ok(now) = look() else {
+            return Ok(0);
+        };
+        untouched.subtract(&now);
+        self.todo.subtract(&untouched);
+        Ok(untouched.len())
+    }
+
     fn next_round(&self) -> u32 {
         u32::try_from(self.facts.len()).unwrap_or(u32::MAX)
     }
@@ -116,50 +153,26 @@ impl<G: RunningGuest> Precopy<G> {
         let pages = self.todo.len();
         trip.tell(Event::RoundStarted { index, pages });
         let began = Instant::now();
-        let sent_before = self.link.channel.sent_bytes();
-        let log = self.guest.dirty_log();
-        let ram = RamView::new(self.guest.ram(), &self.link.description.layout)?;
-        let mut courier = Courier::new(ram, &*log, &mut self.pacer);
-        let mut told = Instant::now();
-        let chunk = chunk_pages(self.costs.bandwidth);
-        for range in chunks(&self.link.description.layout, chunk) {
-            let set = &self.todo;
-            let work = Work {
-                round: index,
-                set,
-                range,
-            };
-            courier.carry(&work, &mut self.link.channel)?;
-            if told.elapsed() >= PROGRESS {
-                told = Instant::now();
-                trip.tell(Event::Progress {
-                    index,
-                    pages_done: courier.counts.sent_pages + courier.counts.zero_pages,
-                    pages,
-                    wire_bytes: self.link.channel.sent_bytes(),
-                });
-                check_time(trip)?;
-            }
-        }
-        let counts = courier.counts;
-        let pages_dealt = counts.sent_pages + counts.zero_pages;
-        self.link.channel.send(&Frame::RoundEnd {
+        let sent_before = self.link.sent_bytes();
+        let counts = self.carry(index, pages, sent_before, trip)?;
+        let main = &mut self.link.main;
+        main.channel.send(&Frame::RoundEnd {
             round: index,
-            pages: pages_dealt,
+            pages: counts.named(),
         })?;
         // The first answer says that all has arrived, the second how long a message takes on an idle link.
-        let drained = self.link.ping(2 * u64::from(index) + 100)?;
+        let drained = main.ping(2 * u64::from(index) + 100)?;
         let duration = began.elapsed();
-        let idle = self.link.ping(2 * u64::from(index) + 101)?;
+        let idle = main.ping(2 * u64::from(index) + 101)?;
         self.link.round_trip = self.link.round_trip.min(idle);
         self.costs.round_trip = idle;
-        let wire_bytes = self.link.channel.sent_bytes() - sent_before;
+        let wire_bytes = self.link.sent_bytes() - sent_before;
         let sending = counts.sending + drained.saturating_sub(idle);
         self.measure(wire_bytes, sending, trip);
         Ok(Round {
             index,
             duration_ms: millis(duration),
-            dirty_pages: pages_dealt,
+            dirty_pages: counts.sent_pages + counts.zero_pages,
             sent_pages: counts.sent_pages,
             zero_pages: counts.zero_pages,
             wire_bytes,
@@ -168,6 +181,43 @@ impl<G: RunningGuest> Precopy<G> {
             throttle_percent: self.throttles(),
             predicted_blackout_ms: 0.0,
         })
+    }
+
+    /// Sends all pages of `todo`, telling how far it is.
+    fn carry(
+        &mut self,
+        index: u32,
+        pages: u64,
+        sent_before: u64,
+        trip: &mut Trip<'_>,
+    ) -> Result<Counts, MoveError> {
+        let log = self.guest.dirty_log();
+        let layout = self.link.description.layout.clone();
+        let load = Load {
+            ram: self.guest.ram(),
+            layout: &layout,
+            log: &*log,
+            pacer: &self.pacer,
+            set: &self.todo,
+            round: index,
+        };
+        let chunk = chunk_pages(self.costs.bandwidth);
+        let mut told = Instant::now();
+        let mut look = |tally: &Tally| {
+            if told.elapsed() < PROGRESS {
+                return Ok(());
+            }
+            told = Instant::now();
+            let (pages_done, bytes) = tally.so_far();
+            trip.tell(Event::Progress {
+                index,
+                pages_done,
+                pages,
+                wire_bytes: sent_before + bytes,
+            });
+            check_time(trip)
+        };
+        carry(load, chunk, &mut self.link, &mut look)
     }
 
     /// Remembers the bandwidth that a round showed, if it says more than what is known.
@@ -194,7 +244,7 @@ impl<G: RunningGuest> Precopy<G> {
             throttle: self.throttle,
         });
         trip.report.zero_pages += round.zero_pages;
-        trip.report.wire_bytes = self.link.channel.sent_bytes();
+        trip.report.wire_bytes = self.link.sent_bytes();
         trip.report.rounds.push(round.clone());
         trip.tell(Event::RoundFinished {
             round: round.clone(),
@@ -266,47 +316,19 @@ fn check_time(trip: &Trip<'_>) -> Result<(), MoveError> {
 /// Pages to be re-armed at once on a link of that many bytes a second; 0 for not known yet.
 pub(super) fn chunk_pages(bandwidth: u64) -> u64 {
     let per_second = 1000 / u64::try_from(CHUNK_TIME.as_millis()).unwrap_or(1000);
-    let pages = bandwidth / per_second / PAGE_SIZE / 64 * 64;
-    pages.clamp(CHUNK_PAGES.start, CHUNK_PAGES.end)
-}
-
-/// All memory in pieces of at most `pages`, none of them across two regions.
-pub(super) fn chunks(
-    layout: &MemoryLayout,
-    pages: u64,
-) -> impl Iterator<Item = Range<u64>> + use<> {
-    let ranges: Vec<_> = layout.ranges().map(|(_, range)| range).collect();
-    ranges.into_iter().flat_map(move |range| {
-        let mut start = range.start;
-        std::iter::from_fn(move || {
-            (start < range.end).then(|| {
-                let chunk = start..range.end.min(start + pages);
-                start = chunk.end;
-                chunk
-            })
-        })
-    })
+    let pages = (bandwidth / per_second / PAGE_SIZE).clamp(CHUNK_PAGES.start, CHUNK_PAGES.end);
+    1 << pages.ilog2()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pages::{REGION_ALIGN, Region};
-
-    #[test]
-    fn chunks_cover_all_memory_and_no_chunk_spans_two_regions() {
-        let region = |gpa, bytes| Region { gpa, bytes };
-        let regions = vec![region(0, 3 * REGION_ALIGN), region(4 << 30, REGION_ALIGN)];
-        let layout = MemoryLayout::new(regions).unwrap();
-        let all: Vec<_> = chunks(&layout, 1024).collect();
-        assert_eq!(all, [0..1024, 1024..1536, 1536..2048]);
-    }
 
     #[test]
     fn chunks_follow_the_bandwidth() {
         assert_eq!(chunk_pages(0), 256);
-        assert_eq!(chunk_pages(125_000_000), 576);
-        assert_eq!(chunk_pages(u64::MAX), 16_384);
-        assert!((0..100).all(|gb| chunk_pages(gb * 1_000_000_000).is_multiple_of(64)));
+        assert_eq!(chunk_pages(125_000_000), 512);
+        assert_eq!(chunk_pages(u64::MAX), 2048);
+        assert!((0..100).all(|gb| chunk_pages(gb * 100_000_000).is_power_of_two()));
     }
 }
