@@ -73,10 +73,18 @@ fn failed(act: &'static str, pid: Pid, errno: Errno) -> Error {
 /// The most memory that the process had resident at a time, in bytes (`VmHWM` of `/proc/PID/status`); `None`
 /// once it has ended.
 pub fn peak_rss(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    bytes_of(&format!("/proc/{pid}/status"), "VmHWM:")
+}
+
+/// How much of its memory is in huge pages, in bytes; `None` once it has ended.
+pub fn huge_pages(pid: u32) -> Option<u64> {
+    bytes_of(&format!("/proc/{pid}/smaps_rollup"), "AnonHugePages:")
+}
+
+/// The figure of a line as `/proc` writes them: `NAME   123 kB`.
+pub fn bytes_of(path: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
 }

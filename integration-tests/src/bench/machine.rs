@@ -49,9 +49,7 @@ pub fn available_bytes() -> Option<u64> {
 }
 
 fn meminfo(name: &str) -> Option<u64> {
-    let line = line_of("/proc/meminfo", name);
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
+    super::cpu::bytes_of("/proc/meminfo", name)
 }
 
 fn line_of(path: &str, name: &str) -> String {

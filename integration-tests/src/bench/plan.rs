@@ -6,8 +6,12 @@ use serde::Serialize;
 use super::limits::Limits;
 use super::machine::Machine;
 use super::qemu::Package;
-use super::{FerrySetting, Link, Place, Row, Scenario, Setting, trial};
+use super::trial::{self, Failure};
+use super::{FerrySetting, Link, Place, Row, Scenario, Setting};
 use crate::Error;
+
+/// How often the machine's limits are measured at most.
+const MOST_LIMIT_RUNS: u32 = 3;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -58,7 +62,7 @@ impl Plan {
             all.push((*scenario, settings));
         }
         for run in 0..self.runs {
-            if self.limits {
+            if self.limits && run < MOST_LIMIT_RUNS {
                 told(&format!("run {run}: what the machine can do"));
                 figures.limits.measure()?;
             }
@@ -81,12 +85,17 @@ impl Plan {
                 }
                 for setting in due {
                     let (program, name) = (setting.program(), setting.name());
-                    told(&format!(
-                        "run {run}: {} by {program}, {name}",
-                        scenario.name
-                    ));
-                    let row = trial::run(scenario, setting, &package, &place, run)?;
-                    figures.rows.push(row);
+                    let what = format!("run {run}: {} by {program}, {name}", scenario.name);
+                    told(&what);
+                    let row = || trial::run(scenario, setting, &package, &place, run);
+                    match (row(), setting) {
+                        (Ok(row), _) => figures.rows.push(row),
+                        // A QEMU that dies is its own affair, and told; a guest that it loses is not.
+                        (Err(Failure::Program(error)), Setting::Qemu(_)) => {
+                            figures.left_out.push(format!("{what}: {error}"));
+                        }
+                        (Err(failure), _) => return Err(Error::Unexpected(failure.to_string())),
+                    }
                 }
             }
         }

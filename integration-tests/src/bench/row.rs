@@ -50,8 +50,10 @@ pub struct Row {
     pub link: &'static str,
     /// `warm` or `cold`: the destination's free memory.
     pub temperature: &'static str,
-    /// How guest memory is backed.
+    /// For which memory the kernel gives huge pages; both programs ask for them.
     pub huge_pages: String,
+    /// How much of the destination was in huge pages when the move was over.
+    pub destination_huge_page_bytes: u64,
     /// What one thread populated of fresh huge pages right before the move.
     pub populate_bytes_per_s: f64,
     /// The same by two threads; only of warm memory, since it makes it so.

@@ -1,5 +1,7 @@
 //! What is moved: guests, what they do meanwhile, and over which link. The names are a contract.
 
+use super::setting::{DEFAULTS, MULTIFD_2, MULTIFD_4, ONE_STREAM, QemuSetting};
+
 /// What the guest's memory holds from 8 MiB up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
@@ -50,20 +52,6 @@ impl Temperature {
     }
 }
 
-/// Which settings of a program take part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Qemu {
-    /// All that are made for speed, and the defaults as often as said.
-    Best {
-        /// Runs with QEMU's defaults, which take 7 s a GiB.
-        default_runs: u32,
-    },
-    /// The one setting whose downtime limit is Ferry's.
-    ShortDowntime,
-    /// It takes no part.
-    Absent,
-}
-
 /// A guest, what it does, and how it is moved.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
@@ -83,10 +71,10 @@ pub struct Scenario {
     pub most_runs: u32,
     /// The downtime limit given to Ferry in milliseconds; its own default without.
     pub downtime_ms: Option<u64>,
-    /// The Ferry settings that take part: a part of their names; empty for all that are of general use.
+    /// The Ferry settings that take part, by name.
     pub ferry: &'static [&'static str],
     /// The QEMU settings that take part.
-    pub qemu: Qemu,
+    pub qemu: &'static [QemuSetting],
 }
 
 /// An idle guest, its memory full of noise, over loopback into warm memory: what the others differ from.
@@ -100,13 +88,12 @@ const IDLE: Scenario = Scenario {
     most_runs: u32::MAX,
     downtime_ms: None,
     ferry: &["default"],
-    qemu: Qemu::Best { default_runs: 2 },
+    qemu: &[MULTIFD_4, MULTIFD_2, ONE_STREAM, DEFAULTS],
 };
 
 const UNTOUCHED: Scenario = Scenario {
     name: "1G-untouched",
     fill: Fill::Untouched,
-    qemu: Qemu::Best { default_runs: 1 },
     ..IDLE
 };
 
@@ -117,41 +104,43 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "4G-idle",
         mib: 4096,
         most_runs: 3,
-        qemu: Qemu::Best { default_runs: 0 },
+        qemu: &[MULTIFD_4, MULTIFD_2],
         ..IDLE
     },
     Scenario {
         name: "1G-hot64",
         words: "beat=1 ws=16:64 rate=max pattern=sweep",
         downtime_ms: Some(10),
-        qemu: Qemu::ShortDowntime,
+        qemu: &[MULTIFD_2, ONE_STREAM],
         ..IDLE
     },
     UNTOUCHED,
     Scenario {
         name: "4G-untouched",
         mib: 4096,
-        qemu: Qemu::Best { default_runs: 0 },
+        most_runs: 3,
+        qemu: &[MULTIFD_4, ONE_STREAM],
         ..UNTOUCHED
     },
     Scenario {
         name: "8G-untouched",
         mib: 8192,
-        qemu: Qemu::Best { default_runs: 0 },
+        most_runs: 3,
+        qemu: &[MULTIFD_4, ONE_STREAM],
         ..UNTOUCHED
     },
     Scenario {
         name: "8G-idle",
         mib: 8192,
         most_runs: 1,
-        qemu: Qemu::Absent,
+        qemu: &[],
         ..IDLE
     },
     Scenario {
         name: "1G-idle-cold",
         temperature: Temperature::Cold,
         most_runs: 3,
-        qemu: Qemu::Best { default_runs: 0 },
+        qemu: &[MULTIFD_4, MULTIFD_2],
         ..IDLE
     },
     Scenario {
@@ -159,7 +148,7 @@ pub const SCENARIOS: &[Scenario] = &[
         mib: 4096,
         link: Link::Shaped("10gbit"),
         most_runs: 2,
-        qemu: Qemu::ShortDowntime,
+        qemu: &[MULTIFD_2],
         ..IDLE
     },
     Scenario {
@@ -167,7 +156,7 @@ pub const SCENARIOS: &[Scenario] = &[
         mib: 4096,
         link: Link::Shaped("1gbit"),
         most_runs: 1,
-        qemu: Qemu::ShortDowntime,
+        qemu: &[MULTIFD_2],
         ..IDLE
     },
     Scenario {
@@ -175,7 +164,7 @@ pub const SCENARIOS: &[Scenario] = &[
         link: Link::Shaped("1gbit"),
         most_runs: 2,
         ferry: &["default", "compress-auto"],
-        qemu: Qemu::ShortDowntime,
+        qemu: &[MULTIFD_2],
         ..IDLE
     },
     Scenario {
@@ -184,14 +173,15 @@ pub const SCENARIOS: &[Scenario] = &[
         link: Link::Shaped("1gbit"),
         most_runs: 2,
         ferry: &["compress-none", "compress-auto"],
-        qemu: Qemu::Absent,
+        qemu: &[],
         ..IDLE
     },
     Scenario {
         name: "4G-local",
         mib: 4096,
+        most_runs: 3,
         ferry: &["local"],
-        qemu: Qemu::Absent,
+        qemu: &[],
         ..IDLE
     },
 ];

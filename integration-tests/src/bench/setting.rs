@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use super::scenario::{Qemu, Scenario};
+use super::scenario::Scenario;
 use crate::{Error, programs};
 
 /// A program with its setting.
@@ -100,30 +100,34 @@ pub struct QemuSetting {
     pub most_runs: u32,
 }
 
-const MULTIFD_2: QemuSetting = QemuSetting {
+/// As few channels as this machine has processors, and a downtime that its user does not notice.
+pub const MULTIFD_2: QemuSetting = QemuSetting {
     name: "multifd 2, 10 ms",
     channels: Some(2),
     downtime_ms: Some(10),
     unlimited: true,
     most_runs: u32::MAX,
 };
-const MULTIFD_4: QemuSetting = QemuSetting {
+/// The most bytes a second; uses its downtime limit of 300 ms up.
+pub const MULTIFD_4: QemuSetting = QemuSetting {
     name: "multifd 4",
     channels: Some(4),
     downtime_ms: None,
     ..MULTIFD_2
 };
-const ONE_STREAM: QemuSetting = QemuSetting {
+/// The classic way.
+pub const ONE_STREAM: QemuSetting = QemuSetting {
     name: "1 stream, 10 ms",
     channels: None,
     ..MULTIFD_2
 };
-const DEFAULTS: QemuSetting = QemuSetting {
+/// What one gets without asking: at most 128 MiB/s, 8 s a GiB.
+pub const DEFAULTS: QemuSetting = QemuSetting {
     name: "defaults",
     channels: None,
     downtime_ms: None,
     unlimited: false,
-    most_runs: 0,
+    most_runs: 2,
 };
 
 impl Setting {
@@ -149,21 +153,7 @@ impl Setting {
             }
         }
         taking.extend(more.iter().cloned().map(Self::Ferry));
-        let qemu: &[QemuSetting] = match scenario.qemu {
-            Qemu::Best { .. } => &[MULTIFD_4, MULTIFD_2, ONE_STREAM, DEFAULTS],
-            Qemu::ShortDowntime => &[MULTIFD_2],
-            Qemu::Absent => &[],
-        };
-        for &setting in qemu {
-            let most_runs = match scenario.qemu {
-                Qemu::Best { default_runs } if !setting.unlimited => default_runs,
-                _ => setting.most_runs,
-            };
-            taking.push(Self::Qemu(QemuSetting {
-                most_runs,
-                ..setting
-            }));
-        }
+        taking.extend(scenario.qemu.iter().copied().map(Self::Qemu));
         Ok((taking, left_out))
     }
 

@@ -4,39 +4,13 @@ use super::limits::Limits;
 use super::plan::Figures;
 use super::{Link, Row, Scenario, Temperature};
 
-/// A figure of all runs of one program in one setting.
-struct Column<'a> {
-    title: &'a str,
-    digits: usize,
-    of: fn(&Row) -> f64,
-}
+/// A figure that is shown with its range over the runs.
+type Figure = (&'static str, fn(&Row) -> f64);
 
-const COLUMNS: [Column<'static>; 5] = [
-    Column {
-        title: "total ms",
-        digits: 1,
-        of: |row| row.wall_ms,
-    },
-    Column {
-        title: "downtime ms",
-        digits: 2,
-        of: |row| row.blackout_ms,
-    },
-    Column {
-        title: "guest gap ms",
-        digits: 2,
-        of: |row| row.guest_gap_ms,
-    },
-    Column {
-        title: "wire MiB",
-        digits: 1,
-        of: |row| row.wire_bytes as f64 / f64::from(1 << 20),
-    },
-    Column {
-        title: "CPU s, both",
-        digits: 2,
-        of: |row| row.cpu_s_source + row.cpu_s_destination,
-    },
+const FIGURES: [Figure; 3] = [
+    ("total ms", |row| row.wall_ms),
+    ("downtime ms", |row| row.blackout_ms),
+    ("guest gap ms", |row| row.guest_gap_ms),
 ];
 
 /// All figures as text for a terminal.
@@ -70,11 +44,14 @@ fn block(scenario: &Scenario, rows: &[&Row], limits: &Limits) -> String {
         "{} ({fill}, {link}{temperature}; {})",
         scenario.name, scenario.words
     );
-    let mut text = format!("\n{head}\n  {:<26}", "");
-    for Column { title, .. } in &COLUMNS {
-        text += &format!("{title:>24}");
+    let mut text = format!("\n{head}\n  {:<30}", "median (least-most)");
+    for (title, _) in FIGURES {
+        text += &format!("{title:>19}");
     }
-    text += &format!("{:>10}{:>10}{:>7}\n", "of QEMU", "of limit", "runs");
+    text += &format!(
+        "{:>10}{:>13}{:>9}{:>9}{:>5}\n",
+        "wire MiB", "CPU s, both", "of QEMU", "of limit", "runs"
+    );
 
     let mut kinds: Vec<(&str, &str)> = Vec::new();
     for row in rows {
@@ -99,15 +76,22 @@ fn block(scenario: &Scenario, rows: &[&Row], limits: &Limits) -> String {
             "ferry" => format!("Ferry, {}", kind.1),
             _ => format!("QEMU {}, {}", mine[0].version, kind.1),
         };
-        text += &format!("  {name:<26}");
-        for column in &COLUMNS {
-            text += &format!("{:>24}", spread(&mine, column));
+        text += &format!("  {name:<30}");
+        for (_, of) in FIGURES {
+            text += &format!("{:>19}", spread(&mine, of));
         }
+        let cpu = |of: fn(&Row) -> f64| median(&mine, of);
+        let (source, destination) = (
+            cpu(|row| row.cpu_s_source),
+            cpu(|row| row.cpu_s_destination),
+        );
         let ratio = best_qemu.map(|best| format!("{:.2}", wall(&mine) / best));
         let share = share_of_limit(scenario, &mine, limits).map(|s| format!("{:.0} %", s * 100.0));
         let or_nothing = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         text += &format!(
-            "{:>10}{:>10}{:>7}\n",
+            "{:>10}{:>13}{:>9}{:>9}{:>5}\n",
+            number(median(&mine, |row| row.wire_bytes as f64 / f64::from(1 << 20))),
+            format!("{source:.2} + {destination:.2}"),
             or_nothing(ratio),
             or_nothing(share),
             mine.len()
@@ -169,13 +153,23 @@ fn median(rows: &[&Row], of: impl Fn(&Row) -> f64) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn spread(rows: &[&Row], Column { digits, of, .. }: &Column<'_>) -> String {
+/// Three digits, or all before the point.
+fn number(value: f64) -> String {
+    let digits = match value {
+        100.0.. => 0,
+        10.0.. => 1,
+        _ => 2,
+    };
+    format!("{value:.digits$}")
+}
+
+fn spread(rows: &[&Row], of: fn(&Row) -> f64) -> String {
     let values = || rows.iter().map(|row| of(row));
     let least = values().fold(f64::INFINITY, f64::min);
     let most = values().fold(f64::NEG_INFINITY, f64::max);
-    let median = median(rows, of);
-    if rows.len() == 1 {
-        return format!("{median:.digits$}");
+    let median = number(median(rows, of));
+    match rows.len() {
+        1 => median,
+        _ => format!("{median} ({}-{})", number(least), number(most)),
     }
-    format!("{median:.digits$} ({least:.digits$}-{most:.digits$})")
 }

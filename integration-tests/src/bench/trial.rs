@@ -74,6 +74,32 @@ pub struct Told {
     pub streams: u64,
 }
 
+/// Why there is no row.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The guest did not arrive as it left.
+    #[error("VERIFICATION FAILED: {scenario} moved by {program} ({setting}): {what}")]
+    Lost {
+        /// Which guest.
+        scenario: &'static str,
+        /// By which program.
+        program: &'static str,
+        /// In which setting.
+        setting: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A program did not do what it was asked.
+    #[error("{0}")]
+    Program(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Program(error)
+    }
+}
+
 /// Makes one move and verifies it.
 ///
 /// # Errors
@@ -84,7 +110,7 @@ pub fn run(
     qemu: &Package,
     place: &Place,
     run: u32,
-) -> Result<Row, Error> {
+) -> Result<Row, Failure> {
     let mut pair: Box<dyn Pair> = match setting {
         Setting::Ferry(setting) => Box::new(FerryPair::start(scenario, setting, place)?),
         Setting::Qemu(setting) => Box::new(QemuPair::start(qemu, scenario, setting, place)?),
@@ -95,7 +121,13 @@ pub fn run(
     let unstable = Unstable::of(&ram)?;
     let digest = ram.digest(&unstable, shared)?;
     let memory = ram.open()?;
-    let before = verify::status(&memory).map_err(as_error)?;
+    let lost = |what: String| Failure::Lost {
+        scenario: scenario.name,
+        program: setting.program(),
+        setting: setting.name().to_owned(),
+        what,
+    };
+    let before = verify::status(&memory).map_err(|e| lost(chain(&e)))?;
 
     let bytes = scenario.mib << 20;
     let probe = match scenario.temperature {
@@ -113,6 +145,7 @@ pub fn run(
 
     let destination_cpu = clocks.1.now()?.saturating_sub(began.1);
     let destination_rss = cpu::peak_rss(destination).unwrap_or_default();
+    let destination_huge = cpu::huge_pages(destination).unwrap_or_default();
     pair.end_source()?;
     let source_cpu = clocks.0.at_the_end(STEP)?.saturating_sub(began.0);
     thread::sleep(MARGIN);
@@ -121,14 +154,15 @@ pub fn run(
 
     pair.stop_destination()?;
     let arrived = pair.destination_ram()?;
-    let summary = verify::check(&arrived.open()?, Mode::Stopped).map_err(as_error)?;
+    let summary = verify::check(&arrived.open()?, Mode::Stopped).map_err(|e| lost(chain(&e)))?;
     if summary.beat().wrapping_sub(before.beat).cast_signed() < 0 {
-        return Err(lost(scenario, setting, "its heartbeats went back".into()));
+        return Err(lost("its heartbeats went back".to_owned()));
     }
     let arrived = arrived.digest(&unstable, shared)?;
     if let Some(gpa) = digest.first_difference(&arrived) {
-        let where_ = format!("memory differs, first in the 2 MiB from {gpa:#x} on");
-        return Err(lost(scenario, setting, where_));
+        return Err(lost(format!(
+            "memory differs, first in the 2 MiB from {gpa:#x} on"
+        )));
     }
     Ok(Row {
         scenario: scenario.name,
@@ -152,27 +186,12 @@ pub fn run(
         memory_bytes: bytes,
         link: scenario.link.name(),
         temperature: scenario.temperature.name(),
-        huge_pages: match shared {
-            true => "none (shared memory)".to_owned(),
-            false => machine::huge_pages(),
-        },
+        huge_pages: machine::huge_pages(),
+        destination_huge_page_bytes: destination_huge,
         populate_bytes_per_s: probe.one,
         populate_2_bytes_per_s: probe.two,
         verified: true,
         stamped_pages: summary.pages_checked,
         digest: arrived.text(),
     })
-}
-
-fn lost(scenario: &Scenario, setting: &Setting, what: String) -> Error {
-    Error::Unexpected(format!(
-        "VERIFICATION FAILED: {} moved by {} ({}): {what}",
-        scenario.name,
-        setting.program(),
-        setting.name()
-    ))
-}
-
-fn as_error(error: impl std::error::Error) -> Error {
-    Error::Unexpected(format!("VERIFICATION FAILED: {}", chain(&error)))
 }

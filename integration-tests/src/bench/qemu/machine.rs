@@ -3,15 +3,15 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::Package;
 use super::qmp::Qmp;
-use crate::Error;
 use crate::bench::setting::QemuSetting;
 use crate::ferry::{Lines, Netns};
 use crate::process::spawn_bound;
+use crate::{Error, chain};
 
 /// Time for anything that is quick on an idle machine.
 const STEP: Duration = Duration::from_secs(60);
@@ -20,8 +20,7 @@ const STEP: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Machine {
     child: Child,
-    /// Its monitor.
-    pub qmp: Qmp,
+    qmp: Qmp,
     console: Lines,
     messages: Lines,
     /// Holds the monitor's socket and the guest's image.
@@ -134,6 +133,48 @@ impl Machine {
         self.child.id()
     }
 
+    /// Its version.
+    pub fn version(&self) -> &str {
+        self.qmp.version()
+    }
+
+    /// Gives its monitor a command and waits for the answer.
+    ///
+    /// # Errors
+    /// QEMU refuses it, or is gone; with its last words.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
+        let answer = self.qmp.execute(command, arguments);
+        answer.map_err(|e| self.last_words(&e))
+    }
+
+    /// Waits for an event that `wanted` takes, and gives its data.
+    ///
+    /// # Errors
+    /// It does not come in time, or QEMU is gone; with its last words.
+    pub fn wait_event(
+        &mut self,
+        name: &str,
+        limit: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value, Error> {
+        let event = self.qmp.wait_event(name, limit, wanted);
+        event.map_err(|e| self.last_words(&e))
+    }
+
+    fn last_words(&mut self, cause: &Error) -> Error {
+        // What it says in its last moment is read by another thread.
+        std::thread::sleep(Duration::from_millis(100));
+        let end = match self.child.try_wait() {
+            Ok(Some(status)) => format!("it ended: {status}"),
+            _ => "it still runs".to_owned(),
+        };
+        Error::Unexpected(format!(
+            "{}; {end}. QEMU's last words:\n{}",
+            chain(cause),
+            self.messages.tail()
+        ))
+    }
+
     /// Sets what a side of a migration has to know beforehand.
     ///
     /// # Errors
@@ -142,7 +183,7 @@ impl Machine {
         let multifd = json!({ "capability": "multifd", "state": setting.channels.is_some() });
         let events = json!({ "capability": "events", "state": true });
         let capabilities = json!({ "capabilities": [multifd, events] });
-        self.qmp.execute("migrate-set-capabilities", capabilities)?;
+        self.execute("migrate-set-capabilities", capabilities)?;
         let mut parameters = json!({});
         if let Some(channels) = setting.channels {
             parameters["multifd-channels"] = channels.into();
@@ -154,7 +195,7 @@ impl Machine {
             // Bytes a second: more than any link, and few enough for QEMU's arithmetic.
             parameters["max-bandwidth"] = (1u64 << 40).into();
         }
-        self.qmp.execute("migrate-set-parameters", parameters)?;
+        self.execute("migrate-set-parameters", parameters)?;
         Ok(())
     }
 }

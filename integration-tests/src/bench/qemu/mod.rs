@@ -50,7 +50,7 @@ impl<'a> QemuPair<'a> {
         source.configure(setting)?;
         destination.configure(setting)?;
         let target = format!("tcp:{}:{}", place.address(), place.free_port()?);
-        (destination.qmp).execute("migrate-incoming", json!({ "uri": target }))?;
+        destination.execute("migrate-incoming", json!({ "uri": target }))?;
         Ok(Self {
             source,
             destination,
@@ -88,7 +88,7 @@ impl Pair for QemuPair<'_> {
     }
 
     fn version(&self) -> Result<String, Error> {
-        Ok(self.source.qmp.version().to_owned())
+        Ok(self.source.version().to_owned())
     }
 
     fn source_ram(&self) -> Result<GuestRam, Error> {
@@ -100,11 +100,11 @@ impl Pair for QemuPair<'_> {
     }
 
     fn migrate(&mut self) -> Result<Told, Error> {
-        let qmp = &mut self.source.qmp;
-        qmp.execute("migrate", json!({ "uri": self.target }))?;
+        let source = &mut self.source;
+        source.execute("migrate", json!({ "uri": self.target }))?;
         let ended = |data: &Value| data["status"] == "completed" || data["status"] == "failed";
-        qmp.wait_event("MIGRATION", LONGEST, ended)?;
-        let figures = qmp.execute("query-migrate", json!({}))?;
+        source.wait_event("MIGRATION", LONGEST, ended)?;
+        let figures = source.execute("query-migrate", json!({}))?;
         if figures["status"] != "completed" {
             return Err(Error::Unexpected(format!(
                 "QEMU's migration failed: {figures}"
@@ -124,12 +124,12 @@ impl Pair for QemuPair<'_> {
     }
 
     fn end_source(&mut self) -> Result<(), Error> {
-        self.source.qmp.execute("quit", json!({}))?;
+        self.source.execute("quit", json!({}))?;
         Ok(())
     }
 
     fn stop_destination(&mut self) -> Result<(), Error> {
-        self.destination.qmp.execute("stop", json!({}))?;
+        self.destination.execute("stop", json!({}))?;
         Ok(())
     }
 }
