@@ -19,6 +19,8 @@ const STEP: Duration = Duration::from_secs(60);
 /// A running QEMU. Ended by force when dropped.
 #[derive(Debug)]
 pub struct Machine {
+    /// Which of the two it is, for people.
+    name: &'static str,
     child: Child,
     qmp: Qmp,
     console: Lines,
@@ -103,7 +105,13 @@ impl Machine {
             let _ = child.kill();
             let _ = child.wait();
         })?;
+        let name = if incoming {
+            "the destination"
+        } else {
+            "the source"
+        };
         Ok(Self {
+            name,
             child,
             qmp,
             console,
@@ -168,10 +176,15 @@ impl Machine {
             Ok(Some(status)) => format!("it ended: {status}"),
             _ => "it still runs".to_owned(),
         };
+        let shutdown = match self.qmp.shutdown_reason() {
+            Some(reason) => format!(", since the guest was shut down: {reason}"),
+            None => String::new(),
+        };
         Error::Unexpected(format!(
-            "{}; {end}. QEMU's last words:\n{}",
+            "{} ({}); {end}{shutdown}. {}",
             chain(cause),
-            self.messages.tail()
+            self.name,
+            self.messages.tail().trim()
         ))
     }
 

@@ -74,8 +74,9 @@ impl Qmp {
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
         let said = json!({ "execute": command, "arguments": arguments }).to_string();
         let failed = |e| Error::file("write to", "QEMU's monitor".as_ref(), e);
-        self.socket.write_all(said.as_bytes()).map_err(failed)?;
-        self.socket.write_all(b"\n").map_err(failed)?;
+        // At once: QEMU acts on a command as soon as its last brace is there.
+        let line = format!("{said}\n");
+        self.socket.write_all(line.as_bytes()).map_err(failed)?;
         let deadline = Instant::now() + STEP;
         loop {
             let mut answer = self.line(deadline)?;
@@ -109,6 +110,19 @@ impl Qmp {
                 return Ok(event["data"].take());
             }
         }
+    }
+
+    /// Why the guest was shut down, if QEMU told that and nobody has read it yet.
+    pub fn shutdown_reason(&mut self) -> Option<String> {
+        let soon = Instant::now() + Duration::from_millis(100);
+        while let Ok(line) = self.line(soon) {
+            self.events.push(line);
+        }
+        let shutdown = self
+            .events
+            .iter()
+            .find(|event| event["event"] == "SHUTDOWN")?;
+        Some(shutdown["data"]["reason"].as_str()?.to_owned())
     }
 
     fn line(&mut self, deadline: Instant) -> Result<Value, Error> {
