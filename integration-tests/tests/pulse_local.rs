@@ -61,17 +61,15 @@ fn refusals_leave_the_guest_where_it_is() {
         cpus: 1,
         mib: 64,
     };
-    let target = socket("refusals");
-    let receiver = Ferry::receive(None, &target, &["--max-memory", "32M"]).unwrap();
-    let anonymous = small.boot(None).unwrap();
-    let said = anonymous.refused("migrate", &[&target]).unwrap();
-    assert!(said.contains("--memory SIZE,backing=memfd"), "{said}");
-    let shared = small.boot_in_memfd().unwrap();
-    let said = shared.refused("migrate", &[&target]).unwrap();
-    assert!(said.contains("--max-memory"), "{said}");
-    for guest in [anonymous, shared] {
+    for (guest, expected) in [
+        (small.boot(None).unwrap(), "--memory SIZE,backing=memfd"),
+        (small.boot_in_memfd().unwrap(), "--max-memory"),
+    ] {
+        let target = socket("refusals");
+        let _receiver = Ferry::receive(None, &target, &["--max-memory", "32M"]).unwrap();
+        let said = guest.refused("migrate", &[&target]).unwrap();
+        assert!(said.contains(expected), "{said}");
         guest.wait_beats(20).unwrap();
         guest.check_pulse().unwrap();
     }
-    drop(receiver);
 }
