@@ -51,7 +51,7 @@ pub struct Options {
     pub downtime_limit: Duration,
     /// The most bytes a second on the wire, all streams together; at least [`MIN_BANDWIDTH`].
     pub bandwidth: Option<u64>,
-    /// Streams wished for. The destination may grant fewer; this version uses one.
+    /// Connections that are to carry pages, 1 to [`MAX_STREAMS`]. The destination may grant fewer.
     pub streams: u16,
     /// How long connecting may take.
     pub connect_timeout: Duration,
@@ -74,6 +74,9 @@ pub struct Options {
     pub costs: StateCosts,
 }
 
+/// The most connections of one move.
+pub const MAX_STREAMS: u16 = 16;
+
 /// A lower bandwidth than this (64 KiB/s) is raised to it: a page must leave well within the peer's timeout.
 pub const MIN_BANDWIDTH: u64 = 64 << 10;
 
@@ -82,7 +85,7 @@ impl Default for Options {
         Self {
             downtime_limit: Duration::from_millis(300),
             bandwidth: None,
-            streams: 1,
+            streams: 2,
             connect_timeout: Duration::from_secs(5),
             peer_timeout: Duration::from_secs(5),
             max_rounds: 100,

@@ -16,10 +16,10 @@ use support::{Faults, World, Writer, boot};
 
 fn busy() -> std::sync::Arc<World> {
     let writer = Writer {
-        pages: 0..1000,
-        per_ms: 50,
+        pages: 0..4000,
+        per_ms: 200,
     };
-    World::new(&[8], writer, Faults::default())
+    World::new(&[32], writer, Faults::default())
 }
 
 /// Cancels at the first event for which `when` holds.

@@ -338,12 +338,12 @@ fn a_destination_that_does_not_keep_to_the_protocol_does_not_get_the_guest() {
         ),
         (
             vec![accept.clone(), Frame::Pong(9)],
-            "PONG while the source was waiting for PONG",
+            "PONG while the source was waiting for its answer to PING",
         ),
         (vec![accept.clone(), live.clone()], "LIVE while"),
         (
             agreed(live),
-            "LIVE while the source was waiting for nothing",
+            "LIVE while the source was waiting for nothing but signs of life",
         ),
         (agreed(Frame::Ready), "READY while"),
         (
@@ -352,6 +352,10 @@ fn a_destination_that_does_not_keep_to_the_protocol_does_not_get_the_guest() {
         ),
         (agreed(Frame::Figures(Figures::default())), "FIGURES while"),
         (agreed(Frame::Go), "GO while"),
+        (
+            agreed(Frame::Pong(u64::MAX)),
+            "PONG while the source was waiting for nothing but signs of life",
+        ),
     ];
     for (said, expected) in rows {
         let (reason, _) = source_against(frames(&said), false, &options());

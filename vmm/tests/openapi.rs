@@ -297,6 +297,7 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
     let most = MigrateRequest {
         downtime_ms: Some(50),
         bandwidth_bytes_per_s: Some(125_000_000),
+        streams: Some(4),
         max_rounds: Some(3),
         timeout_ms: Some(1000),
         on_timeout: OnTimeout::Switch,
@@ -338,7 +339,11 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         (json!({ "delta_cache_bytes": 1_048_575 }), false),
         (json!({ "delta_cache_bytes": 1_048_576 }), true),
         (json!({ "delta_cache_bytes": true }), false),
-        (json!({ "streams": 4 }), false),
+        (json!({ "streams": 0 }), false),
+        (json!({ "streams": 1 }), true),
+        (json!({ "streams": 16 }), true),
+        (json!({ "streams": 17 }), false),
+        (json!({ "wings": 4 }), false),
     ];
     for (index, (mut value, good)) in table.into_iter().enumerate() {
         if index > 0 {

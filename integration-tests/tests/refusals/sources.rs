@@ -151,7 +151,7 @@ fn descriptions_of_guests_that_cannot_come() {
         (
             16 + 4,
             u32::MAX,
-            "HELLO: body of 4294967295 bytes, expected 70 to 1048576",
+            "HELLO: body of 4294967295 bytes, expected 68 to 1048576",
         ),
         (body + 36, 16384, "page size is 16384"),
         (body + 40, u32::MAX, "vCPUs is 4294967295"),

@@ -1,17 +1,24 @@
 //! The receiving side of a move: a guest is made, filled, and run once the source says GO. Until then the
 //! source owns it, and whatever goes wrong here costs nothing but the attempt.
 
-mod filling;
+mod alarm;
+mod intake;
 mod receiver;
+mod streams;
+
+pub use streams::Accept;
 
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use self::receiver::Receiver;
+use self::alarm::Alarm;
+use self::receiver::{Means, Receiver};
 use crate::cancel::{CancelToken, Cancelled};
 use crate::event::Arrival;
 use crate::guest::{BlankGuest, GuestError, Heartbeat, Host, PausedGuest};
+use crate::options::MAX_STREAMS;
+use crate::pack::unpacker::UnpackError;
 use crate::source::chain;
 use crate::wire::Transport;
 use crate::wire::channel::{Channel, ChannelError};
@@ -33,6 +40,8 @@ pub struct ReceiveOptions {
     pub peer_timeout: Duration,
     /// How long the first heartbeat is waited for after LIVE, at most.
     pub heartbeat_timeout: Duration,
+    /// The most streams that a source is granted. Each costs a thread while the guest comes in.
+    pub streams: u16,
 }
 
 impl Default for ReceiveOptions {
@@ -40,6 +49,7 @@ impl Default for ReceiveOptions {
         Self {
             peer_timeout: Duration::from_secs(5),
             heartbeat_timeout: Duration::from_secs(1),
+            streams: MAX_STREAMS,
         }
     }
 }
@@ -80,6 +90,22 @@ pub enum ReceiveError {
         peer: String,
         /// What is wrong, with the values.
         what: String,
+    },
+    /// A further stream failed.
+    #[error("stream {index} of the move failed")]
+    Stream {
+        /// Its number, from 1.
+        index: usize,
+        /// What happened to it.
+        source: Box<ReceiveError>,
+    },
+    /// Packed pages that cannot be put into memory.
+    #[error("{peer} broke the protocol; run the same ferry on both ends")]
+    Packed {
+        /// The source.
+        peer: String,
+        /// What is wrong with them.
+        source: UnpackError,
     },
     /// This host does not take the guest, or could not make it run.
     #[error(transparent)]
@@ -122,8 +148,8 @@ impl Finish {
     }
 }
 
-/// Receives one guest over a connection just made; `peer` is what people call the other end. Returns as soon
-/// as the guest runs.
+/// Receives one guest over a connection just made; `peer` is what people call the other end, and further
+/// streams come in at `accept`, if at all. Returns as soon as the guest runs.
 ///
 /// # Errors
 /// There is no guest here, and none is left half-made. The source was told why where it could be.
@@ -131,13 +157,27 @@ pub fn receive<H: Host>(
     host: &mut H,
     transport: Box<dyn Transport>,
     peer: &str,
+    accept: Option<&mut dyn Accept>,
     options: &ReceiveOptions,
     cancel: &CancelToken,
     events: &mut dyn FnMut(Arrival),
 ) -> Result<Received<Arrived<H>>, ReceiveError> {
     let mut channel = Channel::new(transport, peer, options.peer_timeout, cancel)?;
+    let alarm = Alarm::new()?;
+    channel.listen_to(&alarm.token);
+    let mut means = Means {
+        host,
+        // Match, so that the reference's lifetime may shrink.
+        accept: match accept {
+            Some(accept) => Some(accept),
+            None => None,
+        },
+        options,
+        alarm: &alarm,
+        events,
+    };
     let mut accepted = false;
-    match converse(host, &mut channel, &mut accepted, events) {
+    match converse(&mut means, &mut channel, &mut accepted) {
         Ok(guest) => Ok(Received {
             guest,
             finish: Finish {
@@ -146,6 +186,7 @@ pub fn receive<H: Host>(
             },
         }),
         Err(error) => {
+            let error = alarm.cause(error);
             explain(&mut channel, accepted, &error);
             Err(error)
         }
@@ -170,16 +211,15 @@ fn explain(channel: &mut Channel, accepted: bool, error: &ReceiveError) {
 
 /// The whole exchange, up to LIVE.
 fn converse<H: Host>(
-    host: &mut H,
+    means: &mut Means<'_, H>,
     channel: &mut Channel,
     accepted: &mut bool,
-    events: &mut dyn FnMut(Arrival),
 ) -> Result<Arrived<H>, ReceiveError> {
     channel.greet()?;
     let mut receiver = Receiver::Waiting;
     loop {
         let frame = channel.receive()?;
-        receiver = receiver.take(frame, host, channel, events)?;
+        receiver = receiver.take(frame, means, channel)?;
         *accepted = true;
         if let Receiver::Live(guest) = receiver {
             return Ok(guest);

@@ -1,17 +1,40 @@
 //! From HELLO to LIVE: what the receiver is waiting for, and what each frame makes of it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::filling::Filling;
-use super::{Arrived, Paused, ReceiveError};
+use super::alarm::Alarm;
+use super::intake::Intake;
+use super::streams::{Accept, Joining, Streams};
+use super::{Arrived, Paused, ReceiveError, ReceiveOptions};
 use crate::clock::{boot_id, boottime_ns};
 use crate::event::Arrival;
 use crate::guest::{BlankGuest, Host, PausedGuest};
+use crate::pack::unpacker::Unpacker;
 use crate::ram::RamView;
 use crate::source::chain;
 use crate::state::VmState;
 use crate::wire::channel::Channel;
 use crate::wire::frame::{Frame, Hello, Live};
+
+/// A blank guest whose memory is being filled. What is left of it when it goes: first the streams.
+pub(super) struct Filling<B> {
+    streams: Streams,
+    intake: Arc<Intake>,
+    unpacker: Unpacker,
+    blank: B,
+}
+
+/// What a receiver works with besides the connection.
+pub(super) struct Means<'a, H> {
+    pub host: &'a mut H,
+    /// Where further streams come in; without it there are none.
+    pub accept: Option<&'a mut dyn Accept>,
+    pub options: &'a ReceiveOptions,
+    /// Raised by the first stream that fails.
+    pub alarm: &'a Alarm,
+    pub events: &'a mut dyn FnMut(Arrival),
+}
 
 /// What has become of the guest so far. The arms of [`take`](Receiver::take) name the frames that each state
 /// accepts; everything else ends the move.
@@ -21,7 +44,11 @@ pub(super) enum Receiver<H: Host> {
     /// Memory is filled, round by round.
     Filling(Filling<H::Blank>),
     /// All is there and the source knows it.
-    Ready { paused: Paused<H>, restore_ns: u64 },
+    Ready {
+        paused: Paused<H>,
+        restore_ns: u64,
+        streams: Streams,
+    },
     /// The guest runs here.
     Live(Arrived<H>),
 }
@@ -30,35 +57,67 @@ impl<H: Host> Receiver<H> {
     pub fn take(
         self,
         frame: Frame,
-        host: &mut H,
+        means: &mut Means<'_, H>,
         channel: &mut Channel,
-        events: &mut dyn FnMut(Arrival),
     ) -> Result<Self, ReceiveError> {
+        let events = &mut *means.events;
         match (self, frame) {
             (Self::Waiting, Frame::Hello(hello)) => {
-                let filling = prepare(host, *hello, channel, events)?;
+                Ok(Self::Filling(prepare(means, *hello, channel)?))
+            }
+            (Self::Filling(filling), Frame::Pages { round, runs }) => {
+                filling.intake.pages(round, &runs, channel)?;
                 Ok(Self::Filling(filling))
             }
-            (Self::Filling(mut filling), Frame::Pages { round, runs }) => {
-                filling.pages(round, &runs, channel)?;
+            (
+                Self::Filling(mut filling),
+                Frame::Packed {
+                    round,
+                    runs,
+                    codec,
+                    bytes,
+                },
+            ) => {
+                let (intake, unpacker) = (&filling.intake, &mut filling.unpacker);
+                intake.packed(round, &runs, (codec, bytes), unpacker, channel)?;
                 Ok(Self::Filling(filling))
             }
-            (Self::Filling(mut filling), Frame::Zero { round, runs }) => {
-                filling.zero(round, &runs, channel)?;
+            (Self::Filling(mut filling), Frame::Delta { round, runs, bytes }) => {
+                let (intake, unpacker) = (&filling.intake, &mut filling.unpacker);
+                intake.delta(round, &runs, bytes, unpacker, channel)?;
                 Ok(Self::Filling(filling))
             }
-            (Self::Filling(mut filling), Frame::RoundEnd { round, pages }) => {
-                events(filling.round_end(round, pages, channel)?);
+            (Self::Filling(filling), Frame::Zero { round, runs }) => {
+                filling.intake.zero(round, &runs, channel)?;
+                Ok(Self::Filling(filling))
+            }
+            (Self::Filling(filling), Frame::RoundEnd { round, pages }) => {
+                events(filling.intake.round_end(round, pages, channel)?);
                 Ok(Self::Filling(filling))
             }
             (Self::Filling(filling), Frame::State(state)) => {
-                let (paused, restore_ns) = load::<H>(filling.blank, &state)?;
+                filling.intake.seal(channel)?;
+                let Filling { blank, streams, .. } = filling;
+                let (paused, restore_ns) = load::<H>(blank, &state)?;
                 channel.send(&Frame::Ready)?;
                 events(Arrival::Ready);
-                Ok(Self::Ready { paused, restore_ns })
+                Ok(Self::Ready {
+                    paused,
+                    restore_ns,
+                    streams,
+                })
             }
-            (Self::Ready { paused, restore_ns }, Frame::Go) => {
-                Ok(Self::Live(go::<H>(paused, restore_ns, channel, events)?))
+            (
+                Self::Ready {
+                    paused,
+                    restore_ns,
+                    streams,
+                },
+                Frame::Go,
+            ) => {
+                let guest = go::<H>(paused, restore_ns, channel, events)?;
+                drop(streams);
+                Ok(Self::Live(guest))
             }
             (receiver @ Self::Filling(_), Frame::Ping(number)) => {
                 channel.send(&Frame::Pong(number))?;
@@ -86,27 +145,50 @@ impl<H: Host> Receiver<H> {
     }
 }
 
-/// Makes the guest and says so.
+/// Makes the guest, says so, and waits for the streams that were granted.
 fn prepare<H: Host>(
-    host: &mut H,
+    means: &mut Means<'_, H>,
     hello: Hello,
     channel: &mut Channel,
-    events: &mut dyn FnMut(Arrival),
 ) -> Result<Filling<H::Blank>, ReceiveError> {
     let description = hello.description;
-    let blank = host.prepare(&description)?;
+    let blank = means.host.prepare(&description)?;
     // Looked at once here, so that a guest made with other memory is refused and not failed.
     RamView::new(blank.ram(), &description.layout)?;
+    let most = match means.accept {
+        Some(_) => means.options.streams,
+        None => 1,
+    };
+    let streams = hello.streams.min(most).max(1);
     channel.send(&Frame::Accept {
         boot: boot_id().unwrap_or_default(),
-        streams: 1,
+        streams,
     })?;
-    events(Arrival::Accepted {
+    let channels = match &mut means.accept {
+        None => Vec::new(),
+        Some(accept) => Joining {
+            accept: &mut **accept,
+            session: hello.session,
+            streams,
+            timeout: channel.patience(),
+            cancel: channel.cancel_token(),
+        }
+        .channels()?,
+    };
+    let (ram, alarm) = (blank.ram().clone(), means.alarm.clone());
+    let layout = description.layout.clone();
+    let intake = Arc::new(Intake::new(ram, layout, streams, alarm));
+    (means.events)(Arrival::Accepted {
         peer: channel.peer().to_owned(),
         memory_bytes: description.layout.bytes(),
         vcpus: description.vcpus,
     });
-    Ok(Filling::new(blank, description.layout))
+    Ok(Filling {
+        unpacker: Unpacker::default(),
+        streams: Streams::start(channels, &intake, means.alarm)?,
+        intake,
+        blank,
+    })
 }
 
 /// Makes the filled guest one that can run.

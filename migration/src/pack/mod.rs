@@ -18,7 +18,7 @@ pub mod cache;
 pub mod codec;
 pub mod delta;
 pub(crate) mod packer;
-pub(crate) mod unpacker;
+pub mod unpacker;
 
 use std::time::Duration;
 

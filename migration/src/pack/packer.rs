@@ -90,6 +90,13 @@ struct Batch {
     deltas: Vec<u8>,
 }
 
+impl Default for Packer {
+    /// One that changes nothing.
+    fn default() -> Self {
+        Self::new(Compress::None, None)
+    }
+}
+
 impl Packer {
     pub fn new(compress: Compress, resent: Option<Arc<Resent>>) -> Self {
         Self {

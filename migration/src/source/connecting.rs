@@ -1,19 +1,27 @@
 //! First phase: reach the destination and agree on the guest. Nothing of the guest is touched until both
 //! ends have agreed.
 
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::After;
-use super::courier::answer;
 use super::error::MoveError;
+use super::line::Line;
 use super::precopy::Precopy;
 use super::trip::{Failed, Trip, give_back, instead_of};
+use crate::cancel::CancelToken;
 use crate::clock::{boot_id, millis, session_id};
 use crate::event::Event;
-use crate::guest::{Description, RunningGuest};
+use crate::guest::{Description, GuestError, RunningGuest};
+use crate::options::Options;
+use crate::pack::Compress;
+use crate::pack::packer::{Packer, Resent};
 use crate::pages::PAGE_SIZE;
+use crate::report::Report;
+use crate::wire::Connect;
 use crate::wire::channel::Channel;
-use crate::wire::frame::{Frame, Hello};
+use crate::wire::frame::{Frame, Hello, SessionId};
 
 /// The guest runs, nobody else knows of it.
 pub(super) struct Connecting<G> {
@@ -22,7 +30,12 @@ pub(super) struct Connecting<G> {
 
 /// What both ends agreed on.
 pub(super) struct Link {
-    pub channel: Channel,
+    /// The first stream: pages, and everything else that is said.
+    pub main: Line,
+    /// Further streams, for pages alone.
+    pub others: Vec<Line>,
+    /// Ends the waits of all streams as soon as one has failed.
+    pub alarm: CancelToken,
     pub description: Description,
     /// Both ends run on one kernel, so that their CLOCK_BOOTTIME is one clock.
     pub shared_clock: bool,
@@ -34,8 +47,8 @@ impl<G: RunningGuest> Connecting<G> {
     pub fn run(self, trip: &mut Trip<'_>) -> Result<Precopy<G>, Box<Failed<G>>> {
         let description = self.guest.describe();
         trip.report.memory_bytes = description.layout.bytes();
-        let channel = match open(trip) {
-            Ok(channel) => channel,
+        let mut link = match Link::open(trip, description) {
+            Ok(link) => link,
             // Nothing was started, so nothing needs stopping.
             Err(error) => {
                 return Err(Box::new(Failed {
@@ -44,15 +57,10 @@ impl<G: RunningGuest> Connecting<G> {
                 }));
             }
         };
-        let mut link = Link {
-            channel,
-            description,
-            shared_clock: false,
-            round_trip: Duration::MAX,
-        };
         if let Err(error) = link.agree(trip) {
-            return Err(give_back(self.guest, Some(link.channel), error));
+            return Err(give_back(self.guest, Some(link), error));
         }
+        trip.report.streams = link.streams();
         trip.report.setup_ms = millis(trip.started.elapsed());
         trip.tell(Event::Connected {
             peer: trip.target.name(),
@@ -63,61 +71,145 @@ impl<G: RunningGuest> Connecting<G> {
         trip.brownout_began = Some(Instant::now());
         match self.guest.dirty_log().start() {
             Ok(()) => Ok(Precopy::new(self.guest, link)),
-            Err(error) => Err(give_back(self.guest, Some(link.channel), error.into())),
+            Err(error) => Err(give_back(self.guest, Some(link), error.into())),
         }
     }
 }
 
-fn open(trip: &Trip<'_>) -> Result<Channel, MoveError> {
-    let options = trip.options;
-    let transport = trip.target.connect(options.connect_timeout, trip.cancel)?;
-    let name = trip.target.name();
-    Ok(Channel::new(
-        transport,
-        name,
-        options.peer_timeout,
-        trip.cancel,
-    )?)
-}
-
 impl Link {
+    fn open(trip: &Trip<'_>, description: Description) -> Result<Self, MoveError> {
+        let alarm = CancelToken::new()
+            .map_err(|error| GuestError::new("make the alarm of the move's streams", error))?;
+        let dialer = Dialer {
+            target: trip.target,
+            options: trip.options,
+            cancel: trip.cancel,
+            alarm: &alarm,
+        };
+        let main = dialer.dial()?;
+        Ok(Self {
+            main,
+            others: Vec::new(),
+            alarm,
+            description,
+            shared_clock: false,
+            round_trip: Duration::MAX,
+        })
+    }
+
+    /// How many connections carry pages.
+    pub fn streams(&self) -> u16 {
+        u16::try_from(self.others.len() + 1).unwrap_or(u16::MAX)
+    }
+
+    /// Bytes sent so far on all of them.
+    pub fn sent_bytes(&self) -> u64 {
+        let others = self.others.iter().map(|line| line.channel.sent_bytes());
+        self.main.channel.sent_bytes() + others.sum::<u64>()
+    }
+
+    fn lines(&mut self) -> impl Iterator<Item = &mut Line> {
+        std::iter::once(&mut self.main).chain(&mut self.others)
+    }
+
+    /// From now on pages go packed as was asked for.
+    pub fn pack(&mut self, compress: Compress, resent: Option<&Arc<Resent>>) {
+        for line in self.lines() {
+            line.packer = Packer::new(compress, resent.cloned());
+        }
+    }
+
+    /// Enters what was sent so far.
+    pub fn account(&mut self, report: &mut Report) {
+        report.wire_bytes = self.sent_bytes();
+        (report.compressed_bytes, report.delta_bytes) = (0, 0);
+        for line in self.lines() {
+            report.compressed_bytes += line.packer.sums.compressed;
+            report.delta_bytes += line.packer.sums.delta;
+        }
+    }
+
     fn agree(&mut self, trip: &mut Trip<'_>) -> Result<(), MoveError> {
-        let channel = &mut self.channel;
+        let channel = &mut self.main.channel;
         channel.greet()?;
         let boot = boot_id();
+        let session = session_id();
         channel.send(&Frame::Hello(Box::new(Hello {
-            session: session_id(),
+            session,
             boot: boot.unwrap_or_default(),
             streams: trip.options.streams.max(1),
             page_size: u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX),
             description: self.description.clone(),
         })))?;
-        match channel.receive()? {
+        let granted = match channel.receive()? {
             Frame::Accept {
                 boot: theirs,
-                streams: _,
-            } => self.shared_clock = boot == Some(theirs),
+                streams,
+            } => {
+                self.shared_clock = boot == Some(theirs);
+                streams
+            }
             frame => return Err(instead_of("ACCEPT", &frame, channel)),
-        }
+        };
+        self.join(granted.min(trip.options.streams), session, trip)?;
         self.measure_round_trip()
+    }
+
+    /// Opens the further streams, all at a time: each costs two round trips.
+    fn join(&mut self, streams: u16, session: SessionId, trip: &Trip<'_>) -> Result<(), MoveError> {
+        let dialer = Dialer {
+            target: trip.target,
+            options: trip.options,
+            cancel: trip.cancel,
+            alarm: &self.alarm,
+        };
+        let joined: Result<Vec<_>, _> = thread::scope(|scope| {
+            let threads: Vec<_> = (1..streams)
+                .map(|index| scope.spawn(move || dialer.join(session, index)))
+                .collect();
+            let ended = threads.into_iter().map(|thread| match thread.join() {
+                Ok(joined) => joined,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            ended.collect()
+        });
+        self.others = joined?;
+        Ok(())
     }
 
     /// Asks three times on an idle connection and remembers the quickest answer.
     fn measure_round_trip(&mut self) -> Result<(), MoveError> {
         for number in 0..3 {
-            let time = self.ping(number)?;
+            let time = self.main.ping(number)?;
             self.round_trip = self.round_trip.min(time);
         }
         Ok(())
     }
+}
 
-    /// Waits until everything sent so far has arrived; says how long that took.
-    pub fn ping(&mut self, number: u64) -> Result<Duration, MoveError> {
-        let began = Instant::now();
-        self.channel.send(&Frame::Ping(number))?;
-        match answer(&mut self.channel)? {
-            Frame::Pong(answer) if answer == number => Ok(began.elapsed()),
-            frame => Err(instead_of("PONG", &frame, &self.channel)),
-        }
+/// What it takes to open one stream.
+#[derive(Clone, Copy)]
+struct Dialer<'a> {
+    target: &'a dyn Connect,
+    options: &'a Options,
+    cancel: &'a CancelToken,
+    alarm: &'a CancelToken,
+}
+
+impl Dialer<'_> {
+    fn dial(self) -> Result<Line, MoveError> {
+        let timeout = self.options.connect_timeout;
+        let transport = self.target.connect(timeout, self.cancel)?;
+        let (name, patience) = (self.target.name(), self.options.peer_timeout);
+        let mut channel = Channel::new(transport, name, patience, self.cancel)?;
+        channel.listen_to(self.alarm);
+        Ok(Line::new(channel))
+    }
+
+    fn join(self, session: SessionId, index: u16) -> Result<Line, MoveError> {
+        let mut line = self.dial()?;
+        line.channel.greet()?;
+        line.channel.send(&Frame::Join { session, index })?;
+        Ok(line)
     }
 }

@@ -1,52 +1,77 @@
-//! The worker that carries pages: re-arms them in the dirty log, looks which are zero, and sends them. It
-//! works on one range of one set over one channel, so several of them can share a round.
+//! The worker that carries pages: re-arms them in the dirty log, looks which are zero, and sends them. Each
+//! stream of a move has one; together they share a round.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::error::MoveError;
+use super::line::Line;
 use super::pacer::Pacer;
-use super::trip::instead_of;
+use super::streams::Tally;
 use crate::dirty::DirtyLog;
-use crate::guest::GuestError;
-use crate::pages::{PAGE_SIZE, PageSet};
+use crate::guest::GuestRam;
+use crate::pack::packer::Data;
+use crate::pages::{MemoryLayout, PageSet};
 use crate::ram::RamView;
-use crate::wire::channel::Channel;
 use crate::wire::frame::{Frame, MAX_RUNS, Run};
 
 /// Pages in one PAGES frame: 1 MiB. A header for each costs nothing beside that, and what the search for
 /// zeros brought into the processor's cache is still there when the kernel copies it.
-const BATCH: u64 = 256;
+pub(super) const BATCH: u64 = 256;
+/// The least that is packed together, however low the bandwidth: what a codec sees at once decides what it saves.
+const PACKED_BATCH: u64 = 64;
 /// After so many runs the destination is asked for a sign of life. Runs far apart are slow to take in, since
 /// each may be the first touch of a huge page there, and a socket's buffer holds thousands of them: without
 /// an answer in between, a destination that is busy could not be told from one that is dead.
-const SIGN_EVERY: usize = 256;
-/// The number of the PINGs that ask for that. Those that measure have small ones.
-const SIGN_OF_LIFE: u64 = u64::MAX;
+const SIGN_EVERY: usize = 64;
 
-/// A piece of a round: the pages of `set` within `range`, which lies in one region and starts at a multiple
-/// of 64.
-#[derive(Debug, Clone)]
-pub(super) struct Work<'s> {
+/// What all couriers of a round work on.
+#[derive(Clone, Copy)]
+pub(super) struct Load<'a> {
+    pub ram: &'a GuestRam,
+    pub layout: &'a MemoryLayout,
+    pub log: &'a dyn DirtyLog,
+    pub pacer: &'a Pacer,
+    /// The pages to be carried.
+    pub set: &'a PageSet,
     pub round: u32,
-    pub set: &'s PageSet,
-    pub range: Range<u64>,
 }
 
 /// What was carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     pub sent_pages: u64,
+    /// Zero pages, told or not.
     pub zero_pages: u64,
-    /// Time spent in handing bytes to the connection, pacing included.
+    /// Zero pages that the destination was not told of: in the first round its memory is zero by itself.
+    pub untold_pages: u64,
+    /// Time spent in handing bytes to the connection, pacing included; of several streams the longest.
     pub sending: Duration,
 }
 
-/// Carries pages of one guest.
+impl Counts {
+    /// Pages that PAGES and ZERO frames have named.
+    pub fn named(&self) -> u64 {
+        self.sent_pages + self.zero_pages - self.untold_pages
+    }
+
+    /// Together with what was carried beside it at the same time.
+    pub fn beside(self, other: Self) -> Self {
+        Self {
+            sent_pages: self.sent_pages + other.sent_pages,
+            zero_pages: self.zero_pages + other.zero_pages,
+            untold_pages: self.untold_pages + other.untold_pages,
+            sending: self.sending.max(other.sending),
+        }
+    }
+}
+
+/// Carries pages of one guest over one line.
 pub(super) struct Courier<'a> {
+    load: Load<'a>,
     ram: RamView<'a>,
-    log: &'a dyn DirtyLog,
-    pacer: &'a mut Pacer,
+    line: &'a mut Line,
+    tally: &'a Tally,
     batch: u64,
     data: Batch,
     zero: Batch,
@@ -78,92 +103,93 @@ impl Batch {
 }
 
 impl<'a> Courier<'a> {
-    pub fn new(ram: RamView<'a>, log: &'a dyn DirtyLog, pacer: &'a mut Pacer) -> Self {
-        let batch = pacer.batch(BATCH);
-        Self {
-            ram,
-            log,
-            pacer,
+    pub fn new(load: Load<'a>, line: &'a mut Line, tally: &'a Tally) -> Result<Self, MoveError> {
+        let least = match line.packer.is_used() {
+            true => PACKED_BATCH,
+            false => 1,
+        };
+        let batch = load.pacer.batch(BATCH).max(least);
+        Ok(Self {
+            load,
+            ram: RamView::new(load.ram, load.layout)?,
+            line,
+            tally,
             batch,
             data: Batch::default(),
             zero: Batch::default(),
             unasked: 0,
             counts: Counts::default(),
-        }
+        })
     }
 
-    /// Carries all pages of `work`.
-    pub fn carry(&mut self, work: &Work<'_>, channel: &mut Channel) -> Result<(), MoveError> {
-        let Work { round, set, range } = work;
-        if set.words(range.clone()).iter().all(|&word| word == 0) {
-            return Ok(());
-        }
+    /// Carries the pages within `range`, which lies in one region and starts at a multiple of 64.
+    pub fn carry(&mut self, range: &Range<u64>) -> Result<(), MoveError> {
+        let Load { log, set, .. } = self.load;
+        let untold = self.counts.untold_pages;
         // Armed first, read after: a write in between is in the next take.
-        self.log.rearm(set, range.clone())?;
+        log.rearm(set, range.clone())?;
         for run in set.runs(range.clone(), u64::MAX) {
             for page in run {
-                if self.ram.is_zero(page) {
+                if !self.ram.is_zero(page) {
+                    self.data.push(page);
+                } else if self.load.round > 0 {
                     self.zero.push(page);
                 } else {
-                    self.data.push(page);
+                    self.counts.untold_pages += 1;
                 }
                 if self.data.pages == self.batch || self.zero.runs.len() == MAX_RUNS {
-                    self.flush(*round, channel)?;
+                    self.flush()?;
                 }
             }
         }
-        self.flush(*round, channel)
+        self.tally.add(self.counts.untold_pages - untold, 0);
+        self.flush()
     }
 
     /// Sends what waits. Before that it listens: a destination that cannot go on says so at any time.
-    fn flush(&mut self, round: u32, channel: &mut Channel) -> Result<(), MoveError> {
-        match channel.poll_frame()? {
-            None | Some(Frame::Pong(SIGN_OF_LIFE)) => {}
-            Some(frame) => return Err(instead_of("nothing", &frame, channel)),
-        }
+    fn flush(&mut self) -> Result<(), MoveError> {
+        self.line.listen()?;
         let began = Instant::now();
+        let before = self.line.channel.sent_bytes();
+        let round = self.load.round;
         let data = std::mem::take(&mut self.data);
         let zero = std::mem::take(&mut self.zero);
         self.unasked += data.runs.len() + zero.runs.len();
         if data.pages > 0 {
-            self.pacer
-                .pace(data.pages * PAGE_SIZE, channel.cancel_token())?;
             self.counts.sent_pages += data.pages;
-            let mut pieces = Vec::with_capacity(data.runs.len());
-            for &run in &data.runs {
-                pieces.push(self.ram.out(run).ok_or_else(|| outside(run))?);
-            }
-            let runs = data.runs;
-            channel.send_with(&Frame::Pages { round, runs }, &pieces)?;
+            let Line {
+                channel, packer, ..
+            } = &mut *self.line;
+            let pacer = self.load.pacer;
+            packer.send(round, data.runs, &self.ram, |frame, bytes| {
+                let count = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                pacer.pace(count, channel.cancel_token())?;
+                match bytes {
+                    Data::Live(pieces) => channel.send_with(frame, pieces)?,
+                    Data::Copied(bytes) => channel.send_copied(frame, bytes)?,
+                }
+                Ok::<_, MoveError>(())
+            })?;
         }
         if zero.pages > 0 {
             self.counts.zero_pages += zero.pages;
+            self.line.packer.zero(&zero.runs);
             let runs = zero.runs;
-            channel.send(&Frame::Zero { round, runs })?;
+            self.line.channel.send(&Frame::Zero { round, runs })?;
         }
         if self.unasked >= SIGN_EVERY {
             self.unasked = 0;
-            channel.send(&Frame::Ping(SIGN_OF_LIFE))?;
+            self.line.ask()?;
         }
         self.counts.sending += began.elapsed();
+        let bytes = self.line.channel.sent_bytes() - before;
+        self.tally.add(data.pages + zero.pages, bytes);
         Ok(())
     }
-}
 
-/// The next frame that is more than a sign of life. Each of those gives the destination its time anew.
-pub(super) fn answer(channel: &mut Channel) -> Result<Frame, MoveError> {
-    loop {
-        match channel.receive()? {
-            Frame::Pong(SIGN_OF_LIFE) => {}
-            frame => return Ok(frame),
-        }
+    /// What was carried in all.
+    pub fn finish(mut self) -> Counts {
+        self.counts.zero_pages += self.counts.untold_pages;
+        self.counts
     }
-}
-
-fn outside(run: Run) -> GuestError {
-    GuestError::bare(format!(
-        "cannot send pages {} to {}: they are not in one region of guest memory",
-        run.first,
-        run.first + u64::from(run.pages)
-    ))
 }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use super::After;
 use super::connecting::Link;
-use super::courier::answer;
 use super::error::MoveError;
 use super::stop_and_copy::Spent;
 use super::trip::{Failed, Trip, instead_of, resume};
@@ -38,17 +37,17 @@ impl<G: RunningGuest> Handover<G> {
     pub fn run(mut self, trip: &mut Trip<'_>) -> Result<Delivered<G>, Box<Failed<G>>> {
         let sent = match self.commit(trip) {
             Ok(sent) => sent,
-            Err(error) => return Err(resume(self.paused, Some(self.link.channel), error)),
+            Err(error) => return Err(resume(self.paused, Some(self.link), error)),
         };
         trip.tell(Event::Go);
-        match sent.and_then(|()| Ok(self.link.channel.receive()?)) {
+        match sent.and_then(|()| Ok(self.link.main.channel.receive()?)) {
             Ok(Frame::Live(live)) => Ok(self.delivered(&live, trip)),
             Ok(frame @ Frame::Failed(_)) => {
-                let error = instead_of("LIVE", &frame, &self.link.channel);
+                let error = instead_of("LIVE", &frame, &self.link.main.channel);
                 Err(resume(self.paused, None, error))
             }
             Ok(frame) => {
-                let error = instead_of("LIVE", &frame, &self.link.channel);
+                let error = instead_of("LIVE", &frame, &self.link.main.channel);
                 Err(self.unknown(error))
             }
             Err(error) => Err(self.unknown(error)),
@@ -58,11 +57,11 @@ impl<G: RunningGuest> Handover<G> {
     /// Waits for READY and says GO. An error means that GO cannot have arrived; an inner error that it may
     /// have.
     fn commit(&mut self, trip: &mut Trip<'_>) -> Result<Result<(), MoveError>, MoveError> {
-        let channel = &mut self.link.channel;
-        match answer(channel)? {
+        match self.link.main.answer()? {
             Frame::Ready => {}
-            frame => return Err(instead_of("READY", &frame, channel)),
+            frame => return Err(instead_of("READY", &frame, &self.link.main.channel)),
         }
+        let channel = &mut self.link.main.channel;
         trip.cancel.commit()?;
         let before = channel.sent_bytes();
         match channel.send(&Frame::Go) {
@@ -85,12 +84,12 @@ impl<G: RunningGuest> Handover<G> {
         trip.report.blackout_ms = Some(millis(total));
         trip.report.blackout = Some(break_down(total, &self.spent, live));
         trip.report.blackout_clock = Some(clock);
-        trip.report.wire_bytes = self.link.channel.sent_bytes();
+        self.link.account(&mut trip.report);
         trip.set_totals();
         trip.tell(Event::Live {
             blackout_ms: millis(total),
         });
-        let figures = match self.link.channel.receive() {
+        let figures = match self.link.main.channel.receive() {
             Ok(Frame::Figures(figures)) => figures,
             other => {
                 tracing::debug!("no figures from the destination: {other:?}");

@@ -5,9 +5,11 @@ mod connecting;
 mod courier;
 mod error;
 mod handover;
+mod line;
 mod pacer;
 mod precopy;
 mod stop_and_copy;
+mod streams;
 mod trip;
 
 pub use error::MoveError;

@@ -1,22 +1,26 @@
 //! Second phase: rounds of pages while the guest runs, until the rest is small enough, or it is given up.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connecting::Link;
-use super::courier::{Courier, Work};
+use super::courier::{Counts, Load};
 use super::error::MoveError;
 use super::pacer::Pacer;
 use super::stop_and_copy::StopAndCopy;
+use super::streams::{Tally, carry};
 use super::trip::{Failed, Trip, give_back, per_second};
 use crate::clock::millis;
+use crate::dirty::DirtyLog;
 use crate::event::Event;
 use crate::guest::{RunningGuest, ThrottlePercent};
 use crate::options::OnTimeout;
-use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
+use crate::pack::WATCH;
+use crate::pack::packer::Resent;
+use crate::pages::{PAGE_SIZE, PageSet};
 use crate::policy::{self, Decision, Facts, Limits};
 use crate::predict::{self, Costs};
-use crate::ram::RamView;
 use crate::report::Round;
 use crate::wire::frame::{Frame, MAX_VCPUS};
 
@@ -24,8 +28,9 @@ use crate::wire::frame::{Frame, MAX_VCPUS};
 /// are written in between and have to be sent again; but each re-arming costs a system call and a flush of
 /// the vCPUs' TLBs.
 const CHUNK_TIME: Duration = Duration::from_millis(20);
-/// Bounds of that in pages: 1 MiB, and 64 MiB. Multiples of 64, as the log wants them.
-const CHUNK_PAGES: Range<u64> = 256..16_384;
+/// Bounds of that in pages: 1 MiB, and 8 MiB, so that all streams come to an end together. Powers of two, so that
+/// from 2 MiB on no two streams send parts of one huge page, which both would touch first on the destination.
+const CHUNK_PAGES: Range<u64> = 256..2048;
 /// Over fewer bytes than the first, the time is all latency and says nothing of the bandwidth. Over fewer
 /// than the second it is partly that of the socket's own buffer, and does not replace a better measurement.
 const TELLING_BYTES: (u64, u64) = (256 << 10, 8 << 20);
@@ -81,8 +86,8 @@ impl<G: RunningGuest> Precopy<G> {
                 reason,
             }),
             Err(error) => {
-                trip.report.wire_bytes = self.link.channel.sent_bytes();
-                Err(give_back(self.guest, Some(self.link.channel), error))
+                self.link.account(&mut trip.report);
+                Err(give_back(self.guest, Some(self.link), error))
             }
         }
     }
@@ -93,6 +98,8 @@ impl<G: RunningGuest> Precopy<G> {
         self.costs = expected_costs(trip, self.link.round_trip);
         let log = self.guest.dirty_log();
         log.take(&mut self.todo)?;
+        let resent = self.watch(&*log, trip)?;
+        self.link.pack(trip.options.compress, resent.as_ref());
         loop {
             let mut round = self.round(trip)?;
             let began = Instant::now();
@@ -106,6 +113,22 @@ impl<G: RunningGuest> Precopy<G> {
         }
     }
 
+    /// Where differences are asked for: sees for a moment which pages the guest writes, so that they are kept
+    /// from the first round on. All pages are still to be sent, so nothing that is seen here is lost.
+    fn watch(&self, log: &dyn DirtyLog, trip: &Trip<'_>) -> Result<Option<Arc<Resent>>, MoveError> {
+        let Some(cache) = trip.options.delta_cache else {
+            return Ok(None);
+        };
+        let layout = &self.link.description.layout;
+        for (_, range) in layout.ranges() {
+            log.rearm(&self.todo, range)?;
+        }
+        trip.cancel.sleep(WATCH)?;
+        let mut hot = PageSet::empty(layout.pages());
+        log.take(&mut hot)?;
+        Ok(Some(Arc::new(Resent::new(cache, hot))))
+    }
+
     fn next_round(&self) -> u32 {
         u32::try_from(self.facts.len()).unwrap_or(u32::MAX)
     }
@@ -116,50 +139,26 @@ impl<G: RunningGuest> Precopy<G> {
         let pages = self.todo.len();
         trip.tell(Event::RoundStarted { index, pages });
         let began = Instant::now();
-        let sent_before = self.link.channel.sent_bytes();
-        let log = self.guest.dirty_log();
-        let ram = RamView::new(self.guest.ram(), &self.link.description.layout)?;
-        let mut courier = Courier::new(ram, &*log, &mut self.pacer);
-        let mut told = Instant::now();
-        let chunk = chunk_pages(self.costs.bandwidth);
-        for range in chunks(&self.link.description.layout, chunk) {
-            let set = &self.todo;
-            let work = Work {
-                round: index,
-                set,
-                range,
-            };
-            courier.carry(&work, &mut self.link.channel)?;
-            if told.elapsed() >= PROGRESS {
-                told = Instant::now();
-                trip.tell(Event::Progress {
-                    index,
-                    pages_done: courier.counts.sent_pages + courier.counts.zero_pages,
-                    pages,
-                    wire_bytes: self.link.channel.sent_bytes(),
-                });
-                check_time(trip)?;
-            }
-        }
-        let counts = courier.counts;
-        let pages_dealt = counts.sent_pages + counts.zero_pages;
-        self.link.channel.send(&Frame::RoundEnd {
+        let sent_before = self.link.sent_bytes();
+        let counts = self.carry(index, pages, sent_before, trip)?;
+        let main = &mut self.link.main;
+        main.channel.send(&Frame::RoundEnd {
             round: index,
-            pages: pages_dealt,
+            pages: counts.named(),
         })?;
         // The first answer says that all has arrived, the second how long a message takes on an idle link.
-        let drained = self.link.ping(2 * u64::from(index) + 100)?;
+        let drained = main.ping(2 * u64::from(index) + 100)?;
         let duration = began.elapsed();
-        let idle = self.link.ping(2 * u64::from(index) + 101)?;
+        let idle = main.ping(2 * u64::from(index) + 101)?;
         self.link.round_trip = self.link.round_trip.min(idle);
         self.costs.round_trip = idle;
-        let wire_bytes = self.link.channel.sent_bytes() - sent_before;
+        let wire_bytes = self.link.sent_bytes() - sent_before;
         let sending = counts.sending + drained.saturating_sub(idle);
-        self.measure(wire_bytes, sending, trip);
+        self.measure(wire_bytes, counts.sent_pages, sending, trip);
         Ok(Round {
             index,
             duration_ms: millis(duration),
-            dirty_pages: pages_dealt,
+            dirty_pages: counts.sent_pages + counts.zero_pages,
             sent_pages: counts.sent_pages,
             zero_pages: counts.zero_pages,
             wire_bytes,
@@ -170,13 +169,57 @@ impl<G: RunningGuest> Precopy<G> {
         })
     }
 
-    /// Remembers the bandwidth that a round showed, if it says more than what is known.
-    fn measure(&mut self, bytes: u64, time: Duration, trip: &Trip<'_>) {
+    /// Sends all pages of `todo`, telling how far it is.
+    fn carry(
+        &mut self,
+        index: u32,
+        pages: u64,
+        sent_before: u64,
+        trip: &mut Trip<'_>,
+    ) -> Result<Counts, MoveError> {
+        let log = self.guest.dirty_log();
+        let layout = self.link.description.layout.clone();
+        let load = Load {
+            ram: self.guest.ram(),
+            layout: &layout,
+            log: &*log,
+            pacer: &self.pacer,
+            set: &self.todo,
+            round: index,
+        };
+        let chunk = chunk_pages(self.costs.bandwidth);
+        let mut told = Instant::now();
+        let mut look = |tally: &Tally| {
+            if told.elapsed() < PROGRESS {
+                return Ok(());
+            }
+            told = Instant::now();
+            let (pages_done, bytes) = tally.so_far();
+            trip.tell(Event::Progress {
+                index,
+                pages_done,
+                pages,
+                wire_bytes: sent_before + bytes,
+            });
+            check_time(trip)
+        };
+        carry(load, chunk, &mut self.link, &mut look)
+    }
+
+    /// Remembers the bandwidth that a round showed, if it says more than what is known. What counts is how soon
+    /// pages are there: where they go packed, it is the bandwidth that would carry them as they are.
+    fn measure(&mut self, bytes: u64, pages: u64, time: Duration, trip: &Trip<'_>) {
         let (least, enough) = TELLING_BYTES;
+        let packed = self.link.main.packer.is_used();
+        let bytes = match packed {
+            true => bytes.max(pages * PAGE_SIZE),
+            false => bytes,
+        };
         if bytes >= self.measured_bytes.clamp(least, enough) {
             self.measured_bytes = bytes;
             let seconds = time.as_secs_f64().max(1e-6);
-            let cap = trip.options.bandwidth.unwrap_or(u64::MAX);
+            let cap = trip.options.bandwidth.filter(|_| !packed);
+            let cap = cap.unwrap_or(u64::MAX);
             self.costs.bandwidth = per_second(bytes, seconds).min(cap).max(1);
         }
     }
@@ -194,7 +237,7 @@ impl<G: RunningGuest> Precopy<G> {
             throttle: self.throttle,
         });
         trip.report.zero_pages += round.zero_pages;
-        trip.report.wire_bytes = self.link.channel.sent_bytes();
+        self.link.account(&mut trip.report);
         trip.report.rounds.push(round.clone());
         trip.tell(Event::RoundFinished {
             round: round.clone(),
@@ -266,47 +309,19 @@ fn check_time(trip: &Trip<'_>) -> Result<(), MoveError> {
 /// Pages to be re-armed at once on a link of that many bytes a second; 0 for not known yet.
 pub(super) fn chunk_pages(bandwidth: u64) -> u64 {
     let per_second = 1000 / u64::try_from(CHUNK_TIME.as_millis()).unwrap_or(1000);
-    let pages = bandwidth / per_second / PAGE_SIZE / 64 * 64;
-    pages.clamp(CHUNK_PAGES.start, CHUNK_PAGES.end)
-}
-
-/// All memory in pieces of at most `pages`, none of them across two regions.
-pub(super) fn chunks(
-    layout: &MemoryLayout,
-    pages: u64,
-) -> impl Iterator<Item = Range<u64>> + use<> {
-    let ranges: Vec<_> = layout.ranges().map(|(_, range)| range).collect();
-    ranges.into_iter().flat_map(move |range| {
-        let mut start = range.start;
-        std::iter::from_fn(move || {
-            (start < range.end).then(|| {
-                let chunk = start..range.end.min(start + pages);
-                start = chunk.end;
-                chunk
-            })
-        })
-    })
+    let pages = (bandwidth / per_second / PAGE_SIZE).clamp(CHUNK_PAGES.start, CHUNK_PAGES.end);
+    1 << pages.ilog2()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pages::{REGION_ALIGN, Region};
-
-    #[test]
-    fn chunks_cover_all_memory_and_no_chunk_spans_two_regions() {
-        let region = |gpa, bytes| Region { gpa, bytes };
-        let regions = vec![region(0, 3 * REGION_ALIGN), region(4 << 30, REGION_ALIGN)];
-        let layout = MemoryLayout::new(regions).unwrap();
-        let all: Vec<_> = chunks(&layout, 1024).collect();
-        assert_eq!(all, [0..1024, 1024..1536, 1536..2048]);
-    }
 
     #[test]
     fn chunks_follow_the_bandwidth() {
         assert_eq!(chunk_pages(0), 256);
-        assert_eq!(chunk_pages(125_000_000), 576);
-        assert_eq!(chunk_pages(u64::MAX), 16_384);
-        assert!((0..100).all(|gb| chunk_pages(gb * 1_000_000_000).is_multiple_of(64)));
+        assert_eq!(chunk_pages(125_000_000), 512);
+        assert_eq!(chunk_pages(u64::MAX), 2048);
+        assert!((0..100).all(|gb| chunk_pages(gb * 100_000_000).is_power_of_two()));
     }
 }

@@ -3,17 +3,17 @@
 use std::time::{Duration, Instant};
 
 use super::connecting::Link;
-use super::courier::{Counts, Courier, Work};
+use super::courier::{Counts, Load};
 use super::error::MoveError;
 use super::handover::Handover;
 use super::pacer::Pacer;
-use super::precopy::{chunk_pages, chunks, per_vcpu};
+use super::precopy::{chunk_pages, per_vcpu};
+use super::streams::carry;
 use super::trip::{Failed, Trip, give_back, per_second, resume};
 use crate::clock::{boottime_ns, millis};
 use crate::event::Event;
 use crate::guest::{PausedGuest, RunningGuest, ThrottlePercent};
 use crate::pages::PageSet;
-use crate::ram::RamView;
 use crate::report::Round;
 use crate::wire::frame::Frame;
 
@@ -64,8 +64,11 @@ impl<G: RunningGuest> StopAndCopy<G> {
         let paused = match self.guest.pause() {
             Ok(paused) => paused,
             Err(failed) => {
-                let channel = Some(self.link.channel);
-                return Err(give_back(failed.guest, channel, failed.error.into()));
+                return Err(give_back(
+                    failed.guest,
+                    Some(self.link),
+                    failed.error.into(),
+                ));
             }
         };
         spent.stop = spent.began.elapsed();
@@ -78,7 +81,7 @@ impl<G: RunningGuest> StopAndCopy<G> {
             throttle: self.throttle,
         };
         let sent = last.send(&mut spent, trip);
-        trip.report.wire_bytes = last.link.channel.sent_bytes();
+        last.link.account(&mut trip.report);
         trip.heartbeat = last.paused.heartbeat();
         match sent {
             Ok(()) => Ok(Handover {
@@ -86,7 +89,7 @@ impl<G: RunningGuest> StopAndCopy<G> {
                 link: last.link,
                 spent,
             }),
-            Err(error) => Err(resume(last.paused, Some(last.link.channel), error)),
+            Err(error) => Err(resume(last.paused, Some(last.link), error)),
         }
     }
 }
@@ -105,7 +108,7 @@ impl<P: PausedGuest> LastPages<P> {
     /// Pages, state, and the pages that saving the state may have written; STATE last.
     fn send(&mut self, spent: &mut Spent, trip: &mut Trip<'_>) -> Result<(), MoveError> {
         let log = self.paused.dirty_log();
-        let sent_before = self.link.channel.sent_bytes();
+        let sent_before = self.link.sent_bytes();
         timed(&mut spent.sync, || log.take(&mut self.todo))?;
         let mut counts = Counts::default();
         timed(&mut spent.pages, || self.carry(&mut counts))?;
@@ -117,7 +120,7 @@ impl<P: PausedGuest> LastPages<P> {
         if !self.todo.is_empty() {
             timed(&mut spent.pages, || self.carry(&mut counts))?;
         }
-        let wire_bytes = self.link.channel.sent_bytes() - sent_before;
+        let wire_bytes = self.link.sent_bytes() - sent_before;
         trip.report.zero_pages += counts.zero_pages;
         trip.report.rounds.push(Round {
             index: u32::try_from(trip.report.rounds.len()).unwrap_or(u32::MAX),
@@ -131,34 +134,33 @@ impl<P: PausedGuest> LastPages<P> {
             throttle_percent: per_vcpu(self.link.description.vcpus, self.throttle),
             predicted_blackout_ms: trip.report.predicted_blackout_ms.unwrap_or(0.0),
         });
-        Ok(self.link.channel.send(&Frame::State(state))?)
+        Ok(self.link.main.channel.send(&Frame::State(state))?)
     }
 
     /// Sends `todo` as a round of its own. The pages are re-armed here too: what is listed by the next take
     /// was then written after this.
     fn carry(&mut self, counts: &mut Counts) -> Result<(), MoveError> {
         let log = self.paused.dirty_log();
-        let layout = &self.link.description.layout;
-        let ram = RamView::new(self.paused.ram(), layout)?;
-        let mut courier = Courier::new(ram, &*log, &mut self.pacer);
-        // The guest stands still, so there is no reason for small chunks.
-        for range in chunks(layout, chunk_pages(u64::MAX)) {
-            let work = Work {
-                round: self.round,
-                set: &self.todo,
-                range,
-            };
-            courier.carry(&work, &mut self.link.channel)?;
-        }
-        let done = courier.counts;
+        let layout = self.link.description.layout.clone();
+        let load = Load {
+            ram: self.paused.ram(),
+            layout: &layout,
+            log: &*log,
+            pacer: &self.pacer,
+            set: &self.todo,
+            round: self.round,
+        };
+        // The guest stands still, so there is no reason for small chunks but that all streams have work.
+        let chunk = chunk_pages(u64::MAX);
+        let done = carry(load, chunk, &mut self.link, &mut |_| Ok(()))?;
         counts.sent_pages += done.sent_pages;
         counts.zero_pages += done.zero_pages;
         let end = Frame::RoundEnd {
             round: self.round,
-            pages: done.sent_pages + done.zero_pages,
+            pages: done.named(),
         };
         self.round += 1;
-        Ok(self.link.channel.send(&end)?)
+        Ok(self.link.main.channel.send(&end)?)
     }
 }
 

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::After;
+use super::connecting::Link;
 use super::error::MoveError;
 use crate::cancel::CancelToken;
 use crate::clock::millis;
@@ -14,6 +15,9 @@ use crate::report::{Outcome, Report};
 use crate::wire::Connect;
 use crate::wire::channel::{Channel, ChannelError};
 use crate::wire::frame::{Figures, Frame};
+
+/// How long a destination's last words are waited for.
+const PARTING: Duration = Duration::from_millis(500);
 
 /// The context of one move.
 pub(super) struct Trip<'a> {
@@ -106,7 +110,7 @@ pub(super) struct Failed<G: RunningGuest> {
 /// Gives a running guest back: at full speed, without a log, and with the destination told why.
 pub(super) fn give_back<G: RunningGuest>(
     guest: G,
-    channel: Option<Channel>,
+    link: Option<Link>,
     error: MoveError,
 ) -> Box<Failed<G>> {
     guest.throttle(&[], Duration::ZERO);
@@ -115,43 +119,47 @@ pub(super) fn give_back<G: RunningGuest>(
     }
     Box::new(Failed {
         guest: After::Running(guest),
-        error: part(channel, error),
+        error: part(link, error),
     })
 }
 
 /// Resumes a paused guest and gives it back.
 pub(super) fn resume<G: RunningGuest>(
     paused: G::Paused,
-    channel: Option<Channel>,
+    link: Option<Link>,
     error: MoveError,
 ) -> Box<Failed<G>> {
     // The guest first: it stands still.
     match paused.resume() {
-        Ok(guest) => give_back(guest, channel, error),
+        Ok(guest) => give_back(guest, link, error),
         Err(stuck) => Box::new(Failed {
             guest: After::Stuck(stuck.guest, stuck.error),
-            error: part(channel, error),
+            error: part(link, error),
         }),
     }
 }
 
 /// Parts from the destination: hears why it went, or tells it why we go.
-fn part(channel: Option<Channel>, error: MoveError) -> MoveError {
-    let Some(mut channel) = channel else {
+fn part(link: Option<Link>, error: MoveError) -> MoveError {
+    let Some(mut link) = link else {
         return error;
     };
+    // The further streams close behind what is said here.
+    let channel = &mut link.main.channel;
     if let MoveError::Channel(ChannelError::Io { .. } | ChannelError::Closed { .. }) = error {
-        return last_words(&mut channel).unwrap_or(error);
+        return last_words(channel).unwrap_or(error);
     }
     channel.farewell(&Frame::Abort(error.in_full()), Duration::ZERO);
     error
 }
 
-/// The reason that the destination gave before it went away, if it did.
+/// The reason that the destination gave before it went away, if it did. It is said on the first stream, and
+/// may come a little after another stream's end.
 fn last_words(channel: &mut Channel) -> Option<MoveError> {
+    let deadline = Instant::now() + PARTING;
     // Only answers to PINGs can lie before it, as many as were under way.
     for _ in 0..1024 {
-        let frame = channel.poll_frame().ok()??;
+        let frame = channel.overhear(deadline)?;
         if let Some(error) = complaint(&frame, channel.peer()) {
             return Some(error);
         }

@@ -71,6 +71,9 @@ pub enum ChannelError {
     /// The other end is not Ferry, or of another version.
     #[error(transparent)]
     Preamble(#[from] PreambleError),
+    /// Another stream of the move failed, and with it the move. That stream's error says why.
+    #[error("another stream of the move failed")]
+    Alarm,
 }
 
 /// A connection to a peer.
@@ -88,6 +91,20 @@ pub struct Channel {
     sent: u64,
     /// A frame was sent in part: nothing that is sent now would be understood.
     torn: bool,
+    /// Set off when another stream of the same move fails.
+    alarm: Option<CancelToken>,
+}
+
+/// Less than this is copied into the socket together with its header: one system call instead of three.
+const BY_REFERENCE: usize = 64 << 10;
+
+/// How pieces are handed to the transport.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// Copied; `more` follows at once.
+    Copy { more: bool },
+    /// Taken by reference where the transport can.
+    Reference,
 }
 
 /// What a wait is for.
@@ -127,12 +144,18 @@ impl Channel {
             scratch: Vec::new(),
             sent: 0,
             torn: false,
+            alarm: None,
         })
     }
 
     /// The peer's name.
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// How long the peer may do nothing where something is expected of it.
+    pub fn patience(&self) -> Duration {
+        self.timeout
     }
 
     /// Bytes that the kernel has taken so far.
@@ -145,13 +168,18 @@ impl Channel {
         &self.cancel
     }
 
+    /// From now on a wait also ends, with [`ChannelError::Alarm`], when `alarm` is cancelled.
+    pub fn listen_to(&mut self, alarm: &CancelToken) {
+        self.alarm = Some(alarm.clone());
+    }
+
     /// Exchanges preambles.
     ///
     /// # Errors
     /// The peer is not Ferry, of another version, silent or gone.
     pub fn greet(&mut self) -> Result<u16, ChannelError> {
         let ours = preamble::ours();
-        self.write_all(&mut [Out::bytes(&ours)], false)?;
+        self.write_all(&mut [Out::bytes(&ours)], &mut [], false)?;
         let deadline = Instant::now() + self.timeout;
         while self.end - self.start < PREAMBLE {
             // A peer that trickles its bytes does not get more time for it.
@@ -173,7 +201,18 @@ impl Channel {
         self.send_with(frame, &[])
     }
 
-    /// Sends one frame and the bytes that belong behind it, in as few system calls as it takes.
+    /// Sends one frame and bytes of this process that belong behind it: taken before this returns.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_copied(&mut self, frame: &Frame, data: &[u8]) -> Result<(), ChannelError> {
+        let mut header = Vec::new();
+        codec::encode(frame, &mut header).map_err(ChannelError::Encode)?;
+        let mut own = [Out::bytes(&header), Out::bytes(data)];
+        self.write_all(&mut own, &mut [], false)
+    }
+
+    /// Sends one frame and the guest memory that belongs behind it, in as few system calls as it takes.
     ///
     /// # Errors
     /// As [`send`](Self::send).
@@ -194,31 +233,64 @@ impl Channel {
             let mut pieces = Vec::with_capacity(data.len() + 1);
             pieces.push(Out::bytes(&scratch));
             pieces.extend_from_slice(data);
-            self.write_all(&mut pieces, even_if_cancelled)
+            let own = match data.iter().map(Out::len).sum::<usize>() {
+                ..BY_REFERENCE => pieces.len(),
+                BY_REFERENCE.. => 1,
+            };
+            let (own, guest) = pieces.split_at_mut(own);
+            self.write_all(own, guest, even_if_cancelled)
         });
         self.scratch = scratch;
         result
     }
 
-    /// Sends all pieces. A cancel is obeyed before the first byte; once a part is out, the rest has
-    /// [`GRACE`] to follow, so that last words can still be understood.
+    /// Sends all pieces, those of guest memory by reference. A cancel is obeyed before the first byte; once a
+    /// part is out, the rest has [`GRACE`] to follow, so that last words can still be understood.
     fn write_all(
         &mut self,
-        pieces: &mut [Out<'_>],
+        own: &mut [Out<'_>],
+        guest: &mut [Out<'_>],
         even_if_cancelled: bool,
     ) -> Result<(), ChannelError> {
-        if self.cancel.is_cancelled() && !even_if_cancelled {
-            return Err(Cancelled.into());
+        if !even_if_cancelled {
+            self.interrupted()?;
         }
         if self.torn {
             return Err(self.io("send to", io::ErrorKind::BrokenPipe.into()));
         }
-        let mut rest = pieces;
-        let mut deadline = Instant::now() + self.timeout;
         let mut grace = even_if_cancelled.then(|| Instant::now() + GRACE);
         let before = self.sent;
-        while !rest.is_empty() {
-            match self.transport.send(rest) {
+        let more = !guest.is_empty();
+        let sent = self
+            .write(own, By::Copy { more }, before, &mut grace)
+            .and_then(|()| match more {
+                true => self.write(guest, By::Reference, before, &mut grace),
+                false => Ok(()),
+            });
+        if sent.is_err() {
+            self.torn |= self.sent != before;
+        }
+        sent
+    }
+
+    /// Sends pieces of a frame of which `sent - before` bytes are out.
+    fn write(
+        &mut self,
+        pieces: &mut [Out<'_>],
+        by: By,
+        before: u64,
+        grace: &mut Option<Instant>,
+    ) -> Result<(), ChannelError> {
+        let mut rest = pieces;
+        let mut deadline = Instant::now() + self.timeout;
+        loop {
+            let handed = match by {
+                _ if rest.is_empty() => self.transport.flush().map(|()| 0),
+                By::Copy { more } => self.transport.send(rest, more),
+                By::Reference => self.transport.send_guest(rest),
+            };
+            match handed {
+                Ok(_) if rest.is_empty() => return Ok(()),
                 Ok(count) => {
                     self.sent += u64::try_from(count).unwrap_or(0);
                     rest = advance_out(rest, count);
@@ -227,25 +299,48 @@ impl Channel {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                    self.torn |= self.sent != before;
                     return Err(self.io("send to", error));
                 }
                 Err(_) => {}
             }
             let until = grace.map_or(deadline, |grace| grace.min(deadline));
-            match self.wait(Direction::Send, until, grace.is_none()) {
+            match self.wait(Direction::Send, Some(until), grace.is_none()) {
                 Ok(()) => {}
-                Err(ChannelError::Cancelled(_)) if self.sent != before => {
-                    grace = Some(Instant::now() + GRACE);
+                Err(ChannelError::Cancelled(_) | ChannelError::Alarm) if self.sent != before => {
+                    *grace = Some(Instant::now() + GRACE);
                 }
                 Err(error) => {
-                    self.torn |= self.sent != before;
-                    let cancelled = self.cancel.is_cancelled();
-                    return Err(if cancelled { Cancelled.into() } else { error });
+                    self.interrupted()?;
+                    return Err(error);
                 }
             }
         }
-        Ok(())
+    }
+
+    /// Whether the move is cancelled, or over for another stream's sake.
+    ///
+    /// # Errors
+    /// That it is.
+    pub fn interrupted(&self) -> Result<(), ChannelError> {
+        if self.cancel.is_cancelled() {
+            return Err(Cancelled.into());
+        }
+        match &self.alarm {
+            Some(alarm) if alarm.is_cancelled() => Err(ChannelError::Alarm),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits, for as long as it takes, until a frame has begun to come; what a stream does that has nothing to
+    /// carry for now. A cancel or an alarm ends it.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive), but for silence.
+    pub fn wait_for_frame(&mut self) -> Result<(), ChannelError> {
+        match self.start == self.end {
+            true => self.wait(Direction::Receive, None, true),
+            false => Ok(()),
+        }
     }
 
     /// Receives one frame.
@@ -294,6 +389,14 @@ impl Channel {
             }
         }
         self.receive().map(Some)
+    }
+
+    /// A frame that comes before `deadline`, if one does, whatever became of the move meanwhile.
+    pub fn overhear(&mut self, deadline: Instant) -> Option<Frame> {
+        if self.start == self.end {
+            self.wait(Direction::Receive, Some(deadline), false).ok()?;
+        }
+        self.poll_frame().ok()?
     }
 
     /// Receives the bytes behind a frame, straight to where they belong.
@@ -373,30 +476,31 @@ impl Channel {
                 Ok(count) => return Ok(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(Direction::Receive, deadline, true)?;
+                    self.wait(Direction::Receive, Some(deadline), true)?;
                 }
                 Err(error) => return Err(self.io("receive from", error)),
             }
         }
     }
 
-    /// Waits until the transport is ready.
+    /// Waits until the transport is ready; without a deadline for as long as it takes.
     fn wait(
         &self,
         direction: Direction,
-        deadline: Instant,
+        deadline: Option<Instant>,
         cancellable: bool,
     ) -> Result<(), ChannelError> {
         let (flags, act, does) = match direction {
             Direction::Send => (PollFlags::POLLOUT, "send to", "took nothing"),
             Direction::Receive => (PollFlags::POLLIN, "receive from", "sent nothing"),
         };
+        let alarm = self.alarm.as_ref().unwrap_or(&self.cancel);
         loop {
-            if cancellable && self.cancel.is_cancelled() {
-                return Err(Cancelled.into());
+            if cancellable {
+                self.interrupted()?;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
                 return Err(ChannelError::Silent {
                     peer: self.peer.clone(),
                     does,
@@ -406,11 +510,14 @@ impl Channel {
             let mut fds = [
                 PollFd::new(self.transport.poll_fd(), flags),
                 PollFd::new(self.cancel.wake_fd(), PollFlags::POLLIN),
+                PollFd::new(alarm.wake_fd(), PollFlags::POLLIN),
             ];
-            let count = if cancellable { 2 } else { 1 };
-            // Rounded up, lest the last fraction of a millisecond be spent spinning.
-            let millis = left.as_nanos().div_ceil(1_000_000);
-            let slice = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+            let count = if cancellable { 3 } else { 1 };
+            let slice = left.map_or(PollTimeout::NONE, |left| {
+                // Rounded up, lest the last fraction of a millisecond be spent spinning.
+                let millis = left.as_nanos().div_ceil(1_000_000);
+                PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+            });
             match poll(&mut fds[..count], slice) {
                 Ok(_) if fds[0].any().unwrap_or(true) => return Ok(()),
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -438,7 +545,10 @@ impl Channel {
                 Ok(0) => return,
                 Ok(_) if Instant::now() < deadline => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.wait(Direction::Receive, deadline, false).is_err() {
+                    if self
+                        .wait(Direction::Receive, Some(deadline), false)
+                        .is_err()
+                    {
                         return;
                     }
                 }

@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
-use super::transport::Transport;
+use super::transport::{Spliced, Transport};
 use crate::cancel::{CancelToken, Cancelled};
 
 /// Why there is no connection.
@@ -49,8 +49,8 @@ pub enum ConnectError {
     },
 }
 
-/// A destination that can be connected to, once for each stream.
-pub trait Connect {
+/// A destination that can be connected to, once for each stream, from several threads at once.
+pub trait Connect: Sync {
     /// Connects, within `timeout` and unless cancelled.
     ///
     /// # Errors
@@ -130,7 +130,12 @@ impl Connect for TcpTarget {
         let mut last = None;
         for address in self.resolve(deadline, cancel)? {
             match dial(&address.into(), &self.name(), deadline, timeout, cancel) {
-                Ok(socket) => return Ok(Box::new(std::net::TcpStream::from(socket))),
+                Ok(socket) => {
+                    return Ok(match Spliced::new(socket.into()) {
+                        Ok(spliced) => Box::new(spliced),
+                        Err(stream) => Box::new(stream),
+                    });
+                }
                 Err(ConnectError::Cancelled(cancelled)) => return Err(cancelled.into()),
                 Err(error) => last = Some(error),
             }

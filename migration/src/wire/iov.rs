@@ -136,22 +136,18 @@ fn message(pieces: *mut libc::iovec, count: usize) -> libc::msghdr {
     header
 }
 
-/// One sendmsg(2) that neither waits nor raises SIGPIPE; says how many bytes the kernel took.
+/// One sendmsg(2) that neither waits nor raises SIGPIPE; says how many bytes the kernel took. With `more` the
+/// kernel may keep them until others follow.
 ///
 /// # Errors
 /// As sendmsg(2); nothing was taken.
-pub fn send(socket: BorrowedFd<'_>, pieces: &[Out<'_>]) -> io::Result<usize> {
+pub fn send(socket: BorrowedFd<'_>, pieces: &[Out<'_>], more: bool) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 };
     // `Out` is a transparent iovec.
     let header = message(pieces.as_ptr().cast_mut().cast(), pieces.len());
     // SAFETY: the descriptor is open while borrowed. `header` points at `msg_iovlen <= pieces.len()` iovecs
     // that the kernel only reads, each of which covers memory that is mapped for its lifetime.
-    let count = unsafe {
-        libc::sendmsg(
-            socket.as_raw_fd(),
-            &header,
-            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
-        )
-    };
+    let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &header, flags) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
@@ -182,7 +178,7 @@ mod tests {
         let mut out = [Out::bytes(b"ab"), Out::bytes(b""), Out::bytes(b"cdef")];
         let rest = advance_out(&mut out, 3);
         assert_eq!(rest.len(), 1);
-        assert_eq!(send(a.as_fd(), rest).unwrap(), 3);
+        assert_eq!(send(a.as_fd(), rest, false).unwrap(), 3);
         let (mut x, mut y) = ([0; 2], [0; 8]);
         let mut into = [In::bytes(&mut x), In::bytes(&mut y)];
         assert_eq!(into[0].fill(b"z"), 1);
@@ -199,6 +195,6 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         drop(b);
         assert_eq!(receive(a.as_fd(), &mut [In::bytes(&mut byte)]).unwrap(), 0);
-        assert!(send(a.as_fd(), &[Out::bytes(b"x")]).is_err());
+        assert!(send(a.as_fd(), &[Out::bytes(b"x")], false).is_err());
     }
 }

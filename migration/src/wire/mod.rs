@@ -9,6 +9,7 @@ pub mod frame;
 pub mod iov;
 mod parse;
 pub mod preamble;
+mod splice;
 pub mod transport;
 
 pub use connect::{Connect, ConnectError, Connected, TcpTarget, UnixTarget};

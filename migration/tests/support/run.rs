@@ -4,10 +4,10 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migration::cancel::CancelToken;
-use migration::destination::{ReceiveError, ReceiveOptions, receive};
+use migration::destination::{Accept, ReceiveError, ReceiveOptions, receive};
 use migration::event::Event;
 use migration::options::Options;
 use migration::source::{After, Moved, migrate};
@@ -39,6 +39,54 @@ pub fn receiving_with(
     cancel: &CancelToken,
     peer_timeout: Duration,
 ) -> Receiving {
+    receiving_more(world, socket, None, cancel, peer_timeout)
+}
+
+/// Further streams come in at a listener.
+pub struct Further(pub TcpListener);
+
+impl Accept for Further {
+    fn accept(
+        &mut self,
+        deadline: Instant,
+        cancel: &CancelToken,
+    ) -> std::io::Result<Option<(Box<dyn Transport>, String)>> {
+        self.0.set_nonblocking(true)?;
+        while Instant::now() < deadline && !cancel.is_cancelled() {
+            match self.0.accept() {
+                Ok((socket, _)) => return Ok(Some((Box::new(socket), "a stream".into()))),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Starts a receiver at a port of the loopback address, for a move over several streams.
+pub fn receiving_streams(world: &Arc<World>) -> (String, Receiving) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let world = Arc::clone(world);
+    let receiving = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        let cancel = CancelToken::new().unwrap();
+        let further = Some(Further(listener));
+        let receiving = receiving_more(&world, socket, further, &cancel, PATIENCE);
+        receiving.join().unwrap()
+    });
+    (address, receiving)
+}
+
+fn receiving_more(
+    world: &Arc<World>,
+    socket: impl Transport + 'static,
+    mut further: Option<Further>,
+    cancel: &CancelToken,
+    peer_timeout: Duration,
+) -> Receiving {
     let mut host = FakeHost(Arc::clone(world));
     let cancel = cancel.clone();
     let options = ReceiveOptions {
@@ -51,6 +99,7 @@ pub fn receiving_with(
             &mut host,
             socket,
             "the source",
+            further.as_mut().map(|further| further as &mut dyn Accept),
             &options,
             &cancel,
             &mut |_| {},

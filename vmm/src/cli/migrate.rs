@@ -56,6 +56,10 @@ pub struct Args {
     #[arg(long, value_name = "RATE")]
     bandwidth: Option<Rate>,
 
+    /// Connections that carry the memory, 1 to 16 [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    streams: Option<u16>,
+
     /// The most rounds of copying before the guest is stopped or the move is given up [default: 100]
     #[arg(long, value_name = "N")]
     max_rounds: Option<u32>,
@@ -170,6 +174,7 @@ impl Args {
         let request = MigrateRequest {
             downtime_ms: millis("downtime", self.downtime)?,
             bandwidth_bytes_per_s: self.bandwidth.map(|Rate(rate)| rate),
+            streams: self.streams,
             max_rounds: self.max_rounds,
             timeout_ms: millis("timeout", self.timeout)?,
             on_timeout: match self.on_timeout {

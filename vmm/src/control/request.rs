@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use migration::guest::ThrottlePercent;
-use migration::options::{MIN_BANDWIDTH, Options};
+use migration::options::{MAX_STREAMS, MIN_BANDWIDTH, Options};
 use migration::pack::{self, Codec, MIN_DELTA_CACHE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
@@ -62,6 +62,9 @@ pub struct MigrateRequest {
     /// The most bytes a second on the wire, at least 64 KiB/s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// Connections that carry pages, 1 to 16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<u16>,
     /// The most rounds before the guest is stopped; at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rounds: Option<u32>,
@@ -94,6 +97,9 @@ pub enum RequestError {
     /// The bandwidth is too small to move anything.
     #[error("a bandwidth of {}: take at least {}", Rate(*.0), Rate(MIN_BANDWIDTH))]
     Bandwidth(u64),
+    /// No connection at all, or too many.
+    #[error("{0} streams: take 1 to {MAX_STREAMS}")]
+    Streams(u16),
     /// No round at all.
     #[error("0 rounds: at least one is needed to send the memory")]
     Rounds,
@@ -118,6 +124,7 @@ impl MigrateRequest {
             target,
             downtime_ms: None,
             bandwidth_bytes_per_s: None,
+            streams: None,
             max_rounds: None,
             timeout_ms: None,
             on_timeout: OnTimeout::Cancel,
@@ -143,6 +150,11 @@ impl MigrateRequest {
         {
             return Err(RequestError::Bandwidth(rate));
         }
+        if let Some(streams) = self.streams
+            && !(1..=MAX_STREAMS).contains(&streams)
+        {
+            return Err(RequestError::Streams(streams));
+        }
         if self.max_rounds == Some(0) {
             return Err(RequestError::Rounds);
         }
@@ -167,6 +179,7 @@ impl MigrateRequest {
         Options {
             downtime_limit: millis(self.downtime_ms, default.downtime_limit),
             bandwidth: self.bandwidth_bytes_per_s.or(default.bandwidth),
+            streams: self.streams.unwrap_or(default.streams),
             max_rounds: self.max_rounds.unwrap_or(default.max_rounds),
             max_total: millis(self.timeout_ms, default.max_total),
             on_timeout: match self.on_timeout {

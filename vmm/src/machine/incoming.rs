@@ -1,14 +1,13 @@
 //! `ferry receive`: a guest from another host.
 
 use std::net::TcpListener;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 use migration::cancel::CancelToken;
 use migration::destination::ReceiveOptions;
-use migration::destination::{self, ReceiveError, Received};
+use migration::destination::{self, Accept, ReceiveError, Received};
 use migration::event::Arrival;
 use migration::guest::GuestError;
 use migration::wire::Transport;
@@ -73,6 +72,8 @@ impl Listener {
     fn bind(target: &Target) -> Result<Self, MachineError> {
         match target {
             Target::Tcp(host, port) => TcpListener::bind((host.as_str(), *port))
+                // A peer may be gone between poll(2) and accept(2), which is not to wait then.
+                .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
                 .map(Listener::Tcp)
                 .map_err(MachineError::host(format!(
                     "listen on {target}; take an address of this host and a free port"
@@ -81,17 +82,61 @@ impl Listener {
         }
     }
 
-    /// The next source.
-    fn accept(&self) -> std::io::Result<(Box<dyn Transport>, String)> {
-        match self {
-            Listener::Tcp(listener) => listener
-                .accept()
-                .map(|(stream, peer)| (Box::new(stream) as Box<dyn Transport>, peer.to_string())),
-            Listener::Unix(socket) => {
-                let stream = wait_for_peer(socket)?;
-                Ok((Box::new(stream), "a local peer".into()))
+    /// The next connection, within the deadline if there is one and unless `wake` becomes readable.
+    fn next(
+        &self,
+        deadline: Option<Instant>,
+        wake: Option<BorrowedFd<'_>>,
+    ) -> std::io::Result<Option<(Box<dyn Transport>, String)>> {
+        let fd = match self {
+            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Unix(socket) => socket.as_fd(),
+        };
+        let mut fds = vec![PollFd::new(fd, PollFlags::POLLIN)];
+        fds.extend(wake.map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
+        loop {
+            let slice = deadline.map_or(PollTimeout::NONE, |deadline| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let millis = left.as_nanos().div_ceil(1_000_000);
+                PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
+            });
+            match poll(&mut fds, slice) {
+                Ok(_) if fds[0].any().unwrap_or(true) => {}
+                Ok(0) if deadline.is_none_or(|deadline| Instant::now() < deadline) => continue,
+                Ok(_) => return Ok(None),
+                Err(Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            match self.take() {
+                // The peer was gone again.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                result => return result.map(Some),
             }
         }
+    }
+
+    /// One that has come.
+    fn take(&self) -> std::io::Result<(Box<dyn Transport>, String)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept()?;
+                Ok((Box::new(stream), peer.to_string()))
+            }
+            Listener::Unix(socket) => Ok((Box::new(socket.accept()?), "a local peer".into())),
+        }
+    }
+}
+
+/// The further streams of a move come in where its first did.
+struct Further<'a>(&'a Listener);
+
+impl Accept for Further<'_> {
+    fn accept(
+        &mut self,
+        deadline: Instant,
+        cancel: &CancelToken,
+    ) -> std::io::Result<Option<(Box<dyn Transport>, String)>> {
+        self.0.next(Some(deadline), Some(cancel.wake_fd()))
     }
 }
 
@@ -101,21 +146,6 @@ fn from_peer(peer: &str, reason: &str) -> String {
         reason.to_owned()
     } else {
         format!("from {peer}: {reason}")
-    }
-}
-
-fn wait_for_peer(socket: &OwnedSocket) -> std::io::Result<UnixStream> {
-    loop {
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        match socket.accept() {
-            // The peer was gone again.
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            result => return result,
-        }
     }
 }
 
@@ -153,7 +183,7 @@ impl Receiver {
 
     /// One source, from its connection to a running guest.
     fn attempt(&self) -> Result<(Received<RunningVm>, Vec<CardInfo>), String> {
-        let (socket, peer) = self.listener.accept().map_err(|error| {
+        let next = self.listener.next(None, None).map_err(|error| {
             // Out of descriptors or memory: that does not pass by asking again at once.
             std::thread::sleep(RETRY);
             format!(
@@ -161,6 +191,7 @@ impl Receiver {
                 self.config.listen
             )
         })?;
+        let (socket, peer) = next.ok_or("nobody came")?;
         let cancel = CancelToken::new().map_err(|e| format!("make a cancel token: {e}"))?;
         self.notify.send(FromThread::Receiving(cancel.clone()));
         let mut cards = Vec::new();
@@ -189,8 +220,16 @@ impl Receiver {
             Arrival::RoundFinished { .. } | Arrival::Ready | Arrival::Live { .. } => {}
         };
         let options = ReceiveOptions::default();
-        let received = destination::receive(&mut host, socket, &peer, &options, &cancel, &mut tell)
-            .map_err(|error: ReceiveError| from_peer(&peer, &chain(&error)))?;
+        let received = destination::receive(
+            &mut host,
+            socket,
+            &peer,
+            Some(&mut Further(&self.listener)),
+            &options,
+            &cancel,
+            &mut tell,
+        );
+        let received = received.map_err(|error: ReceiveError| from_peer(&peer, &chain(&error)))?;
         Ok((received, cards))
     }
 

@@ -1,0 +1,79 @@
+//! One connection of a move, as the source uses it: frames go out, and now and then the destination is asked
+//! whether it lives.
+
+use std::time::{Duration, Instant};
+
+use super::error::MoveError;
+use super::trip::instead_of;
+use crate::pack::packer::Packer;
+use crate::wire::channel::Channel;
+use crate::wire::frame::Frame;
+
+/// The number of the PINGs that ask for a sign of life. Those that measure have small ones.
+const SIGN_OF_LIFE: u64 = u64::MAX;
+
+/// A channel, with the questions that are open on it.
+pub(super) struct Line {
+    pub channel: Channel,
+    /// What makes pages fewer bytes, where that was asked for.
+    pub packer: Packer,
+    /// Signs of life asked for and not given yet. More than that is not listened to: a destination that keeps
+    /// answering what nobody asked could hold the move for ever.
+    open: u32,
+}
+
+impl Line {
+    pub fn new(channel: Channel) -> Self {
+        Self {
+            channel,
+            packer: Packer::default(),
+            open: 0,
+        }
+    }
+
+    /// Asks for a sign of life.
+    pub fn ask(&mut self) -> Result<(), MoveError> {
+        self.open = self.open.saturating_add(1);
+        Ok(self.channel.send(&Frame::Ping(SIGN_OF_LIFE))?)
+    }
+
+    /// Hears what has come without waiting: signs of life, or that the destination cannot go on.
+    pub fn listen(&mut self) -> Result<(), MoveError> {
+        while let Some(frame) = self.channel.poll_frame()? {
+            if !self.is_sign(&frame) {
+                return Err(instead_of(
+                    "nothing but signs of life",
+                    &frame,
+                    &self.channel,
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The next frame that is more than a sign of life. Each of those gives the destination its time anew.
+    pub fn answer(&mut self) -> Result<Frame, MoveError> {
+        loop {
+            let frame = self.channel.receive()?;
+            if !self.is_sign(&frame) {
+                return Ok(frame);
+            }
+        }
+    }
+
+    /// Waits until everything sent so far has arrived; says how long that took.
+    pub fn ping(&mut self, number: u64) -> Result<Duration, MoveError> {
+        let began = Instant::now();
+        self.channel.send(&Frame::Ping(number))?;
+        match self.answer()? {
+            Frame::Pong(answer) if answer == number => Ok(began.elapsed()),
+            frame => Err(instead_of("its answer to PING", &frame, &self.channel)),
+        }
+    }
+
+    fn is_sign(&mut self, frame: &Frame) -> bool {
+        let sign = *frame == Frame::Pong(SIGN_OF_LIFE) && self.open > 0;
+        self.open -= u32::from(sign);
+        sign
+    }
+}

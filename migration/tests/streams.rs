@@ -1,0 +1,310 @@
+//! Moves over several streams: whole under load, fast to end when one stream fails, and closed to strangers.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use migration::cancel::CancelToken;
+use migration::event::Event;
+use migration::options::Options;
+use migration::report::Outcome;
+use migration::source::{Moved, migrate};
+use migration::wire::codec;
+use migration::wire::frame::{Frame, Run};
+use migration::wire::preamble;
+use migration::wire::{Connect, ConnectError, TcpTarget, Transport};
+use support::run::{back, options, receiving_streams, verify};
+use support::{Faults, Running, World, Writer, boot};
+
+fn busy() -> Arc<World> {
+    let writer = Writer {
+        pages: 0..12_000,
+        per_ms: 400,
+    };
+    World::new(&[64, 32], writer, Faults::default())
+}
+
+fn over(streams: u16) -> Options {
+    Options {
+        streams,
+        ..options()
+    }
+}
+
+fn go(
+    guest: Running,
+    target: &dyn Connect,
+    options: &Options,
+    events: &mut dyn FnMut(Event),
+) -> Moved<Running> {
+    let cancel = CancelToken::new().unwrap();
+    migrate(guest, target, options, &cancel, events)
+}
+
+#[test]
+fn a_busy_guest_arrives_whole_over_any_number_of_streams() {
+    for streams in [1, 2, 4, 16] {
+        let world = busy();
+        let (address, receiving) = receiving_streams(&world);
+        let target = TcpTarget::new(address);
+        let moved = go(boot(&world), &target, &over(streams), &mut |_| {});
+        let report = moved.report;
+        assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+        assert_eq!(report.streams, streams);
+        verify(&world, receiving.join().unwrap().unwrap());
+    }
+}
+
+/// Opens streams, and lets the test do something to one of them.
+struct Meddler {
+    target: TcpTarget,
+    opened: AtomicUsize,
+    /// Which stream, counted in the order of connecting.
+    which: usize,
+    meddle: fn(TcpStream),
+}
+
+impl Connect for Meddler {
+    fn connect(
+        &self,
+        timeout: Duration,
+        cancel: &CancelToken,
+    ) -> Result<Box<dyn Transport>, ConnectError> {
+        if self.opened.fetch_add(1, SeqCst) != self.which {
+            return self.target.connect(timeout, cancel);
+        }
+        let name = self.target.name();
+        let socket = TcpStream::connect(name.trim_start_matches("tcp:")).unwrap();
+        (self.meddle)(socket.try_clone().unwrap());
+        Ok(Box::new(socket))
+    }
+
+    fn name(&self) -> String {
+        self.target.name()
+    }
+}
+
+/// Moves with one stream meddled with: fails with all of `reasons`, the guest runs on, and moves at the second
+/// try.
+fn meddled(which: usize, meddle: fn(TcpStream), reasons: &[&str]) {
+    let world = busy();
+    let (address, receiving) = receiving_streams(&world);
+    let target = Meddler {
+        target: TcpTarget::new(address),
+        opened: AtomicUsize::new(0),
+        which,
+        meddle,
+    };
+    let moved = go(boot(&world), &target, &over(3), &mut |_| {});
+    assert_eq!(moved.report.outcome, Outcome::Failed);
+    let there = receiving.join().unwrap().unwrap_err();
+    let reason = moved.report.reason;
+    for expected in reasons {
+        assert!(reason.contains(expected), "{reason}; there: {there}");
+    }
+    let guest = back(&world, moved.guest);
+    let (address, receiving) = receiving_streams(&world);
+    let moved = go(guest, &TcpTarget::new(address), &over(3), &mut |_| {});
+    assert_eq!(moved.report.outcome, Outcome::Completed);
+    verify(&world, receiving.join().unwrap().unwrap());
+}
+
+#[test]
+fn a_further_stream_that_is_cut_ends_the_move_and_the_reason_is_told() {
+    meddled(
+        1,
+        |socket| {
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(30));
+                socket.shutdown(std::net::Shutdown::Both).unwrap();
+            });
+        },
+        &[],
+    );
+}
+
+/// Says a frame before the source itself has said anything on that stream.
+fn say(mut socket: TcpStream, frames: &[Frame]) {
+    let mut bytes = preamble::ours().to_vec();
+    for frame in frames {
+        codec::encode(frame, &mut bytes).unwrap();
+    }
+    socket.write_all(&bytes).unwrap();
+}
+
+#[test]
+fn a_stream_of_another_move_is_turned_away() {
+    let world = busy();
+    let (address, receiving) = receiving_streams(&world);
+    let target = TcpTarget::new(address.clone());
+    let mut stranger = None;
+    // Before the streams of the move itself come, since nothing else is accepted afterwards.
+    let strange = Stranger {
+        target,
+        address,
+        opened: AtomicUsize::new(0),
+    };
+    let moved = go(boot(&world), &strange, &over(2), &mut |event| {
+        if let Event::Connected { .. } = event {
+            stranger = Some(());
+        }
+    });
+    assert!(stranger.is_some());
+    let report = moved.report;
+    assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+    verify(&world, receiving.join().unwrap().unwrap());
+}
+
+/// Before the second stream of a move, somebody else comes to the same port.
+struct Stranger {
+    target: TcpTarget,
+    address: String,
+    opened: AtomicUsize,
+}
+
+impl Connect for Stranger {
+    fn connect(
+        &self,
+        timeout: Duration,
+        cancel: &CancelToken,
+    ) -> Result<Box<dyn Transport>, ConnectError> {
+        if self.opened.fetch_add(1, SeqCst) == 1 {
+            let mut socket = TcpStream::connect(&self.address).unwrap();
+            let join = Frame::Join {
+                session: [7; 16],
+                index: 1,
+            };
+            say(socket.try_clone().unwrap(), &[join]);
+            let mut heard = Vec::new();
+            let _ = socket.read_to_end(&mut heard);
+            let heard = String::from_utf8_lossy(&heard).into_owned();
+            assert!(heard.contains("another move is coming in"), "{heard}");
+        }
+        self.target.connect(timeout, cancel)
+    }
+
+    fn name(&self) -> String {
+        self.target.name()
+    }
+}
+
+#[test]
+fn nonsense_on_a_further_stream_is_refused_with_its_reason() {
+    let run = |first, pages| vec![Run { first, pages }];
+    let rows: [(Frame, &str); 4] = [
+        (
+            Frame::Zero {
+                round: 2,
+                runs: run(0, 1),
+            },
+            "pages of round 2 came in round 0",
+        ),
+        (
+            Frame::Zero {
+                round: 0,
+                runs: run(24_570, 100),
+            },
+            "not in one region",
+        ),
+        (Frame::Ready, "READY while the receiver was waiting for"),
+        (
+            Frame::RoundEnd { round: 0, pages: 0 },
+            "ROUND_END while the receiver was waiting for",
+        ),
+    ];
+    for (frame, expected) in rows {
+        let world = busy();
+        let (address, receiving) = receiving_streams(&world);
+        let target = Liar {
+            target: TcpTarget::new(address),
+            opened: AtomicUsize::new(0),
+            frame,
+        };
+        let moved = go(boot(&world), &target, &over(2), &mut |_| {});
+        let there = receiving.join().unwrap().unwrap_err();
+        let (reason, outcome) = (moved.report.reason, moved.report.outcome);
+        assert_eq!(outcome, Outcome::Failed, "{reason}");
+        assert!(reason.contains(expected), "{reason}; there: {there:?}");
+        assert!(reason.contains("stream 1 of the move failed"), "{reason}");
+        back(&world, moved.guest);
+    }
+}
+
+/// Adds a frame to what the second stream says after JOIN.
+struct Liar {
+    target: TcpTarget,
+    opened: AtomicUsize,
+    frame: Frame,
+}
+
+#[derive(Debug)]
+struct Lying {
+    inner: Box<dyn Transport>,
+    sent: usize,
+    lie: Vec<u8>,
+}
+
+/// Preamble, and JOIN with its header: what an honest stream begins with.
+const INTRODUCTION: usize = 16 + 8 + 18;
+
+impl Transport for Lying {
+    fn prepare(&self, peer_timeout: Duration) -> std::io::Result<()> {
+        self.inner.prepare(peer_timeout)
+    }
+
+    fn send(
+        &mut self,
+        from: &[migration::wire::iov::Out<'_>],
+        more: bool,
+    ) -> std::io::Result<usize> {
+        let count = self.inner.send(from, more)?;
+        self.sent += count;
+        if self.sent == INTRODUCTION {
+            let lie = std::mem::take(&mut self.lie);
+            self.inner
+                .send(&[migration::wire::iov::Out::bytes(&lie)], false)?;
+        }
+        Ok(count)
+    }
+
+    fn receive(&mut self, into: &mut [migration::wire::iov::In<'_>]) -> std::io::Result<usize> {
+        self.inner.receive(into)
+    }
+
+    fn poll_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.inner.poll_fd()
+    }
+
+    fn shutdown(&self, how: std::net::Shutdown) {
+        self.inner.shutdown(how);
+    }
+}
+
+impl Connect for Liar {
+    fn connect(
+        &self,
+        timeout: Duration,
+        cancel: &CancelToken,
+    ) -> Result<Box<dyn Transport>, ConnectError> {
+        let inner = self.target.connect(timeout, cancel)?;
+        if self.opened.fetch_add(1, SeqCst) != 1 {
+            return Ok(inner);
+        }
+        let mut lie = Vec::new();
+        codec::encode(&self.frame, &mut lie).unwrap();
+        Ok(Box::new(Lying {
+            inner,
+            sent: 0,
+            lie,
+        }))
+    }
+
+    fn name(&self) -> String {
+        self.target.name()
+    }
+}
