@@ -210,6 +210,24 @@ impl PageSet {
         }
     }
 
+    /// Puts a run of pages in; those beyond the last are ignored.
+    pub fn insert_run(&mut self, run: Range<u64>) {
+        let end = run.end.min(self.pages);
+        let mut page = run.start;
+        while page < end {
+            let next = (page & !63) + 64;
+            let upto = u64::MAX >> (64 - (end.min(next) - (page & !63)));
+            let Some(word) = usize::try_from(page / 64)
+                .ok()
+                .and_then(|i| self.words.get_mut(i))
+            else {
+                return;
+            };
+            *word |= upto & (u64::MAX << (page % 64));
+            page = next;
+        }
+    }
+
     /// Puts in what the words say from page `first` on, which is a multiple of 64; bits beyond the last
     /// page are ignored. KVM hands its log over in this form, region by region.
     pub fn insert_words(&mut self, first: u64, words: &[u64]) {
@@ -238,6 +256,13 @@ impl PageSet {
     /// Adds all pages of another set of the same capacity.
     pub fn union(&mut self, other: &PageSet) {
         self.insert_words(0, &other.words);
+    }
+
+    /// Takes out all pages of another set of the same capacity.
+    pub fn subtract(&mut self, other: &PageSet) {
+        for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
+            *mine &= !theirs;
+        }
     }
 
     /// The runs of neighbouring pages within `range`, each at most `max` pages long.

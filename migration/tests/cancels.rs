@@ -29,7 +29,12 @@ fn cancelled_at(when: impl Fn(&Event) -> bool) {
     let receiving = receiving(&world, b);
     let cancel = CancelToken::new().unwrap();
     let mut hits = 0;
-    let moved = send(boot(&world), a, &options(), &cancel, &mut |event| {
+    // Slow enough that the first round leaves work for a second.
+    let slow = Options {
+        bandwidth: Some(32 << 20),
+        ..options()
+    };
+    let moved = send(boot(&world), a, &slow, &cancel, &mut |event| {
         if when(&event) && !cancel.is_cancelled() {
             cancel.cancel().unwrap();
             hits += 1;

@@ -83,6 +83,15 @@ struct Window {
     settling: u64,
 }
 
+impl Window {
+    fn anew() -> Self {
+        Self {
+            settling: SETTLE,
+            ..Self::default()
+        }
+    }
+}
+
 /// The meter of one stream: told what happens, asked what to do.
 #[derive(Debug)]
 pub struct Meter {
@@ -104,10 +113,7 @@ impl Default for Meter {
             codec: None,
             link: None,
             figures: [None; Codec::ALL.len()],
-            window: Window {
-                settling: SETTLE,
-                ..Window::default()
-            },
+            window: Window::anew(),
             unlimited: 0,
             patience: PATIENCE,
             time: Duration::ZERO,
@@ -145,6 +151,7 @@ impl Meter {
     pub fn sampled(&mut self, codec: Codec, bytes: u64, packed: u64, time: Duration) {
         self.sampling += time;
         self.learn(codec, bytes, packed, time, 0.5);
+        self.choose();
     }
 
     /// A batch was sent: so many bytes of pages as so many on the wire, `packing` spent in the codec, if one
@@ -183,17 +190,29 @@ impl Meter {
         let known = self.link.unwrap_or(seen);
         self.link = Some(if limited { seen } else { known.max(seen) });
         self.unlimited = if limited { 0 } else { self.unlimited + 1 };
-        let before = self.codec;
         if self.unlimited >= self.patience {
             self.unlimited = 0;
             self.patience = self.patience.saturating_mul(2);
-            self.codec = None;
-        } else if let Some(link) = self.link {
-            let figures = self.figures;
-            self.codec = decide(link, |codec| figures[place(codec)], self.codec);
+            // Nothing is decided until it is known.
+            self.link = None;
+            self.change(None);
+        } else {
+            self.choose();
         }
-        if self.codec != before {
-            self.window.settling = SETTLE;
+    }
+
+    fn choose(&mut self) {
+        if let Some(link) = self.link {
+            let figures = self.figures;
+            self.change(decide(link, |codec| figures[place(codec)], self.codec));
+        }
+    }
+
+    /// What was seen with another codec says nothing of this one.
+    fn change(&mut self, codec: Option<Codec>) {
+        if codec != self.codec {
+            self.codec = codec;
+            self.window = Window::anew();
         }
     }
 

@@ -9,7 +9,7 @@ use super::courier::{Counts, Load};
 use super::error::MoveError;
 use super::pacer::Pacer;
 use super::stop_and_copy::StopAndCopy;
-use super::streams::{Tally, carry};
+use super::streams::{Tally, carry, chunks};
 use super::trip::{Failed, Trip, give_back, per_second};
 use crate::clock::millis;
 use crate::dirty::DirtyLog;
@@ -22,6 +22,7 @@ use crate::pages::{PAGE_SIZE, PageSet};
 use crate::policy::{self, Decision, Facts, Limits};
 use crate::predict::{self, Costs};
 use crate::report::Round;
+use crate::touched::{PAGEMAP, touched};
 use crate::wire::frame::{Frame, MAX_VCPUS};
 
 /// How much of the link's time is re-armed at once. The sooner a page is read after it was armed, the fewer
@@ -36,6 +37,8 @@ const CHUNK_PAGES: Range<u64> = 256..2048;
 const TELLING_BYTES: (u64, u64) = (256 << 10, 8 << 20);
 /// The longest that a vCPU sleeps in one piece while throttled, however long the blackout may be.
 const LONGEST_SLICE: Duration = Duration::from_millis(20);
+/// Pages never touched are armed in the log so many at a time: 64 MiB, while which vCPUs cannot fault pages in.
+const UNTOUCHED_CHUNK: u64 = 16_384;
 /// Progress is told so often at most.
 const PROGRESS: Duration = Duration::from_millis(100);
 
@@ -98,8 +101,11 @@ impl<G: RunningGuest> Precopy<G> {
         self.costs = expected_costs(trip, self.link.round_trip);
         let log = self.guest.dirty_log();
         log.take(&mut self.todo)?;
+        // Before that: looking takes writes of the VMM out of the log, and only pages known to be touched are sure
+        // to be sent after it.
         let resent = self.watch(&*log, trip)?;
         self.link.pack(trip.options.compress, resent.as_ref());
+        trip.report.untouched_pages = self.leave_out_untouched()?;
         loop {
             let mut round = self.round(trip)?;
             let began = Instant::now();
@@ -114,7 +120,8 @@ impl<G: RunningGuest> Precopy<G> {
     }
 
     /// Where differences are asked for: sees for a moment which pages the guest writes, so that they are kept
-    /// from the first round on. All pages are still to be sent, so nothing that is seen here is lost.
+    /// from the first round on. All pages that anybody has touched are still to be sent, so nothing that is seen
+    /// here is lost.
     fn watch(&self, log: &dyn DirtyLog, trip: &Trip<'_>) -> Result<Option<Arc<Resent>>, MoveError> {
         let Some(cache) = trip.options.delta_cache else {
             return Ok(None);
@@ -127,6 +134,38 @@ impl<G: RunningGuest> Precopy<G> {
         let mut hot = PageSet::empty(layout.pages());
         log.take(&mut hot)?;
         Ok(Some(Arc::new(Resent::new(cache, hot))))
+    }
+
+    /// Takes pages that nobody has ever touched out of the first round; says how many. Their log is armed
+    /// before the last look, so that a first touch is in that look or in the next take.
+    fn leave_out_untouched(&mut self) -> Result<u64, MoveError> {
+        let (ram, layout) = (self.guest.ram(), &self.link.description.layout);
+        let look = || {
+            let touched = touched(ram, layout);
+            touched.inspect_err(|error| {
+                tracing::info!("untouched pages are looked at one by one: {PAGEMAP}: {error}");
+            })
+        };
+        let Ok(before) = look() else {
+            return Ok(0);
+        };
+        let mut untouched = self.todo.clone();
+        untouched.subtract(&before);
+        if untouched.is_empty() {
+            return Ok(0);
+        }
+        let log = self.guest.dirty_log();
+        for chunk in chunks(layout, UNTOUCHED_CHUNK) {
+            if untouched.words(chunk.clone()).iter().any(|&word| word != 0) {
+                log.rearm(&untouched, chunk)?;
+            }
+        }
+        let Ok(now) = look() else {
+            return Ok(0);
+        };
+        untouched.subtract(&now);
+        self.todo.subtract(&untouched);
+        Ok(untouched.len())
     }
 
     fn next_round(&self) -> u32 {

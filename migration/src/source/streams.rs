@@ -133,7 +133,10 @@ fn together(
 }
 
 /// All memory in pieces of at most `pages`, none of them across two regions.
-fn chunks(layout: &MemoryLayout, pages: u64) -> impl Iterator<Item = Range<u64>> + use<> {
+pub(super) fn chunks(
+    layout: &MemoryLayout,
+    pages: u64,
+) -> impl Iterator<Item = Range<u64>> + use<> {
     let ranges: Vec<_> = layout.ranges().map(|(_, range)| range).collect();
     ranges.into_iter().flat_map(move |range| {
         let mut start = range.start;
