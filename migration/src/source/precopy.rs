@@ -250,9 +250,10 @@ impl<G: RunningGuest> Precopy<G> {
     fn measure(&mut self, bytes: u64, pages: u64, time: Duration, trip: &Trip<'_>) {
         let (least, enough) = TELLING_BYTES;
         let packed = self.link.main.packer.is_used();
-        let bytes = match packed {
-            true => bytes.max(pages * PAGE_SIZE),
-            false => bytes,
+        let (bytes, enough) = match packed {
+            // What pages shrink to is different each time: the last round says most of the next.
+            true => (bytes.max(pages * PAGE_SIZE), least),
+            false => (bytes, enough),
         };
         if bytes >= self.measured_bytes.clamp(least, enough) {
             self.measured_bytes = bytes;
