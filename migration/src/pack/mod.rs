@@ -39,8 +39,11 @@ pub const MIN_DELTA_CACHE: u64 = 1 << 20;
 pub const DEFAULT_DELTA_CACHE: u64 = 64 << 20;
 
 /// How long the guest is watched before the first round for pages that it writes, where a cache is to keep
-/// them: pages known to be written again can go as differences the first time that they go again.
-pub(crate) const WATCH: Duration = Duration::from_millis(200);
+/// them: pages known to be written again can go as differences the first time that they go again. As long as
+/// many more are seen each time, it is watched again, at most so many times in all.
+pub(crate) const WATCH: (Duration, u32) = (Duration::from_millis(200), 5);
+/// So many more pages are many: 1 MiB, if it is also a fifth of what was seen before.
+pub(crate) const MANY_MORE: u64 = 256;
 
 /// How a batch of pages is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::dirty::DirtyLog;
 use crate::event::Event;
 use crate::guest::{RunningGuest, ThrottlePercent};
 use crate::options::OnTimeout;
-use crate::pack::WATCH;
+use crate::pack::{MANY_MORE, WATCH};
 use crate::pack::packer::Resent;
 use crate::pages::{PAGE_SIZE, PageSet};
 use crate::policy::{self, Decision, Facts, Limits};
@@ -130,9 +130,17 @@ impl<G: RunningGuest> Precopy<G> {
         for (_, range) in layout.ranges() {
             log.rearm(&self.todo, range)?;
         }
-        trip.cancel.sleep(WATCH)?;
+        let (slice, times) = WATCH;
         let mut hot = PageSet::empty(layout.pages());
-        log.take(&mut hot)?;
+        for _ in 0..times {
+            let before = hot.len();
+            trip.cancel.sleep(slice)?;
+            log.take(&mut hot)?;
+            let more = hot.len() - before;
+            if more < MANY_MORE.max(before / 5) || hot.len() >= cache / PAGE_SIZE {
+                break;
+            }
+        }
         Ok(Some(Arc::new(Resent::new(cache, hot))))
     }
 
