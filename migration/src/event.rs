@@ -10,7 +10,7 @@ use crate::report::Round;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// The destination accepted; the dirty log starts now.
+    /// The destination has accepted and all streams are there.
     Connected {
         /// The peer's address.
         peer: String,

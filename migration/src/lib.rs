@@ -20,5 +20,5 @@ pub mod ram;
 pub mod report;
 pub mod source;
 pub mod state;
-mod touched;
+pub mod touched;
 pub mod wire;

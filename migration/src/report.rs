@@ -92,7 +92,7 @@ pub struct Report {
     pub reason: String,
     /// From the call until LIVE, or until the guest was back.
     pub total_ms: f64,
-    /// Connecting and agreeing.
+    /// Connecting and agreeing; the dirty log is started within it.
     pub setup_ms: f64,
     /// From the start of the dirty log to the first vCPU told to stop: the guest runs, slower.
     pub brownout_ms: Option<f64>,

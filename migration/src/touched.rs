@@ -55,14 +55,16 @@ struct PageRegion {
     categories: u64,
 }
 
-nix::ioctl_readwrite!(pagemap_scan, b'f', 16, ScanArgument);
+mod ioctl {
+    nix::ioctl_readwrite!(pagemap_scan, b'f', 16, super::ScanArgument);
+}
 
 /// The pages that may hold something. Memory of a file counts as touched: what is not mapped here may still be
 /// in the file.
 ///
 /// # Errors
 /// The kernel does not say; every page may hold something then.
-pub(crate) fn touched(ram: &GuestRam, layout: &MemoryLayout) -> io::Result<PageSet> {
+pub fn touched(ram: &GuestRam, layout: &MemoryLayout) -> io::Result<PageSet> {
     let map = File::open(PAGEMAP)?;
     let mut set = PageSet::empty(layout.pages());
     for (region, (_, pages)) in ram.iter().zip(layout.ranges()) {
@@ -107,7 +109,7 @@ fn scan(map: &File, addresses: Range<u64>, found: &mut dyn FnMut(Range<u64>)) ->
         // SAFETY: the descriptor is open. `argument` is a pm_scan_arg of its own size; `vec` points at
         // `vec_len` regions that live until after the call and that nothing else refers to meanwhile. With
         // flags of 0 the kernel changes nothing but those two.
-        let count = unsafe { pagemap_scan(map.as_raw_fd(), &mut argument) }?;
+        let count = unsafe { ioctl::pagemap_scan(map.as_raw_fd(), &mut argument) }?;
         if argument.walk_end <= argument.start {
             return Err(io::Error::other("PAGEMAP_SCAN makes no progress"));
         }

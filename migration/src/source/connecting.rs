@@ -1,5 +1,5 @@
-//! First phase: reach the destination and agree on the guest. Nothing of the guest is touched until both
-//! ends have agreed.
+//! First phase: reach the destination and agree on the guest. Until both ends have agreed nothing of the guest
+//! is looked at; its dirty log alone is already started.
 
 use std::sync::Arc;
 use std::thread;
@@ -57,21 +57,9 @@ impl<G: RunningGuest> Connecting<G> {
                 }));
             }
         };
-        if let Err(error) = link.agree(trip) {
-            return Err(give_back(self.guest, Some(link), error));
-        }
-        trip.report.streams = link.streams();
-        trip.report.setup_ms = millis(trip.started.elapsed());
-        trip.tell(Event::Connected {
-            peer: trip.target.name(),
-            memory_bytes: link.description.layout.bytes(),
-        });
-        // Asking starts the measurement of the largest gap.
-        trip.heartbeat = self.guest.heartbeat();
-        trip.brownout_began = Some(Instant::now());
-        match self.guest.dirty_log().start() {
+        match link.begin(&self.guest, trip) {
             Ok(()) => Ok(Precopy::new(self.guest, link)),
-            Err(error) => Err(give_back(self.guest, Some(link), error.into())),
+            Err(error) => Err(give_back(self.guest, Some(link), error)),
         }
     }
 }
@@ -129,24 +117,47 @@ impl Link {
         }
     }
 
-    fn agree(&mut self, trip: &mut Trip<'_>) -> Result<(), MoveError> {
+    /// Agrees with the destination, and starts the dirty log while that makes the guest: both take some
+    /// milliseconds.
+    fn begin<G: RunningGuest>(&mut self, guest: &G, trip: &mut Trip<'_>) -> Result<(), MoveError> {
+        let session = session_id();
+        self.introduce(session, trip)?;
+        // Asking starts the measurement of the largest gap.
+        trip.heartbeat = guest.heartbeat();
+        trip.brownout_began = Some(Instant::now());
+        guest.dirty_log().start()?;
+        self.agree(session, trip)?;
+        trip.report.streams = self.streams();
+        trip.report.setup_ms = millis(trip.started.elapsed());
+        trip.tell(Event::Connected {
+            peer: trip.target.name(),
+            memory_bytes: self.description.layout.bytes(),
+        });
+        Ok(())
+    }
+
+    /// Says what the guest is.
+    fn introduce(&mut self, session: SessionId, trip: &Trip<'_>) -> Result<(), MoveError> {
         let channel = &mut self.main.channel;
         channel.greet()?;
-        let boot = boot_id();
-        let session = session_id();
-        channel.send(&Frame::Hello(Box::new(Hello {
+        Ok(channel.send(&Frame::Hello(Box::new(Hello {
             session,
-            boot: boot.unwrap_or_default(),
+            boot: boot_id().unwrap_or_default(),
             streams: trip.options.streams.max(1),
             page_size: u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX),
             description: self.description.clone(),
-        })))?;
+        })))?)
+    }
+
+    /// Hears whether the destination takes the guest, and opens the streams that it grants.
+    fn agree(&mut self, session: SessionId, trip: &Trip<'_>) -> Result<(), MoveError> {
+        let channel = &mut self.main.channel;
         let granted = match channel.receive()? {
             Frame::Accept {
                 boot: theirs,
                 streams,
             } => {
-                self.shared_clock = boot == Some(theirs);
+                self.shared_clock = boot_id() == Some(theirs);
                 streams
             }
             frame => return Err(instead_of("ACCEPT", &frame, channel)),

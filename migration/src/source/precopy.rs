@@ -16,8 +16,8 @@ use crate::dirty::DirtyLog;
 use crate::event::Event;
 use crate::guest::{RunningGuest, ThrottlePercent};
 use crate::options::OnTimeout;
-use crate::pack::{MANY_MORE, WATCH};
 use crate::pack::packer::Resent;
+use crate::pack::{MANY_MORE, WATCH};
 use crate::pages::{PAGE_SIZE, PageSet};
 use crate::policy::{self, Decision, Facts, Limits};
 use crate::predict::{self, Costs};
@@ -197,8 +197,9 @@ impl<G: RunningGuest> Precopy<G> {
         let drained = main.ping(2 * u64::from(index) + 100)?;
         let duration = began.elapsed();
         let idle = main.ping(2 * u64::from(index) + 101)?;
+        // The quickest so far: what one answer took longer is this host's load, not the way to the peer.
         self.link.round_trip = self.link.round_trip.min(idle);
-        self.costs.round_trip = idle;
+        self.costs.round_trip = self.link.round_trip;
         let wire_bytes = self.link.sent_bytes() - sent_before;
         let sending = counts.sending + drained.saturating_sub(idle);
         self.measure(wire_bytes, counts.sent_pages, sending, trip);

@@ -8,10 +8,15 @@ use kvm_ioctls::VmFd;
 use migration::dirty::DirtyLog;
 use migration::guest::{GuestError, GuestRam};
 use migration::pages::{MemoryLayout, PageSet};
+use migration::touched::touched;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{LogMode, raw};
 use crate::memory;
+
+/// The most pages (1 GiB) that are protected in one go when the log starts: vCPUs cannot fault pages in for
+/// about 2 ms.
+const IN_ONE_GO: u64 = 1 << 18;
 
 /// KVM's dirty log over all memory slots, joined with the bitmap of guest memory itself.
 #[derive(Debug)]
@@ -51,6 +56,18 @@ impl KvmDirtyLog {
         self.on.load(Ordering::Acquire)
     }
 
+    /// How to start the log at the least cost. With all bits set at the start, every page of the guest has to be
+    /// re-armed once, touched or not, 1.7 ms a GiB; without, KVM protects those that are mapped at the start, in
+    /// one go, and again when they are re-armed.
+    fn gentler(&self) -> LogMode {
+        let few = touched(&self.ram, &self.layout)
+            .is_ok_and(|set| set.len() <= IN_ONE_GO && set.len() * 2 < self.layout.pages());
+        match few {
+            true => LogMode::Manual,
+            false => LogMode::InitiallySet,
+        }
+    }
+
     /// Sets the logging flag of every slot.
     fn set_flag(&self, on: bool) -> Result<(), GuestError> {
         memory::register(&self.vm, &self.ram, on).map_err(|source| {
@@ -65,6 +82,10 @@ impl DirtyLog for KvmDirtyLog {
         // Off first: KVM sets all bits anew only when the flag goes from off to on.
         if self.on.swap(false, Ordering::AcqRel) {
             self.set_flag(false)?;
+        }
+        if self.mode == LogMode::InitiallySet {
+            super::set_manual_protect(&self.vm, self.gentler())
+                .map_err(|source| GuestError::new("start KVM's dirty log", source))?;
         }
         self.set_flag(true)?;
         self.on.store(true, Ordering::Release);

@@ -110,9 +110,7 @@ pub fn open() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
-/// Makes a VM with its interrupt controllers and timer, no memory and no vCPU yet.
-///
-/// The PIT is there although hardware-reduced Linux never programs it: PVH guests and boot loaders may.
+/// Makes a VM without anything in it.
 ///
 /// # Errors
 /// An ioctl failed.
@@ -123,15 +121,25 @@ pub fn create_vm(kvm: &Kvm) -> Result<(VmFd, LogMode), KvmError> {
     let tss = usize::try_from(layout::KVM_TSS_START).unwrap_or(usize::MAX);
     vm.set_tss_address(tss)
         .map_err(ioctl("set the TSS address"))?;
+    let mode = enable_manual_protect(&vm);
+    Ok((vm, mode))
+}
+
+/// Gives a VM its interrupt controllers and its timer: after its memory, since every change of a memory slot
+/// takes KVM 4 to 8 ms once they are there; before its first vCPU.
+///
+/// The PIT is there although hardware-reduced Linux never programs it: PVH guests and boot loaders may.
+///
+/// # Errors
+/// An ioctl failed.
+pub fn create_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
     vm.create_irq_chip()
         .map_err(ioctl("create the interrupt controllers"))?;
     let pit = kvm_pit_config {
         flags: KVM_PIT_SPEAKER_DUMMY,
         ..Default::default()
     };
-    vm.create_pit2(pit).map_err(ioctl("create the PIT"))?;
-    let mode = enable_manual_protect(&vm);
-    Ok((vm, mode))
+    vm.create_pit2(pit).map_err(ioctl("create the PIT"))
 }
 
 /// Turns manual dirty-log protection on as far as this KVM has it (Documentation/virt/kvm/api.rst, 7.17 in
@@ -139,21 +147,32 @@ pub fn create_vm(kvm: &Kvm) -> Result<(VmFd, LogMode), KvmError> {
 fn enable_manual_protect(vm: &VmFd) -> LogMode {
     let offered = vm.check_extension_raw(u64::from(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2));
     let offered = u32::try_from(offered).unwrap_or(0);
-    let wanted = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
-    let flags = offered & wanted;
-    if flags & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE == 0 {
-        return LogMode::Plain;
+    let has = |flag| offered & flag != 0;
+    let best = match has(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) {
+        true if has(KVM_DIRTY_LOG_INITIALLY_SET) => LogMode::InitiallySet,
+        true => LogMode::Manual,
+        false => return LogMode::Plain,
+    };
+    match set_manual_protect(vm, best) {
+        Ok(()) => best,
+        Err(_) => LogMode::Plain,
     }
+}
+
+/// Chooses between the two ways of manual protection for the next start of the log.
+pub(crate) fn set_manual_protect(vm: &VmFd, mode: LogMode) -> Result<(), KvmError> {
+    let flags = match mode {
+        LogMode::InitiallySet => KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
+        LogMode::Manual => KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+        LogMode::Plain => 0,
+    };
     let cap = kvm_enable_cap {
         cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
         args: [u64::from(flags), 0, 0, 0],
         ..Default::default()
     };
-    match vm.enable_cap(&cap) {
-        Ok(()) if flags == wanted => LogMode::InitiallySet,
-        Ok(()) => LogMode::Manual,
-        Err(_) => LogMode::Plain,
-    }
+    vm.enable_cap(&cap)
+        .map_err(ioctl("choose how the dirty log protects pages"))
 }
 
 impl From<KvmError> for io::Error {

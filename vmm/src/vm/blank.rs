@@ -57,6 +57,7 @@ impl BlankVm {
             let bytes = shape.layout.bytes();
             GuestError::new(format!("give KVM {bytes} bytes of guest memory"), e)
         })?;
+        kvm::create_interrupt_controllers(&vm).map_err(kvm_error("make a VM"))?;
         let log = KvmDirtyLog::new(vm.clone(), ram.clone(), shape.layout.clone(), mode);
         let vcpus = create_vcpus(kvm, &vm, &mut shape, &making.events)?;
         let throttle =
