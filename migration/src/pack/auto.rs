@@ -142,7 +142,7 @@ impl Meter {
             let turn = self.time.as_millis() / 50 % 2;
             match turn {
                 0 => candidates.next(),
-                _ => candidates.last(),
+                _ => candidates.next_back(),
             }
         })
     }
