@@ -3,11 +3,14 @@
 //! Pages go out at the speed of the slower of two: the compressor, and the link that carries what is left of
 //! them. Without compression that is the link alone. So two things have to be known.
 //!
-//! *The link*, in bytes a second on the wire. Sending shows it while the connection's buffer is full, that is
-//! while a good part of the time is spent in waiting for it. A compressor that is slower than the link never
-//! fills that buffer: then only a lower bound is known, and now and then some pages go uncompressed to find out.
-//! *The codecs*: the one in use shows itself, the others by small samples of what goes over, as long as these
-//! take no more than a two-hundredth of the time, and not at all on a link that no codec keeps up with.
+//! *The link*: what it carries shows while nothing is compressed. It begins like that, and comes back to it now and
+//! then for some megabytes, more and more rarely. *The codecs*: the one in use shows itself, the others by small
+//! samples of what goes over, as long as these take no more than a two-hundredth of the time, and not at all
+//! on a link that no codec keeps up with.
+//!
+//! What follows from these is an expectation. A destination that is short of processor time, say, can make it wrong,
+//! so it is held against what came of it: a codec that should have been faster than none and was slower is
+//! left alone for a while, for longer each time.
 
 use std::time::Duration;
 
@@ -15,18 +18,19 @@ use super::Codec;
 
 /// Bytes of pages after which the figures are looked at.
 const WINDOW: u64 = 8 << 20;
-/// Bytes on the wire that are ignored after a change: a socket's buffer takes up to 4 MiB at once, which
-/// says nothing of the link.
+/// Bytes on the wire that are ignored where the link is measured anew: a socket's empty buffer takes up to 4 MiB
+/// at once, which says nothing of the link.
 const SETTLE: u64 = 4 << 20;
-/// The link is what limits if waiting for it takes so much of the time.
-const LIMITED: f64 = 0.25;
-/// Another codec, or none, has to be better by so much: figures are never that exact, and a change costs.
+/// A codec has to be better by so much than what is in use: figures are never that exact, and a change costs.
 const BETTER: f64 = 1.1;
+/// One that is not better than none even by so much only wastes processor time.
+const WORTH: f64 = 1.02;
 /// Samples take at most this part of the time.
 const SAMPLE_SHARE: u32 = 200;
-/// So many windows in a row in which the compressor limits, and the link is measured without it; twice as many
-/// each time that this changes nothing.
+/// After so many windows with a codec the link is measured again; twice as many the next time.
 const PATIENCE: u32 = 64;
+/// For so many windows nothing is compressed once a codec has disappointed; four times as many the next time.
+const REST: u32 = 32;
 
 /// What a codec makes of the pages at hand.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,7 +57,7 @@ pub fn plausible(codec: Codec) -> f64 {
 }
 
 /// The codec that moves most pages over a link of so many bytes a second; `None` for none. What is in use
-/// stays unless something else is clearly better.
+/// stays unless something else is clearly better, or it is of no use.
 pub fn decide(
     link: f64,
     known: impl Fn(Codec) -> Option<Figures>,
@@ -63,8 +67,12 @@ pub fn decide(
         None => Some(link),
         Some(codec) => known(codec).map(|figures| figures.rate(link)),
     };
-    let mut best = (now, rate(now).unwrap_or(0.0) * BETTER);
-    for other in [None, Some(Codec::Lz4), Some(Codec::Zstd)] {
+    let in_use = rate(now).unwrap_or(0.0);
+    let mut best = match now {
+        Some(_) if in_use >= link * WORTH => (now, in_use * BETTER),
+        _ => (None, link * BETTER),
+    };
+    for other in Codec::ALL.map(Some) {
         if let Some(rate) = rate(other).filter(|&rate| other != now && rate > best.1) {
             best = (other, rate);
         }
@@ -76,32 +84,27 @@ pub fn decide(
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Window {
     pages: u64,
-    wire: u64,
-    packing: Duration,
-    sending: Duration,
+    time: Duration,
     /// Bytes on the wire that are still to be ignored.
     settling: u64,
-}
-
-impl Window {
-    fn anew() -> Self {
-        Self {
-            settling: SETTLE,
-            ..Self::default()
-        }
-    }
 }
 
 /// The meter of one stream: told what happens, asked what to do.
 #[derive(Debug)]
 pub struct Meter {
     codec: Option<Codec>,
+    /// Bytes a second, when it was last measured.
     link: Option<f64>,
     figures: [Option<Figures>; Codec::ALL.len()],
     window: Window,
-    /// Windows in a row in which the compressor was the limit.
-    unlimited: u32,
+    /// Windows with a codec since then, and how many there may be.
+    windows: u32,
     patience: u32,
+    /// What a codec brought that seems to be no better than none.
+    doubt: Option<f64>,
+    /// Windows for which nothing is compressed, and how many it will be the next time.
+    resting: u32,
+    rest: u32,
     /// All time in which samples count, and theirs.
     time: Duration,
     sampling: Duration,
@@ -113,9 +116,15 @@ impl Default for Meter {
             codec: None,
             link: None,
             figures: [None; Codec::ALL.len()],
-            window: Window::anew(),
-            unlimited: 0,
+            window: Window {
+                settling: SETTLE,
+                ..Window::default()
+            },
+            windows: 0,
             patience: PATIENCE,
+            doubt: None,
+            resting: 0,
+            rest: REST,
             time: Duration::ZERO,
             sampling: Duration::ZERO,
         }
@@ -131,7 +140,7 @@ impl Meter {
     /// A codec to be tried on a sample now, if there is one whose figures are wanted.
     pub fn wanted(&self) -> Option<Codec> {
         let link = self.link?;
-        if self.sampling * SAMPLE_SHARE > self.time {
+        if self.resting > 0 || self.sampling * SAMPLE_SHARE > self.time {
             return None;
         }
         let useful = |&codec: &Codec| Some(codec) != self.codec && link < plausible(codec);
@@ -173,26 +182,35 @@ impl Meter {
             return;
         }
         self.window.pages += pages;
-        self.window.wire += wire;
-        self.window.packing += packing;
-        self.window.sending += sending;
+        self.window.time += packing + sending;
         if self.window.pages >= WINDOW {
             let window = std::mem::take(&mut self.window);
-            self.look(&window);
+            self.look(window.pages as f64 / window.time.as_secs_f64().max(1e-9));
         }
     }
 
-    /// Learns of the link from a whole window, and decides anew.
-    fn look(&mut self, window: &Window) {
-        let time = (window.packing + window.sending).as_secs_f64().max(1e-9);
-        let seen = window.wire as f64 / time;
-        let limited = self.codec.is_none() || window.sending.as_secs_f64() > LIMITED * time;
-        let known = self.link.unwrap_or(seen);
-        self.link = Some(if limited { seen } else { known.max(seen) });
-        self.unlimited = if limited { 0 } else { self.unlimited + 1 };
-        if self.unlimited >= self.patience {
-            self.unlimited = 0;
-            self.patience = self.patience.saturating_mul(2);
+    /// A window is full, with so many bytes of pages a second.
+    fn look(&mut self, rate: f64) {
+        let Some(codec) = self.codec else {
+            self.link = Some(rate);
+            self.resting = self.resting.saturating_sub(1);
+            if self.doubt.take().is_some_and(|tried| tried < rate) {
+                self.resting = self.rest;
+                self.rest = self.rest.saturating_mul(4);
+            }
+            return self.choose();
+        };
+        let link = self.link.unwrap_or(0.0);
+        let expected = self.figures[place(codec)].map_or(0.0, |figures| figures.rate(link));
+        self.windows += 1;
+        let disappoints = rate < link && expected > link * WORTH;
+        if disappoints || self.windows >= self.patience {
+            if disappoints {
+                // Either the codec is at fault, or the link has changed.
+                self.doubt = Some(rate);
+            } else {
+                self.patience = self.patience.saturating_mul(2);
+            }
             // Nothing is decided until it is known.
             self.link = None;
             self.change(None);
@@ -202,7 +220,7 @@ impl Meter {
     }
 
     fn choose(&mut self) {
-        if let Some(link) = self.link {
+        if let Some(link) = self.link.filter(|_| self.resting == 0) {
             let figures = self.figures;
             self.change(decide(link, |codec| figures[place(codec)], self.codec));
         }
@@ -210,9 +228,14 @@ impl Meter {
 
     /// What was seen with another codec says nothing of this one.
     fn change(&mut self, codec: Option<Codec>) {
-        if codec != self.codec {
-            self.codec = codec;
-            self.window = Window::anew();
+        if codec == self.codec {
+            return;
+        }
+        self.codec = codec;
+        self.window = Window::default();
+        if codec.is_none() {
+            self.windows = 0;
+            self.window.settling = SETTLE;
         }
     }
 

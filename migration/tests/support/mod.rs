@@ -177,9 +177,9 @@ impl Content {
             Content::Stamped => stamped(page, stamp),
             Content::Text => text(page, stamp),
             Content::Noise => noise(page, stamp),
-            Content::Mixed if page / 64 % 2 == 0 => text(page, stamp),
+            Content::Mixed if (page / 64).is_multiple_of(2) => text(page, stamp),
             Content::Mixed => noise(page, stamp),
-            Content::Blinking if stamp % 7 == 0 => stamped(page, 0),
+            Content::Blinking if stamp.is_multiple_of(7) => stamped(page, 0),
             Content::Counter | Content::Blinking => {
                 let mut bytes = noise(page, 0);
                 let at = usize::try_from(page % 500).unwrap() * 8;
