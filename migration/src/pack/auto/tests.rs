@@ -77,7 +77,9 @@ impl Simulation {
 
     fn batch(&mut self) {
         let bytes = f64::from(1 << 20);
-        let count = |bytes: f64| u64::try_from(bytes as u128).unwrap();
+        // At most 1 MiB.
+        #[expect(clippy::cast_possible_truncation)]
+        let count = |bytes: f64| u64::from(bytes as u32);
         if let Some(codec) = self.meter.wanted() {
             let Figures { speed, ratio } = self.codecs[place(codec)];
             let sample = f64::from(64 << 10);
