@@ -12,6 +12,7 @@ pub mod dirty;
 pub mod event;
 pub mod guest;
 pub mod options;
+pub mod pack;
 pub mod pages;
 pub mod policy;
 pub mod predict;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::guest::ThrottlePercent;
+use crate::pack::Compress;
 
 /// What happens when the bound on rounds or on time is reached with the blackout still predicted too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,6 +65,11 @@ pub struct Options {
     pub on_timeout: OnTimeout,
     /// The most that vCPUs are slowed down; 0 means never.
     pub max_throttle: ThrottlePercent,
+    /// Whether pages are compressed.
+    pub compress: Compress,
+    /// Pages that go again go as what changed in them, if they are still in a cache of at most so many bytes;
+    /// `None` for no such cache.
+    pub delta_cache: Option<u64>,
     /// What the engine should expect of steps that it has not seen yet.
     pub costs: StateCosts,
 }
@@ -86,6 +92,8 @@ impl Default for Options {
             max_total: Duration::from_secs(3600),
             on_timeout: OnTimeout::GiveUp,
             max_throttle: ThrottlePercent::MAX,
+            compress: Compress::None,
+            delta_cache: None,
             costs: StateCosts::default(),
         }
     }

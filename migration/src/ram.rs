@@ -98,6 +98,21 @@ impl<'a> RamView<'a> {
         self.slice(run).is_some_and(|slice| all_zero(&slice))
     }
 
+    /// Copies the bytes of a run as they are at that moment into `into`, which is as long; `None` when they
+    /// are not, or the run does not lie within one region.
+    pub fn read(&self, run: Run, into: &mut [u8]) -> Option<()> {
+        let slice = self.slice(run).filter(|slice| slice.len() == into.len())?;
+        slice.copy_to(into);
+        Some(())
+    }
+
+    /// Copies `bytes` to a run that is as long; `None` when it is not, or does not lie within one region.
+    pub fn write(&self, run: Run, bytes: &[u8]) -> Option<()> {
+        let slice = self.slice(run).filter(|slice| slice.len() == bytes.len())?;
+        slice.copy_from(bytes);
+        Some(())
+    }
+
     /// Makes all pages of a run zero. Pages that are zero already are only read, so that memory which nobody
     /// has touched yet stays untouched. `None` when the run does not lie within one region.
     pub fn clear(&self, run: Run) -> Option<()> {

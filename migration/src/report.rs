@@ -120,9 +120,9 @@ pub struct Report {
     pub memory_bytes: u64,
     /// All bytes that the source sent.
     pub wire_bytes: u64,
-    /// Bytes of pages after compression; 0 without.
+    /// What compressed pages were compressed to: the bytes behind PACKED frames; 0 where none was.
     pub compressed_bytes: u64,
-    /// Bytes of pages sent as differences; 0 without.
+    /// What pages took that were sent as differences: the bytes behind DELTA frames; 0 where none was.
     pub delta_bytes: u64,
     /// Pages of zeros in all rounds.
     pub zero_pages: u64,

@@ -13,6 +13,8 @@ use std::time::Duration;
 use migration::cancel::CancelToken;
 use migration::guest::Description;
 use migration::options::Options;
+use migration::pack::Codec;
+use migration::pack::codec::Compressor;
 use migration::pages::PAGE_SIZE;
 use migration::report::{Outcome, Report};
 use migration::source::After;
@@ -271,6 +273,124 @@ fn a_source_that_does_not_keep_to_the_protocol_gets_nothing() {
         let aborted = matches!(said.last(), Some(Frame::Abort(_)));
         assert!(aborted || heard.contains(expected), "{said:?}: {heard}");
     }
+}
+
+/// Frames, the last of them with `data` behind it.
+fn with_data(said: &[Frame], data: &[u8]) -> Vec<u8> {
+    let mut bytes = frames(said);
+    bytes.extend_from_slice(data);
+    bytes
+}
+
+/// A delta of a page, with its header.
+fn delta(checksum: u32, patches: &[u8]) -> Vec<u8> {
+    let mut bytes = u16::try_from(patches.len()).unwrap().to_le_bytes().to_vec();
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes.extend_from_slice(patches);
+    bytes
+}
+
+#[test]
+fn packed_pages_that_are_not_what_they_say_end_the_move() {
+    let world = World::idle(&[2]);
+    let page_of_ones = |codec| {
+        let mut packed = vec![0; Compressor::bound(8192)];
+        let len = Compressor::default().pack(codec, &[1; 8192], &mut packed);
+        packed.truncate(len.unwrap());
+        packed
+    };
+    let packed = |codec, first, pages, data: &[u8]| {
+        let frame = Frame::Packed {
+            round: 0,
+            runs: vec![Run { first, pages }],
+            codec,
+            bytes: u32::try_from(data.len()).unwrap(),
+        };
+        with_data(&[hello(&world), frame], data)
+    };
+    let mut rows = Vec::new();
+    for codec in Codec::ALL {
+        let good = page_of_ones(codec);
+        rows.push((packed(codec, 7, 1, &good), "broke the protocol"));
+        rows.push((packed(codec, 7, 3, &good), "broke the protocol"));
+        rows.push((packed(codec, 7, 2, &good[1..]), "broke the protocol"));
+        rows.push((packed(codec, 7, 2, &[0xff; 100]), "broke the protocol"));
+        rows.push((packed(codec, 511, 2, &good), "not in one region"));
+        rows.push((
+            packed(codec, u64::MAX >> 20, 2, &good),
+            "broke the protocol",
+        ));
+    }
+    for (said, expected) in rows {
+        let (error, heard) = receiver_against(&world, said, false);
+        let heard = String::from_utf8_lossy(&heard).into_owned();
+        assert!(error.contains("broke the protocol"), "{error}");
+        assert!(heard.contains(expected), "{heard}");
+    }
+}
+
+#[test]
+fn deltas_that_are_not_what_they_say_end_the_move() {
+    let world = World::idle(&[2]);
+    let end = Frame::RoundEnd { round: 0, pages: 0 };
+    let deltas = |round, first, pages, data: &[u8]| {
+        let frame = Frame::Delta {
+            round,
+            runs: vec![Run { first, pages }],
+            bytes: u32::try_from(data.len()).unwrap(),
+        };
+        with_data(&[hello(&world), end.clone(), frame], data)
+    };
+    // CRC-32 of a page of zeros, as the destination has it.
+    let zeros = 0xc71c_0011;
+    let good = delta(zeros, &[]);
+    let twice = [good.clone(), good.clone()].concat();
+    for (said, expected) in [
+        (
+            deltas(1, 9, 1, &delta(zeros, &[0, 1, 5])),
+            "another page of it",
+        ),
+        (deltas(1, 9, 1, &delta(1, &[])), "another page of it"),
+        (deltas(1, 9, 1, &delta(zeros, &[0, 0])), "patch of no bytes"),
+        (deltas(1, 9, 1, &delta(zeros, &[0, 9, 1])), "within a patch"),
+        (
+            deltas(1, 9, 1, &delta(zeros, &[0xff, 0x7f, 1, 0])),
+            "beyond the page",
+        ),
+        (deltas(1, 9, 1, &twice), "too many"),
+        (deltas(1, 9, 1, &good[..6].repeat(20)), "too many"),
+        (
+            deltas(
+                1,
+                9,
+                2,
+                &[&good[..], &delta(zeros, &[])[..6]].concat()[..12],
+            ),
+            "closed",
+        ),
+        (deltas(1, 9, 1, &[0xff, 0xff, 0, 0, 0, 0]), "at most 2048"),
+        (deltas(1, 9, 1, &[9, 0, 0, 0, 0, 0]), "end within page 9"),
+        (deltas(1, 511, 2, &twice), "not in one region"),
+        (deltas(2, 9, 1, &good), "round 2 came in round 1"),
+    ] {
+        let (error, heard) = receiver_against(&world, said, expected == "closed");
+        if expected == "closed" {
+            // Nothing was wrong with these: zeros that stay zeros.
+            assert!(error.contains("closed the connection"), "{error}");
+            continue;
+        }
+        let heard = String::from_utf8_lossy(&heard).into_owned();
+        assert!(heard.contains(expected), "{expected}: {heard}");
+        assert!(error.contains("broke the protocol"), "{error}");
+    }
+    let early = Frame::Delta {
+        round: 0,
+        runs: vec![Run { first: 9, pages: 1 }],
+        bytes: 6,
+    };
+    let said = with_data(&[hello(&world), early], &good);
+    let (error, _) = receiver_against(&world, said, false);
+    assert!(error.contains("in round 0, before the pages"), "{error}");
 }
 
 #[test]

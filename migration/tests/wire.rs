@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use migration::guest::Description;
+use migration::pack::Codec;
 use migration::pages::{MemoryLayout, REGION_ALIGN, Region};
 use migration::state::{Kind, Section, VmState};
 use migration::wire::codec::{self, FrameError, HEADER, Header};
@@ -71,6 +72,16 @@ fn samples() -> Vec<Frame> {
             pages: 300,
         },
     ];
+    let packed_runs = vec![
+        Run {
+            first: 7,
+            pages: 200,
+        },
+        Run {
+            first: 0x0010_0203,
+            pages: 56,
+        },
+    ];
     vec![
         Frame::Hello(Box::new(Hello {
             session: *b"0123456789abcdef",
@@ -94,6 +105,17 @@ fn samples() -> Vec<Frame> {
         Frame::Pages {
             round: 2,
             runs: runs.clone(),
+        },
+        Frame::Packed {
+            round: 2,
+            runs: packed_runs.clone(),
+            codec: Codec::Zstd,
+            bytes: 0x0001_0203,
+        },
+        Frame::Delta {
+            round: 4,
+            runs: packed_runs,
+            bytes: 0x0001_0203,
         },
         Frame::Zero { round: 3, runs },
         Frame::RoundEnd {
@@ -219,6 +241,34 @@ fn what_is_too_large_is_neither_sent_nor_read() {
         let runs = vec![run];
         assert!(decode(&encode(&Frame::Zero { round: 0, runs })).is_err());
     }
+    // 257 pages packed; a codec that nobody knows; more packed than unpacked, nothing at all.
+    let packed = |pages, bytes| Frame::Packed {
+        round: 0,
+        runs: vec![Run { first: 0, pages }],
+        codec: Codec::Lz4,
+        bytes,
+    };
+    assert!(decode(&encode(&packed(256, 1 << 20))).is_ok());
+    assert!(decode(&encode(&packed(257, 1))).is_err());
+    for bytes in [0, 8193, u32::MAX] {
+        assert!(decode(&encode(&packed(2, bytes))).is_err());
+    }
+    let mut bytes = encode(&packed(1, 1));
+    for codec in [0u16, 3, 256, u16::MAX] {
+        bytes[HEADER + 20..HEADER + 22].copy_from_slice(&codec.to_le_bytes());
+        let error = decode(&bytes).unwrap_err().to_string();
+        assert!(error.contains("codec"), "{error}");
+    }
+    // Fewer bytes than the deltas of two pages have at least, and more than at most.
+    let delta = |pages, bytes| Frame::Delta {
+        round: 1,
+        runs: vec![Run { first: 0, pages }],
+        bytes,
+    };
+    for (bytes, ok) in [(11, false), (12, true), (4108, true), (4109, false)] {
+        assert_eq!(decode(&encode(&delta(2, bytes))).is_ok(), ok, "{bytes}");
+    }
+    assert!(decode(&encode(&delta(257, 257 * 6))).is_err());
     // Four thousand million sections in four bytes.
     let mut bytes = encode(&Frame::State(VmState::default()));
     bytes[HEADER..].copy_from_slice(&u32::MAX.to_le_bytes());
@@ -271,6 +321,19 @@ fn any_runs() -> impl Strategy<Value = Vec<Run>> {
     vec(run, 1..=MAX_RUNS)
 }
 
+/// At most 256 pages, and a length that they may have.
+fn any_packed_runs() -> impl Strategy<Value = (Vec<Run>, u32)> {
+    let run = (0u64..1 << 32, 1u32..4).prop_map(|(first, pages)| Run { first, pages });
+    (vec(run, 1..=85), 6u32..=2054).prop_map(|(runs, each)| {
+        let pages: u32 = runs.iter().map(|run| run.pages).sum();
+        (runs, pages * each)
+    })
+}
+
+fn any_codec() -> impl Strategy<Value = Codec> {
+    prop_oneof![Just(Codec::Lz4), Just(Codec::Zstd)]
+}
+
 fn any_frame() -> impl Strategy<Value = Frame> {
     let text = "[^\\p{Cc}]{0,200}";
     let hello = (
@@ -305,6 +368,19 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(Frame::Pong),
         (any::<u32>(), any_runs()).prop_map(|(round, runs)| Frame::Pages { round, runs }),
         (any::<u32>(), any_runs()).prop_map(|(round, runs)| Frame::Zero { round, runs }),
+        (any::<u32>(), any_packed_runs(), any_codec()).prop_map(|(round, (runs, bytes), codec)| {
+            Frame::Packed {
+                round,
+                runs,
+                codec,
+                bytes,
+            }
+        }),
+        (any::<u32>(), any_packed_runs()).prop_map(|(round, (runs, bytes))| Frame::Delta {
+            round,
+            runs,
+            bytes
+        }),
         (any::<u32>(), any::<u64>()).prop_map(|(round, pages)| Frame::RoundEnd { round, pages }),
         any_sections().prop_map(Frame::State),
         Just(Frame::Ready),

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use vmm::config::Target;
 use vmm::control::{
-    DeviceStatus, DirtyLogStatus, Happening, HeartbeatStatus, LastMove, MemoryRegion,
+    Compress, DeviceStatus, DirtyLogStatus, Happening, HeartbeatStatus, LastMove, MemoryRegion,
     MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, State, Status, routes,
 };
 
@@ -302,6 +302,8 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         timeout_ms: Some(1000),
         on_timeout: OnTimeout::Switch,
         throttle: false,
+        compress: Compress::Zstd,
+        delta_cache_bytes: Some(64 << 20),
         insecure_plaintext: true,
         ..least.clone()
     };
@@ -330,6 +332,13 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         (json!({ "timeout_ms": 2_592_000_001u64 }), false),
         (json!({ "on_timeout": "wait" }), false),
         (json!({ "throttle": "on" }), false),
+        (json!({ "compress": "auto" }), true),
+        (json!({ "compress": "none" }), true),
+        (json!({ "compress": "lz4" }), true),
+        (json!({ "compress": "gzip" }), false),
+        (json!({ "delta_cache_bytes": 1_048_575 }), false),
+        (json!({ "delta_cache_bytes": 1_048_576 }), true),
+        (json!({ "delta_cache_bytes": true }), false),
         (json!({ "streams": 0 }), false),
         (json!({ "streams": 1 }), true),
         (json!({ "streams": 16 }), true),

@@ -10,10 +10,13 @@ use super::ReceiveError;
 use super::alarm::Alarm;
 use crate::event::Arrival;
 use crate::guest::GuestRam;
+use crate::pack::Codec;
+use crate::pack::unpacker::{UnpackError, Unpacker};
 use crate::pages::MemoryLayout;
 use crate::ram::RamView;
 use crate::wire::channel::Channel;
 use crate::wire::frame::Run;
+use crate::wire::iov::In;
 
 /// A wait for another stream looks so often whether the move is over.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -75,6 +78,58 @@ impl Intake {
             places.push(ram.place(run).ok_or_else(|| outside(run, channel))?);
         }
         channel.receive_data(&mut places)?;
+        self.lock().pages += count;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Takes what is behind a PACKED frame and unpacks it into guest memory.
+    pub fn packed(
+        &self,
+        round: u32,
+        runs: &[Run],
+        (codec, bytes): (Codec, u32),
+        unpacker: &mut Unpacker,
+        channel: &mut Channel,
+    ) -> Result<(), ReceiveError> {
+        let count = self.admit(round, runs, channel)?;
+        let ram = RamView::new(&self.ram, &self.layout)?;
+        channel.receive_data(&mut [In::bytes(unpacker.buffer(bytes))])?;
+        let unpacked = unpacker.unpack(codec, runs, &ram);
+        self.landed(count, unpacked, channel)
+    }
+
+    /// Takes what is behind a DELTA frame and changes guest memory by it.
+    pub fn delta(
+        &self,
+        round: u32,
+        runs: &[Run],
+        bytes: u32,
+        unpacker: &mut Unpacker,
+        channel: &mut Channel,
+    ) -> Result<(), ReceiveError> {
+        if round == 0 {
+            let what = "differences of pages came in round 0, before the pages".to_owned();
+            return Err(broken(channel, what));
+        }
+        let count = self.admit(round, runs, channel)?;
+        let ram = RamView::new(&self.ram, &self.layout)?;
+        channel.receive_data(&mut [In::bytes(unpacker.buffer(bytes))])?;
+        let applied = unpacker.apply(runs, &ram);
+        self.landed(count, applied, channel)
+    }
+
+    /// So many pages are in memory, if they could be unpacked.
+    fn landed(
+        &self,
+        count: u64,
+        unpacked: Result<(), UnpackError>,
+        channel: &Channel,
+    ) -> Result<(), ReceiveError> {
+        unpacked.map_err(|source| ReceiveError::Packed {
+            peer: channel.peer().to_owned(),
+            source,
+        })?;
         self.lock().pages += count;
         self.changed.notify_all();
         Ok(())

@@ -18,6 +18,7 @@ use crate::cancel::{CancelToken, Cancelled};
 use crate::event::Arrival;
 use crate::guest::{BlankGuest, GuestError, Heartbeat, Host, PausedGuest};
 use crate::options::MAX_STREAMS;
+use crate::pack::unpacker::UnpackError;
 use crate::source::chain;
 use crate::wire::Transport;
 use crate::wire::channel::{Channel, ChannelError};
@@ -97,6 +98,14 @@ pub enum ReceiveError {
         index: usize,
         /// What happened to it.
         source: Box<ReceiveError>,
+    },
+    /// Packed pages that cannot be put into memory.
+    #[error("{peer} broke the protocol; run the same ferry on both ends")]
+    Packed {
+        /// The source.
+        peer: String,
+        /// What is wrong with them.
+        source: UnpackError,
     },
     /// This host does not take the guest, or could not make it run.
     #[error(transparent)]

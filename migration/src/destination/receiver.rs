@@ -11,6 +11,7 @@ use super::{Arrived, Paused, ReceiveError, ReceiveOptions};
 use crate::clock::{boot_id, boottime_ns};
 use crate::event::Arrival;
 use crate::guest::{BlankGuest, Host, PausedGuest};
+use crate::pack::unpacker::Unpacker;
 use crate::ram::RamView;
 use crate::source::chain;
 use crate::state::VmState;
@@ -21,6 +22,7 @@ use crate::wire::frame::{Frame, Hello, Live};
 pub(super) struct Filling<B> {
     streams: Streams,
     intake: Arc<Intake>,
+    unpacker: Unpacker,
     blank: B,
 }
 
@@ -66,6 +68,24 @@ impl<H: Host> Receiver<H> {
             }
             (Self::Filling(filling), Frame::Pages { round, runs }) => {
                 filling.intake.pages(round, &runs, channel)?;
+                Ok(Self::Filling(filling))
+            }
+            (
+                Self::Filling(mut filling),
+                Frame::Packed {
+                    round,
+                    runs,
+                    codec,
+                    bytes,
+                },
+            ) => {
+                let (intake, unpacker) = (&filling.intake, &mut filling.unpacker);
+                intake.packed(round, &runs, (codec, bytes), unpacker, channel)?;
+                Ok(Self::Filling(filling))
+            }
+            (Self::Filling(mut filling), Frame::Delta { round, runs, bytes }) => {
+                let (intake, unpacker) = (&filling.intake, &mut filling.unpacker);
+                intake.delta(round, &runs, bytes, unpacker, channel)?;
                 Ok(Self::Filling(filling))
             }
             (Self::Filling(filling), Frame::Zero { round, runs }) => {
@@ -169,6 +189,7 @@ fn prepare<H: Host>(
         vcpus: description.vcpus,
     });
     Ok(Filling {
+        unpacker: Unpacker::default(),
         streams: Streams::start(channels, &intake, means.alarm)?,
         intake,
         blank,

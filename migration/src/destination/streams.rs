@@ -10,6 +10,7 @@ use super::alarm::Alarm;
 use super::intake::Intake;
 use crate::cancel::CancelToken;
 use crate::guest::GuestError;
+use crate::pack::unpacker::Unpacker;
 use crate::wire::Transport;
 use crate::wire::channel::Channel;
 use crate::wire::frame::{Frame, SessionId};
@@ -136,10 +137,20 @@ impl Drop for Streams {
 
 /// What a further stream may say, until it ends.
 fn fill(intake: &Intake, channel: &mut Channel) -> Result<(), ReceiveError> {
+    let mut unpacker = Unpacker::default();
     loop {
         channel.wait_for_frame()?;
         match channel.receive()? {
             Frame::Pages { round, runs } => intake.pages(round, &runs, channel)?,
+            Frame::Packed {
+                round,
+                runs,
+                codec,
+                bytes,
+            } => intake.packed(round, &runs, (codec, bytes), &mut unpacker, channel)?,
+            Frame::Delta { round, runs, bytes } => {
+                intake.delta(round, &runs, bytes, &mut unpacker, channel)?;
+            }
             Frame::Zero { round, runs } => intake.zero(round, &runs, channel)?,
             Frame::Ping(number) => channel.send(&Frame::Pong(number))?,
             frame => {

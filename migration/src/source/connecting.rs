@@ -2,6 +2,7 @@
 //! is looked at; its dirty log alone is already started.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,10 @@ use crate::clock::{boot_id, millis, session_id};
 use crate::event::Event;
 use crate::guest::{Description, GuestError, GuestRam, RunningGuest};
 use crate::options::Options;
+use crate::pack::Compress;
+use crate::pack::packer::{Packer, Resent};
 use crate::pages::PAGE_SIZE;
+use crate::report::Report;
 use crate::wire::Connect;
 use crate::wire::channel::Channel;
 use crate::wire::frame::{Frame, Hello, SessionId};
@@ -96,6 +100,27 @@ impl Link {
     pub fn sent_bytes(&self) -> u64 {
         let others = self.others.iter().map(|line| line.channel.sent_bytes());
         self.main.channel.sent_bytes() + others.sum::<u64>()
+    }
+
+    fn lines(&mut self) -> impl Iterator<Item = &mut Line> {
+        std::iter::once(&mut self.main).chain(&mut self.others)
+    }
+
+    /// From now on pages go packed as was asked for.
+    pub fn pack(&mut self, compress: Compress, resent: Option<&Arc<Resent>>) {
+        for line in self.lines() {
+            line.packer = Packer::new(compress, resent.cloned());
+        }
+    }
+
+    /// Enters what was sent so far.
+    pub fn account(&mut self, report: &mut Report) {
+        report.wire_bytes = self.sent_bytes();
+        (report.compressed_bytes, report.delta_bytes) = (0, 0);
+        for line in self.lines() {
+            report.compressed_bytes += line.packer.sums.compressed;
+            report.delta_bytes += line.packer.sums.delta;
+        }
     }
 
     /// Agrees with the destination, and starts the dirty log while that makes the guest: both take some

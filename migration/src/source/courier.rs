@@ -9,14 +9,17 @@ use super::line::Line;
 use super::pacer::Pacer;
 use super::streams::Tally;
 use crate::dirty::DirtyLog;
-use crate::guest::{GuestError, GuestRam};
-use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
+use crate::guest::GuestRam;
+use crate::pack::packer::Data;
+use crate::pages::{MemoryLayout, PageSet};
 use crate::ram::RamView;
 use crate::wire::frame::{Frame, MAX_RUNS, Run};
 
 /// Pages in one PAGES frame: 1 MiB. A header for each costs nothing beside that, and what the search for
 /// zeros brought into the processor's cache is still there when the kernel copies it.
 pub(super) const BATCH: u64 = 256;
+/// The least that is packed together, however low the bandwidth: what a codec sees at once decides what it saves.
+const PACKED_BATCH: u64 = 64;
 /// After so many runs the destination is asked for a sign of life. Runs far apart are slow to take in, since
 /// each may be the first touch of a huge page there, and a socket's buffer holds thousands of them: without
 /// an answer in between, a destination that is busy could not be told from one that is dead.
@@ -101,12 +104,17 @@ impl Batch {
 
 impl<'a> Courier<'a> {
     pub fn new(load: Load<'a>, line: &'a mut Line, tally: &'a Tally) -> Result<Self, MoveError> {
+        let least = match line.packer.is_used() {
+            true => PACKED_BATCH,
+            false => 1,
+        };
+        let batch = load.pacer.batch(BATCH).max(least);
         Ok(Self {
             load,
             ram: RamView::new(load.ram, load.layout)?,
             line,
             tally,
-            batch: load.pacer.batch(BATCH),
+            batch,
             data: Batch::default(),
             zero: Batch::default(),
             unasked: 0,
@@ -148,20 +156,24 @@ impl<'a> Courier<'a> {
         let zero = std::mem::take(&mut self.zero);
         self.unasked += data.runs.len() + zero.runs.len();
         if data.pages > 0 {
-            let cancel = self.line.channel.cancel_token();
-            self.load.pacer.pace(data.pages * PAGE_SIZE, cancel)?;
             self.counts.sent_pages += data.pages;
-            let mut pieces = Vec::with_capacity(data.runs.len());
-            for &run in &data.runs {
-                pieces.push(self.ram.out(run).ok_or_else(|| outside(run))?);
-            }
-            let runs = data.runs;
-            self.line
-                .channel
-                .send_with(&Frame::Pages { round, runs }, &pieces)?;
+            let Line {
+                channel, packer, ..
+            } = &mut *self.line;
+            let pacer = self.load.pacer;
+            packer.send(round, data.runs, &self.ram, |frame, bytes| {
+                let count = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                pacer.pace(count, channel.cancel_token())?;
+                match bytes {
+                    Data::Live(pieces) => channel.send_with(frame, pieces)?,
+                    Data::Copied(bytes) => channel.send_copied(frame, bytes)?,
+                }
+                Ok::<_, MoveError>(())
+            })?;
         }
         if zero.pages > 0 {
             self.counts.zero_pages += zero.pages;
+            self.line.packer.zero(&zero.runs);
             let runs = zero.runs;
             self.line.channel.send(&Frame::Zero { round, runs })?;
         }
@@ -180,12 +192,4 @@ impl<'a> Courier<'a> {
         self.counts.zero_pages += self.counts.untold_pages;
         self.counts
     }
-}
-
-fn outside(run: Run) -> GuestError {
-    GuestError::bare(format!(
-        "cannot send pages {} to {}: they are not in one region of guest memory",
-        run.first,
-        run.first + u64::from(run.pages)
-    ))
 }

@@ -84,7 +84,7 @@ impl<G: RunningGuest> Handover<G> {
         trip.report.blackout_ms = Some(millis(total));
         trip.report.blackout = Some(break_down(total, &self.spent, live));
         trip.report.blackout_clock = Some(clock);
-        trip.report.wire_bytes = self.link.sent_bytes();
+        self.link.account(&mut trip.report);
         trip.set_totals();
         trip.tell(Event::Live {
             blackout_ms: millis(total),

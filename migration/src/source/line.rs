@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::error::MoveError;
 use super::trip::instead_of;
+use crate::pack::packer::Packer;
 use crate::wire::channel::Channel;
 use crate::wire::frame::Frame;
 
@@ -12,9 +13,10 @@ use crate::wire::frame::Frame;
 const SIGN_OF_LIFE: u64 = u64::MAX;
 
 /// A channel, with the questions that are open on it.
-#[derive(Debug)]
 pub(super) struct Line {
     pub channel: Channel,
+    /// What makes pages fewer bytes, where that was asked for.
+    pub packer: Packer,
     /// Signs of life asked for and not given yet. More than that is not listened to: a destination that keeps
     /// answering what nobody asked could hold the move for ever.
     open: u32,
@@ -22,7 +24,11 @@ pub(super) struct Line {
 
 impl Line {
     pub fn new(channel: Channel) -> Self {
-        Self { channel, open: 0 }
+        Self {
+            channel,
+            packer: Packer::default(),
+            open: 0,
+        }
     }
 
     /// Asks for a sign of life.

@@ -1,6 +1,7 @@
 //! Second phase: rounds of pages while the guest runs, until the rest is small enough, or it is given up.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connecting::Link;
@@ -11,9 +12,12 @@ use super::stop_and_copy::StopAndCopy;
 use super::streams::{Tally, carry, chunks};
 use super::trip::{Failed, Trip, give_back, per_second};
 use crate::clock::millis;
+use crate::dirty::DirtyLog;
 use crate::event::Event;
 use crate::guest::{RunningGuest, ThrottlePercent};
 use crate::options::OnTimeout;
+use crate::pack::packer::Resent;
+use crate::pack::{MANY_MORE, WATCH};
 use crate::pages::{PAGE_SIZE, PageSet};
 use crate::policy::{self, Decision, Facts, Limits};
 use crate::predict::{self, Costs};
@@ -85,7 +89,7 @@ impl<G: RunningGuest> Precopy<G> {
                 reason,
             }),
             Err(error) => {
-                trip.report.wire_bytes = self.link.sent_bytes();
+                self.link.account(&mut trip.report);
                 Err(give_back(self.guest, Some(self.link), error))
             }
         }
@@ -100,6 +104,10 @@ impl<G: RunningGuest> Precopy<G> {
         }
         let log = self.guest.dirty_log();
         log.take(&mut self.todo)?;
+        // Before that: looking takes writes of the VMM out of the log, and only pages known to be touched are sure
+        // to be sent after it.
+        let resent = self.watch(&*log, trip)?;
+        self.link.pack(trip.options.compress, resent.as_ref());
         trip.report.untouched_pages = self.leave_out_untouched()?;
         loop {
             let mut round = self.round(trip)?;
@@ -112,6 +120,31 @@ impl<G: RunningGuest> Precopy<G> {
                 return Ok(reason);
             }
         }
+    }
+
+    /// Where differences are asked for: sees for a moment which pages the guest writes, so that they are kept
+    /// from the first round on. All pages that anybody has touched are still to be sent, so nothing that is seen
+    /// here is lost.
+    fn watch(&self, log: &dyn DirtyLog, trip: &Trip<'_>) -> Result<Option<Arc<Resent>>, MoveError> {
+        let Some(cache) = trip.options.delta_cache else {
+            return Ok(None);
+        };
+        let layout = &self.link.description.layout;
+        for (_, range) in layout.ranges() {
+            log.rearm(&self.todo, range)?;
+        }
+        let (slice, times) = WATCH;
+        let mut hot = PageSet::empty(layout.pages());
+        for _ in 0..times {
+            let before = hot.len();
+            trip.cancel.sleep(slice)?;
+            log.take(&mut hot)?;
+            let more = hot.len() - before;
+            if more < MANY_MORE.max(before / 5) || hot.len() >= cache / PAGE_SIZE {
+                break;
+            }
+        }
+        Ok(Some(Arc::new(Resent::new(cache, hot))))
     }
 
     /// Takes pages that nobody has ever touched out of the first round; says how many. Their log is armed
@@ -172,7 +205,7 @@ impl<G: RunningGuest> Precopy<G> {
         self.costs.round_trip = self.link.round_trip;
         let wire_bytes = self.link.sent_bytes() - sent_before;
         let sending = counts.sending + drained.saturating_sub(idle);
-        self.measure(wire_bytes, sending, trip);
+        self.measure(wire_bytes, counts.sent_pages, sending, trip);
         Ok(Round {
             index,
             duration_ms: millis(duration),
@@ -224,13 +257,21 @@ impl<G: RunningGuest> Precopy<G> {
         carry(load, chunk, &mut self.link, &mut look)
     }
 
-    /// Remembers the bandwidth that a round showed, if it says more than what is known.
-    fn measure(&mut self, bytes: u64, time: Duration, trip: &Trip<'_>) {
+    /// Remembers the bandwidth that a round showed, if it says more than what is known. What counts is how soon
+    /// pages are there: where they go packed, it is the bandwidth that would carry them as they are.
+    fn measure(&mut self, bytes: u64, pages: u64, time: Duration, trip: &Trip<'_>) {
         let (least, enough) = TELLING_BYTES;
+        let packed = self.link.main.packer.is_used();
+        let (bytes, enough) = match packed {
+            // What pages shrink to is different each time: the last round says most of the next.
+            true => (bytes.max(pages * PAGE_SIZE), least),
+            false => (bytes, enough),
+        };
         if bytes >= self.measured_bytes.clamp(least, enough) {
             self.measured_bytes = bytes;
             let seconds = time.as_secs_f64().max(1e-6);
-            let cap = trip.options.bandwidth.unwrap_or(u64::MAX);
+            let cap = trip.options.bandwidth.filter(|_| !packed);
+            let cap = cap.unwrap_or(u64::MAX);
             self.costs.bandwidth = per_second(bytes, seconds).min(cap).max(1);
         }
     }
@@ -248,7 +289,7 @@ impl<G: RunningGuest> Precopy<G> {
             throttle: self.throttle,
         });
         trip.report.zero_pages += round.zero_pages;
-        trip.report.wire_bytes = self.link.sent_bytes();
+        self.link.account(&mut trip.report);
         trip.report.rounds.push(round.clone());
         trip.tell(Event::RoundFinished {
             round: round.clone(),

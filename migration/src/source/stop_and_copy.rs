@@ -81,7 +81,7 @@ impl<G: RunningGuest> StopAndCopy<G> {
             throttle: self.throttle,
         };
         let sent = last.send(&mut spent, trip);
-        trip.report.wire_bytes = last.link.sent_bytes();
+        last.link.account(&mut trip.report);
         trip.heartbeat = last.paused.heartbeat();
         match sent {
             Ok(()) => Ok(Handover {

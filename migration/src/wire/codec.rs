@@ -152,6 +152,21 @@ fn body(frame: &Frame, into: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Pages { round, runs } | Frame::Zero { round, runs } => {
             runs_body(*round, runs, into);
         }
+        Frame::Packed {
+            round,
+            runs,
+            codec,
+            bytes,
+        } => {
+            runs_body(*round, runs, into);
+            into.extend_from_slice(&codec.number().to_le_bytes());
+            into.extend_from_slice(&0u16.to_le_bytes());
+            into.extend_from_slice(&bytes.to_le_bytes());
+        }
+        Frame::Delta { round, runs, bytes } => {
+            runs_body(*round, runs, into);
+            into.extend_from_slice(&bytes.to_le_bytes());
+        }
         Frame::RoundEnd { round, pages } => {
             into.extend_from_slice(&round.to_le_bytes());
             into.extend_from_slice(&pages.to_le_bytes());

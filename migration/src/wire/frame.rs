@@ -2,6 +2,8 @@
 //! what when in PROTOCOL.md.
 
 use crate::guest::Description;
+use crate::pack::Codec;
+use crate::pack::delta::MAX_DELTA;
 use crate::pages::{MAX_REGIONS, PAGE_SIZE};
 use crate::state::VmState;
 
@@ -9,6 +11,8 @@ use crate::state::VmState;
 pub const MAX_RUNS: usize = 1000;
 /// The most bytes of pages behind one frame: 16 MiB.
 pub const MAX_DATA: u64 = 16 << 20;
+/// Bytes in front of every delta behind a DELTA frame: its length (2), checksum of the page (4).
+pub const DELTA_HEADER: usize = 6;
 /// The most bytes in a STATE frame: 64 MiB.
 pub const MAX_STATE: u32 = 64 << 20;
 /// The most bytes in a HELLO frame: 1 MiB.
@@ -117,6 +121,26 @@ pub enum Frame {
         /// Which pages.
         runs: Vec<Run>,
     },
+    /// S: pages, compressed together; the packed bytes follow the frame.
+    Packed {
+        /// The round that they belong to.
+        round: u32,
+        /// Which pages, in the order of their bytes.
+        runs: Vec<Run>,
+        /// How they are compressed.
+        codec: Codec,
+        /// How many bytes they were compressed to.
+        bytes: u32,
+    },
+    /// S: pages, as what changed in each since it was last sent; the deltas follow the frame.
+    Delta {
+        /// The round that they belong to.
+        round: u32,
+        /// Which pages, in the order of their deltas.
+        runs: Vec<Run>,
+        /// How many bytes of deltas follow, their headers too.
+        bytes: u32,
+    },
     /// S: the round is over.
     RoundEnd {
         /// Which round.
@@ -153,6 +177,8 @@ pub(crate) enum FrameKind {
     Pages = 16,
     Zero = 17,
     RoundEnd = 18,
+    Packed = 19,
+    Delta = 20,
     State = 32,
     Ready = 33,
     Go = 34,
@@ -163,7 +189,7 @@ pub(crate) enum FrameKind {
 }
 
 impl FrameKind {
-    pub(crate) const ALL: [FrameKind; 17] = [
+    pub(crate) const ALL: [FrameKind; 19] = [
         FrameKind::Hello,
         FrameKind::Accept,
         FrameKind::Refuse,
@@ -174,6 +200,8 @@ impl FrameKind {
         FrameKind::Pages,
         FrameKind::Zero,
         FrameKind::RoundEnd,
+        FrameKind::Packed,
+        FrameKind::Delta,
         FrameKind::State,
         FrameKind::Ready,
         FrameKind::Go,
@@ -201,6 +229,9 @@ impl FrameKind {
             FrameKind::Ping | FrameKind::Pong => (8, 8),
             FrameKind::Memory => (4, 4),
             FrameKind::Pages | FrameKind::Zero => RUNS,
+            // Behind the runs: codec (2), reserved (2), length (4); and a length alone.
+            FrameKind::Packed => (RUNS.0 + 8, RUNS.1 + 8),
+            FrameKind::Delta => (RUNS.0 + 4, RUNS.1 + 4),
             FrameKind::RoundEnd => (12, 12),
             FrameKind::State => (4, MAX_STATE),
             FrameKind::Ready | FrameKind::Go => (0, 0),
@@ -222,6 +253,8 @@ impl Frame {
             Frame::Memory { .. } => FrameKind::Memory,
             Frame::Pages { .. } => FrameKind::Pages,
             Frame::Zero { .. } => FrameKind::Zero,
+            Frame::Packed { .. } => FrameKind::Packed,
+            Frame::Delta { .. } => FrameKind::Delta,
             Frame::RoundEnd { .. } => FrameKind::RoundEnd,
             Frame::State(_) => FrameKind::State,
             Frame::Ready => FrameKind::Ready,
@@ -239,6 +272,13 @@ impl Frame {
     }
 }
 
+/// The fewest and the most bytes of deltas for so many pages.
+pub(crate) fn delta_len(pages: u64) -> (u64, u64) {
+    let header = u64::try_from(DELTA_HEADER).unwrap_or(u64::MAX);
+    let most = u64::try_from(DELTA_HEADER + MAX_DELTA).unwrap_or(u64::MAX);
+    (pages * header, pages * most)
+}
+
 impl FrameKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -251,6 +291,8 @@ impl FrameKind {
             FrameKind::Memory => "MEMORY",
             FrameKind::Pages => "PAGES",
             FrameKind::Zero => "ZERO",
+            FrameKind::Packed => "PACKED",
+            FrameKind::Delta => "DELTA",
             FrameKind::RoundEnd => "ROUND_END",
             FrameKind::State => "STATE",
             FrameKind::Ready => "READY",

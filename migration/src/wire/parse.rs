@@ -4,8 +4,10 @@
 use super::codec::{FrameError, Header, clean};
 use super::frame::{
     Figures, Frame, FrameKind, Hello, Live, MAX_DATA, MAX_RUNS, MAX_SECTIONS, MAX_VCPUS, Run,
+    delta_len,
 };
 use crate::guest::Description;
+use crate::pack::{Codec, MAX_PACKED_PAGES};
 use crate::pages::{MAX_MEMORY, MAX_REGIONS, MemoryLayout, PAGE_SIZE, Region};
 use crate::state::{Kind, Section, VmState};
 
@@ -45,6 +47,8 @@ pub fn parse(header: Header, body: &[u8]) -> Result<Frame, FrameError> {
             let (round, runs) = fields.runs(MAX_MEMORY / PAGE_SIZE)?;
             Frame::Zero { round, runs }
         }
+        FrameKind::Packed => fields.packed()?,
+        FrameKind::Delta => fields.delta()?,
         FrameKind::RoundEnd => Frame::RoundEnd {
             round: fields.u32()?,
             pages: fields.u64()?,
@@ -64,6 +68,11 @@ pub fn parse(header: Header, body: &[u8]) -> Result<Frame, FrameError> {
     };
     fields.finish()?;
     Ok(frame)
+}
+
+/// All pages of some runs.
+fn pages(runs: &[Run]) -> u64 {
+    runs.iter().map(|run| u64::from(run.pages)).sum()
 }
 
 /// What is left of a body.
@@ -150,6 +159,39 @@ impl<'a> Fields<'a> {
             return Err(self.value("pages in the frame", total, "no more than the limit"));
         }
         Ok((round, runs))
+    }
+
+    fn packed(&mut self) -> Result<Frame, FrameError> {
+        let (round, runs) = self.runs(MAX_PACKED_PAGES)?;
+        let number = self.u16()?;
+        let codec = Codec::from_number(number)
+            .ok_or_else(|| self.value("codec", u64::from(number), "1 or 2"))?;
+        let reserved = self.u16()?;
+        if reserved != 0 {
+            return Err(self.value("reserved field", u64::from(reserved), "0"));
+        }
+        let bytes = self.u32()?;
+        if bytes == 0 || u64::from(bytes) > pages(&runs) * PAGE_SIZE {
+            let expected = "at least 1 and no more than the pages have";
+            return Err(self.value("number of packed bytes", u64::from(bytes), expected));
+        }
+        Ok(Frame::Packed {
+            round,
+            runs,
+            codec,
+            bytes,
+        })
+    }
+
+    fn delta(&mut self) -> Result<Frame, FrameError> {
+        let (round, runs) = self.runs(MAX_PACKED_PAGES)?;
+        let bytes = self.u32()?;
+        let (least, most) = delta_len(pages(&runs));
+        if !(least..=most).contains(&u64::from(bytes)) {
+            let expected = "6 to 2054 for each page";
+            return Err(self.value("number of bytes of deltas", u64::from(bytes), expected));
+        }
+        Ok(Frame::Delta { round, runs, bytes })
     }
 
     fn hello(&mut self) -> Result<Hello, FrameError> {

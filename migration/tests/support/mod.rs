@@ -50,6 +50,24 @@ pub struct Writer {
     pub per_ms: u64,
 }
 
+/// What the pages of a guest hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Content {
+    /// Words that depend on page and stamp.
+    #[default]
+    Stamped,
+    /// Lines that repeat themselves.
+    Text,
+    /// What no codec makes smaller.
+    Noise,
+    /// 64 pages of the one, 64 of the other.
+    Mixed,
+    /// Noise that stays, with the stamp somewhere in it.
+    Counter,
+    /// The same, but every seventh time all zeros.
+    Blinking,
+}
+
 /// The truth about a guest.
 #[derive(Debug)]
 pub struct World {
@@ -64,6 +82,7 @@ pub struct World {
     pub throttles: Mutex<Vec<(u8, Duration)>>,
     pub writer: Writer,
     pub faults: Faults,
+    pub content: Content,
     /// The destination touches its memory before it is filled, which costs more than the move itself.
     pub warm: AtomicBool,
 }
@@ -79,6 +98,11 @@ pub fn layout(mib: &[u64]) -> MemoryLayout {
 
 impl World {
     pub fn new(mib: &[u64], writer: Writer, faults: Faults) -> Arc<Self> {
+        Self::of(Content::Stamped, mib, writer, faults)
+    }
+
+    /// A guest with such pages.
+    pub fn of(content: Content, mib: &[u64], writer: Writer, faults: Faults) -> Arc<Self> {
         let layout = layout(mib);
         let pages = layout.pages();
         Arc::new(Self {
@@ -90,6 +114,7 @@ impl World {
             throttles: Mutex::default(),
             writer,
             faults,
+            content,
             warm: AtomicBool::new(false),
         })
     }
@@ -138,11 +163,53 @@ impl World {
             let at = GuestAddress(self.layout.gpa(index).unwrap());
             ram.read_slice(&mut page, at).unwrap();
             let stamp = self.stamps[usize::try_from(index).unwrap()].load(SeqCst);
-            let words = stamped(index, stamp);
+            let words = self.content.page(index, stamp);
             page[..] != words[..]
         };
         (0..self.layout.pages()).filter(wrong).collect()
     }
+}
+
+impl Content {
+    /// What a page with that stamp holds; zeros for stamp 0.
+    fn page(self, page: u64, stamp: u64) -> Vec<u8> {
+        match self {
+            _ if stamp == 0 => stamped(page, 0),
+            Content::Stamped => stamped(page, stamp),
+            Content::Text => text(page, stamp),
+            Content::Noise => noise(page, stamp),
+            Content::Mixed if (page / 64).is_multiple_of(2) => text(page, stamp),
+            Content::Mixed => noise(page, stamp),
+            Content::Blinking if stamp.is_multiple_of(7) => stamped(page, 0),
+            Content::Counter | Content::Blinking => {
+                let mut bytes = noise(page, 0);
+                let at = usize::try_from(page % 500).unwrap() * 8;
+                bytes[at..at + 8].copy_from_slice(&stamp.to_le_bytes());
+                bytes
+            }
+        }
+    }
+}
+
+fn text(page: u64, stamp: u64) -> Vec<u8> {
+    let line = |n| format!("{stamp}: line {n} of a page of words, number {page} of its kind\n");
+    let mut bytes: Vec<_> = (0..80).flat_map(|n: u64| line(n).into_bytes()).collect();
+    bytes.truncate(4096);
+    bytes
+}
+
+fn noise(page: u64, stamp: u64) -> Vec<u8> {
+    let mut state = (page << 32) ^ stamp;
+    let mut bytes = Vec::with_capacity(4096);
+    for _ in 0..PAGE_SIZE / 8 {
+        // SplitMix64 (Steele, Lea, Flood 2014).
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bytes.extend_from_slice(&(z ^ (z >> 31)).to_le_bytes());
+    }
+    bytes
 }
 
 /// What a page with that stamp holds: all of it depends on both numbers.
@@ -301,7 +368,8 @@ impl Body {
         let stamp = self.world.next.fetch_add(1, SeqCst);
         self.world.stamps[usize::try_from(page).unwrap()].store(stamp, SeqCst);
         let at = GuestAddress(self.world.layout.gpa(page).unwrap());
-        self.ram.write_slice(&stamped(page, stamp), at).unwrap();
+        let bytes = self.world.content.page(page, stamp);
+        self.ram.write_slice(&bytes, at).unwrap();
         self.log.mark(page);
     }
 

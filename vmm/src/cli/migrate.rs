@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,9 +19,9 @@ use super::orders::Vm;
 use crate::config::Target;
 use crate::console::Signals;
 use crate::control::client::{Client, Moving};
-use crate::control::{MigrateRequest, MoveEvent, OnTimeout};
+use crate::control::{Compress, MigrateRequest, MoveEvent, OnTimeout};
 use crate::ui::{self, MoveView, Style};
-use crate::units::{Rate, Span};
+use crate::units::{Rate, Size, Span};
 
 /// Move a guest to a waiting `ferry receive` while it runs
 #[derive(Debug, clap::Args)]
@@ -31,6 +32,8 @@ Examples:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --downtime 50ms --bandwidth 1Gbit --report move.json
   Within 10 minutes, with a longer downtime if need be:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --timeout 10m --on-timeout switch
+  Over a slow link, compressed where that pays, with differences of pages that go again:
+    ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --compress auto --delta 256M
 
 Ctrl-C cancels the move, unless it is committed already; the guest stays where it is.
 
@@ -73,6 +76,14 @@ pub struct Args {
     #[arg(long, value_name = "ON/OFF", value_enum, default_value_t = Throttle::On)]
     throttle: Throttle,
 
+    /// Compress pages on their way
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Compression::None)]
+    compress: Compression,
+
+    /// Keep so much of what was sent (64M without a SIZE), and send of pages that go again only what changed in them
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "64M")]
+    delta: Option<DeltaCache>,
+
     /// Write the figures into this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -88,6 +99,47 @@ enum AtTimeout {
     Cancel,
     /// Move all the same, with a longer downtime
     Switch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compression {
+    /// Whichever way pays on this link, measured as it goes; none where none does
+    Auto,
+    /// Send pages as they are
+    None,
+    /// LZ4: quick
+    Lz4,
+    /// Zstandard: tighter
+    Zstd,
+}
+
+impl From<Compression> for Compress {
+    fn from(compression: Compression) -> Self {
+        match compression {
+            Compression::Auto => Compress::Auto,
+            Compression::None => Compress::None,
+            Compression::Lz4 => Compress::Lz4,
+            Compression::Zstd => Compress::Zstd,
+        }
+    }
+}
+
+/// The size behind `--delta`. It may be left out, so a target behind a bare `--delta` lands here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DeltaCache(u64);
+
+impl FromStr for DeltaCache {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.parse::<Target>().is_ok() {
+            return Err(format!(
+                "{text} is the target, not a size; write --delta 64M, or --delta behind the target"
+            ));
+        }
+        let size: Size = text.parse().map_err(|error| format!("{error}"))?;
+        Ok(Self(size.0))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -130,6 +182,8 @@ impl Args {
                 AtTimeout::Switch => OnTimeout::Switch,
             },
             throttle: self.throttle == Throttle::On,
+            compress: self.compress.into(),
+            delta_cache_bytes: self.delta.map(|DeltaCache(bytes)| bytes),
             insecure_plaintext: self.insecure_plaintext,
             ..MigrateRequest::to(self.target.clone())
         };
@@ -248,5 +302,42 @@ fn wait_for(signals: &Signals) {
     while signals.take().is_none() {
         let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let _ = poll(&mut fds, PollTimeout::NONE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn request(words: &str) -> Result<MigrateRequest, String> {
+        let line = format!("migrate --control /c unix:/x {words}");
+        let line = Line::try_parse_from(line.split_whitespace());
+        let line = line.map_err(|error| error.to_string())?;
+        line.args.request().map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn fewer_bytes_are_asked_for_in_words() {
+        for (words, compress, delta) in [
+            ("", Compress::None, None),
+            ("--compress auto", Compress::Auto, None),
+            ("--compress lz4 --delta", Compress::Lz4, Some(64 << 20)),
+            ("--delta 1M --compress zstd", Compress::Zstd, Some(1 << 20)),
+            ("--delta=2G", Compress::None, Some(2 << 30)),
+        ] {
+            let request = request(words).unwrap();
+            assert_eq!(request.compress, compress, "{words}");
+            assert_eq!(request.delta_cache_bytes, delta, "{words}");
+        }
+        let refused = request("--delta 1000K").unwrap_err();
+        assert!(refused.contains("take at least 1M"), "{refused}");
     }
 }

@@ -260,6 +260,23 @@ fn nonsense_is_usage_before_anything_is_done() {
             "--on-timeout",
             "wait",
         ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:127.0.0.1:1",
+            "--compress",
+            "gzip",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:127.0.0.1:1",
+            "--delta",
+            "1000K",
+        ],
+        &["migrate", "--control", "/c", "--delta", "tcp:127.0.0.1:1"],
         &["status"],
         &["resume", "--control", "/c", "--forse"],
     ];

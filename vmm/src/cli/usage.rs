@@ -82,6 +82,14 @@ mod tests {
                 "migrate --control x tcp:localhost:1 --on-timeout panic",
                 "ferry: invalid value 'panic' for '--on-timeout <WHAT>' [possible values: cancel, switch]",
             ),
+            (
+                "migrate --control x --delta tcp:localhost:1",
+                "tcp:localhost:1 is the target, not a size; write --delta 64M, or --delta behind the target",
+            ),
+            (
+                "migrate --control x tcp:localhost:1 --delta much",
+                "\"much\" is not a size",
+            ),
             ("run --cpus x vmlinuz", "take a whole number from 1 to 8"),
             ("run --cpus -1 vmlinuz", "take a whole number from 1 to 8"),
             ("run --memory -5M vmlinuz", "\"-5M\" is not a size"),

@@ -31,7 +31,7 @@ mod status;
 
 pub use command::{Call, CallReceiver, CallSender, Command, Reply, calls};
 pub use event::{Happening, MoveEvent};
-pub use request::{MigrateRequest, OnTimeout, RequestError};
+pub use request::{Compress, MigrateRequest, OnTimeout, RequestError};
 pub use router::{OPENAPI, routes};
 pub use server::{ControlError, ControlServer};
 pub use status::{

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use migration::guest::ThrottlePercent;
 use migration::options::{MAX_STREAMS, MIN_BANDWIDTH, Options};
+use migration::pack::{self, Codec, MIN_DELTA_CACHE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::config::{ConfigError, Target};
-use crate::units::Rate;
+use crate::units::{Rate, Size};
 
 /// What to do when the bound on time or rounds is reached and the blackout would still be too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -20,6 +21,32 @@ pub enum OnTimeout {
     Cancel,
     /// The guest is moved all the same, with a longer blackout.
     Switch,
+}
+
+/// Whether pages are compressed on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compress {
+    /// Whichever way pays on the link at hand, measured as it goes.
+    Auto,
+    /// Not at all.
+    #[default]
+    None,
+    /// By LZ4: quick.
+    Lz4,
+    /// By Zstandard: tighter.
+    Zstd,
+}
+
+impl From<Compress> for pack::Compress {
+    fn from(compress: Compress) -> Self {
+        match compress {
+            Compress::Auto => pack::Compress::Auto,
+            Compress::None => pack::Compress::None,
+            Compress::Lz4 => pack::Compress::Always(Codec::Lz4),
+            Compress::Zstd => pack::Compress::Always(Codec::Zstd),
+        }
+    }
 }
 
 /// A move, as asked for. What is left out is the engine's default.
@@ -50,6 +77,12 @@ pub struct MigrateRequest {
     /// Whether vCPUs may be slowed down where the guest writes faster than the link carries.
     #[serde(default = "yes")]
     pub throttle: bool,
+    /// Whether pages are compressed.
+    #[serde(default)]
+    pub compress: Compress,
+    /// Keep so many bytes of sent pages, at least 1 MiB, so that pages that go again go as differences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delta_cache_bytes: Option<u64>,
     /// Go beyond this machine without encryption.
     #[serde(default)]
     pub insecure_plaintext: bool,
@@ -73,6 +106,9 @@ pub enum RequestError {
     /// The timeout is out of range.
     #[error("a timeout of {0} ms: take 1 ms to 30 days")]
     Timeout(u64),
+    /// The cache of sent pages is too small to be of any use.
+    #[error("a cache of {} for differences: take at least {}", Size(*.0), Size(MIN_DELTA_CACHE))]
+    DeltaCache(u64),
     /// The target is refused.
     #[error(transparent)]
     Target(#[from] ConfigError),
@@ -93,6 +129,8 @@ impl MigrateRequest {
             timeout_ms: None,
             on_timeout: OnTimeout::Cancel,
             throttle: true,
+            compress: Compress::None,
+            delta_cache_bytes: None,
             insecure_plaintext: false,
         }
     }
@@ -125,6 +163,11 @@ impl MigrateRequest {
         {
             return Err(RequestError::Timeout(ms));
         }
+        if let Some(bytes) = self.delta_cache_bytes
+            && bytes < MIN_DELTA_CACHE
+        {
+            return Err(RequestError::DeltaCache(bytes));
+        }
         self.target.check_plaintext(self.insecure_plaintext)?;
         Ok(self)
     }
@@ -148,6 +191,8 @@ impl MigrateRequest {
             } else {
                 ThrottlePercent::new(0)
             },
+            compress: self.compress.into(),
+            delta_cache: self.delta_cache_bytes,
             ..default
         }
     }

@@ -182,10 +182,10 @@ impl Table {
         let note = format!("mean {}{streams}", rate(report.mean_bandwidth_bytes_per_s));
         self.row("on the wire", &bytes(report.wire_bytes), &note);
         if report.compressed_bytes > 0 {
-            self.row("compressed", &bytes(report.compressed_bytes), "");
+            self.row("  compressed", &bytes(report.compressed_bytes), "of these");
         }
         if report.delta_bytes > 0 {
-            self.row("differences", &bytes(report.delta_bytes), "");
+            self.row("  differences", &bytes(report.delta_bytes), "of these");
         }
     }
 }

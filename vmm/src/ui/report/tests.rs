@@ -127,6 +127,20 @@ fn many_rounds_are_shortened_and_nothing_is_wider_than_a_terminal() {
 }
 
 #[test]
+fn what_was_packed_is_shown_where_it_was() {
+    let mut report = sample(1);
+    report.compressed_bytes = 300 << 20;
+    report.delta_bytes = 5 << 10;
+    let table = report_table(&report, "unix:/x", Style::PLAIN);
+    for line in [
+        "\n    compressed             300 MiB   of these\n",
+        "\n    differences           5.00 KiB   of these\n",
+    ] {
+        assert!(table.contains(line), "{table}");
+    }
+}
+
+#[test]
 fn what_is_not_known_is_not_shown() {
     let mut report = sample(0);
     report.outcome = Outcome::Cancelled;
