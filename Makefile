@@ -22,9 +22,12 @@ test: deps lint build images ## lint, all tests, whole VMs included; less than 2
 	$(CARGO) run --release --quiet -p integration-tests --bin nested-host -- check
 	$(CARGO) test --release -p integration-tests -- --test-threads=1
 
+# For example: make bench BENCH='--scenario 1G-idle 1G-hot64 --runs 9'
+BENCH ?=
+
 .PHONY: bench
-bench: build ## move guests with known working sets over shaped links and print what it cost
-	$(CARGO) run --release --quiet -p integration-tests --bin bench
+bench: deps build ## move guests by Ferry and by QEMU, verify each and print what it cost; about 20 minutes
+	$(CARGO) run --release --quiet -p integration-tests --bin bench -- $(BENCH)
 
 .PHONY: lint
 lint: ## formatting, clippy, licences and advisories of dependencies

@@ -3,6 +3,7 @@
 //! [`nested`] is a host with a real `/dev/kvm` on machines whose own KVM cannot run Linux; [`ferry`] starts
 //! and watches `ferry` processes, lays networks for them and looks into their guests from outside.
 
+pub mod bench;
 mod error;
 pub mod ferry;
 pub mod nested;

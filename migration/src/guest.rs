@@ -3,6 +3,7 @@
 //! A guest is a [`RunningGuest`] or a [`PausedGuest`], never both: transitions consume the one and give the
 //! other, and on failure hand back what they were given. The engine never sees KVM, a device or a thread.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -164,9 +165,14 @@ pub trait Host {
     /// The guests that it makes.
     type Blank: BlankGuest;
 
-    /// Checks the description and makes the guest that fits it.
+    /// Checks the description and makes the guest that fits it: with memory of zeros, or, in a move within one
+    /// host, with the source's own, one file a region. Such files are not checked yet.
     ///
     /// # Errors
     /// Why this host cannot run that guest; the text is shown on both sides.
-    fn prepare(&mut self, description: &Description) -> Result<Self::Blank, GuestError>;
+    fn prepare(
+        &mut self,
+        description: &Description,
+        memory: Option<Vec<File>>,
+    ) -> Result<Self::Blank, GuestError>;
 }

@@ -11,6 +11,8 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::guest::GuestRam;
@@ -59,8 +61,7 @@ mod ioctl {
     nix::ioctl_readwrite!(pagemap_scan, b'f', 16, super::ScanArgument);
 }
 
-/// The pages that may hold something. Memory of a file counts as touched: what is not mapped here may still be
-/// in the file.
+/// The pages that may hold something.
 ///
 /// # Errors
 /// The kernel does not say; every page may hold something then.
@@ -68,8 +69,13 @@ pub fn touched(ram: &GuestRam, layout: &MemoryLayout) -> io::Result<PageSet> {
     let map = File::open(PAGEMAP)?;
     let mut set = PageSet::empty(layout.pages());
     for (region, (_, pages)) in ram.iter().zip(layout.ranges()) {
-        if region.file_offset().is_some() {
-            set.insert_run(pages);
+        if let Some(offset) = region.file_offset() {
+            let mut found = |hit: Range<u64>| {
+                let page = |byte: u64| pages.start + byte / PAGE_SIZE;
+                set.insert_run(page(hit.start)..page(hit.end.next_multiple_of(PAGE_SIZE)));
+            };
+            let bytes = offset.start()..offset.start() + region.len();
+            data(offset.file(), bytes, &mut found)?;
             continue;
         }
         let start = region.as_ptr() as u64;
@@ -87,6 +93,32 @@ pub fn touched(ram: &GuestRam, layout: &MemoryLayout) -> io::Result<PageSet> {
         }
     }
     Ok(set)
+}
+
+/// In memory of a file, which others may map too: what is no hole. Offsets count from the region's beginning.
+fn data(file: &File, bytes: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
+    let seek = |from: u64, whence| -> io::Result<u64> {
+        let from = i64::try_from(from).map_err(io::Error::other)?;
+        match lseek(file, from, whence) {
+            Ok(offset) => Ok(u64::try_from(offset).unwrap_or(u64::MAX)),
+            // Nothing of that kind up to the end.
+            Err(Errno::ENXIO) => Ok(u64::MAX),
+            Err(error) => Err(error.into()),
+        }
+    };
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let start = seek(at, Whence::SeekData)?.min(bytes.end);
+        let end = match start {
+            start if start < bytes.end => seek(start, Whence::SeekHole)?.min(bytes.end),
+            start => start,
+        };
+        if start < end {
+            found(start - bytes.start..end - bytes.start);
+        }
+        at = end.max(at + 1);
+    }
+    Ok(())
 }
 
 /// By PAGEMAP_SCAN: present or in swap, and not the kernel's one page of zeros.

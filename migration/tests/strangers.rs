@@ -189,6 +189,7 @@ fn hello_of(description: Description) -> Frame {
         session: [7; 16],
         boot: [8; 16],
         streams: 1,
+        by_descriptor: false,
         page_size: u32::try_from(PAGE_SIZE).unwrap(),
         description,
     }))

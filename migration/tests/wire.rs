@@ -87,6 +87,7 @@ fn samples() -> Vec<Frame> {
             session: *b"0123456789abcdef",
             boot: [0xb0; 16],
             streams: 2,
+            by_descriptor: false,
             page_size: 4096,
             description: description(),
         })),
@@ -349,6 +350,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                 session,
                 boot,
                 streams,
+                by_descriptor: false,
                 page_size: 4096,
                 description: Description {
                     layout,

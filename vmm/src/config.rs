@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::boot::DEFAULT_CMDLINE;
 use crate::layout::LOW_RAM_END;
-use crate::units::Size;
+use crate::units::{Size, UnitError};
 
 /// The most vCPUs a guest has.
 pub const MAX_CPUS: u8 = 8;
@@ -158,8 +158,8 @@ pub struct GuestConfig {
     pub cmdline: Option<String>,
     /// Added to the kernel command line, after a blank.
     pub append: Option<String>,
-    /// Bytes of memory, a multiple of 2 MiB.
-    pub memory: u64,
+    /// Its memory.
+    pub memory: MemoryConfig,
     /// vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
     /// Network devices; the index is the slot.
@@ -168,6 +168,57 @@ pub struct GuestConfig {
     pub serial: SerialConfig,
     /// Where to listen for commands.
     pub control: Option<PathBuf>,
+}
+
+/// A guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryConfig {
+    /// How much, a multiple of 2 MiB.
+    pub bytes: u64,
+    /// What it is made of.
+    pub backing: MemoryBacking,
+}
+
+/// What guest memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MemoryBacking {
+    /// Anonymous memory, with huge pages where the host has them.
+    #[default]
+    Anonymous,
+    /// A memfd: slower to touch first, and without huge pages, but a move within the host hands it over as it is.
+    Memfd,
+}
+
+impl From<u64> for MemoryConfig {
+    fn from(bytes: u64) -> Self {
+        Self {
+            bytes,
+            backing: MemoryBacking::default(),
+        }
+    }
+}
+
+impl FromStr for MemoryConfig {
+    type Err = String;
+
+    /// `SIZE` or `SIZE,backing=anonymous|memfd`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (size, option) = match text.split_once(',') {
+            Some((size, option)) => (size, Some(option)),
+            None => (text, None),
+        };
+        let Size(bytes) = size.parse().map_err(|error: UnitError| error.to_string())?;
+        let backing = match option {
+            None | Some("backing=anonymous") => MemoryBacking::Anonymous,
+            Some("backing=memfd") => MemoryBacking::Memfd,
+            Some(other) => {
+                return Err(format!(
+                    "\"{other}\" behind the size: take backing=anonymous or backing=memfd"
+                ));
+            }
+        };
+        Ok(Self { bytes, backing })
+    }
 }
 
 /// A receiver of guests.
@@ -215,7 +266,7 @@ impl GuestConfig {
     /// The first value that makes no sense.
     pub fn checked(self) -> Result<Self, ConfigError> {
         let least = self.kernel.least_memory();
-        check_memory(self.memory, least)?;
+        check_memory(self.memory.bytes, least)?;
         if self.cpus == 0 || self.cpus > MAX_CPUS {
             return Err(ConfigError::Cpus(self.cpus));
         }
@@ -231,7 +282,7 @@ impl GuestConfig {
             return Err(ConfigError::Cmdline(line.len()));
         }
         if let KernelConfig::Pulse(_) = self.kernel {
-            check_pulse(&line, self.cpus, self.memory)?;
+            check_pulse(&line, self.cpus, self.memory.bytes)?;
         }
         Ok(self)
     }

@@ -4,19 +4,25 @@
     reason = "KVM is handed the host addresses of guest memory, and madvise a mapping"
 )]
 
+use std::fs::File;
 use std::io;
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use migration::guest::GuestRam;
 use migration::pages::MemoryLayout;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
-    Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestMemoryRegionBytes,
-    MemoryRegionAddress,
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
+    GuestMemoryRegionBytes, MemoryRegionAddress,
 };
 
 use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
+
+type GuestRegion = vm_memory::GuestRegionMmap<AtomicBitmap>;
 
 /// Guest memory could not be had.
 #[derive(Debug, Error)]
@@ -31,6 +37,11 @@ pub enum MemoryError {
         /// Memory and swap of this host, in bytes.
         host: u64,
     },
+    /// Files from another process are not such memory.
+    #[error(
+        "the memory that was handed over is not what the guest's is: {0}; run the same ferry on both ends"
+    )]
+    Files(String),
     /// The host did not give it.
     #[error("map {bytes} bytes of guest memory: ask for less, or free memory on this host")]
     Map {
@@ -41,12 +52,25 @@ pub enum MemoryError {
     },
 }
 
-/// Maps the memory of a layout: private, anonymous, not reserved, not touched; huge pages where the host has
-/// them, since first touch of huge pages is several times as fast.
+/// What guest memory is made of.
+#[derive(Debug)]
+pub enum Backing {
+    /// Anonymous memory, with huge pages where the host has them: first touch of those is several times as fast.
+    Anonymous,
+    /// A memfd a region, which can be handed to another process as it is.
+    Memfd,
+    /// Such files, handed over by another process.
+    Files(Vec<File>),
+}
+
+/// Nobody may cut a file short under those who have it mapped: touching what is gone would kill them.
+const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_SEAL);
+
+/// Maps the memory of a layout: not reserved, and not touched.
 ///
 /// # Errors
-/// The host refuses the mapping, or has less memory in all.
-pub fn map(layout: &MemoryLayout) -> Result<GuestRam, MemoryError> {
+/// The host refuses the mapping, or has less memory in all; files are not such memory.
+pub fn map(layout: &MemoryLayout, backing: Backing) -> Result<GuestRam, MemoryError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| MemoryError::Map {
         bytes: layout.bytes(),
         source,
@@ -56,24 +80,78 @@ pub fn map(layout: &MemoryLayout) -> Result<GuestRam, MemoryError> {
         let bytes = layout.bytes();
         return Err(MemoryError::TooMuch { bytes, host });
     }
-    let mut ranges = Vec::new();
-    for region in layout.regions() {
-        let bytes = usize::try_from(region.bytes).map_err(|e| failed(e.into()))?;
-        ranges.push((GuestAddress(region.gpa), bytes));
-    }
-    let ram = GuestRam::from_ranges(&ranges).map_err(|e| failed(e.into()))?;
-    for region in ram.iter() {
-        // SAFETY: the range is exactly this region's mapping, which `ram` keeps alive; MADV_HUGEPAGE changes
-        // no contents. Its failure (a kernel without huge pages) costs speed alone, so it is ignored.
-        unsafe {
-            libc::madvise(
-                region.as_ptr().cast(),
-                usize::try_from(region.len()).unwrap_or(0),
-                libc::MADV_HUGEPAGE,
-            );
+    let huge = matches!(backing, Backing::Anonymous);
+    let files: Vec<Option<File>> = match backing {
+        Backing::Anonymous => layout.regions().iter().map(|_| None).collect(),
+        Backing::Memfd => {
+            let made = layout.regions().iter().map(|region| memfd(region.bytes));
+            let made: io::Result<Vec<_>> = made.map(|file| file.map(Some)).collect();
+            made.map_err(|e| failed(e.into()))?
         }
+        Backing::Files(files) => {
+            check_files(layout, &files)?;
+            files.into_iter().map(Some).collect()
+        }
+    };
+    let mut ranges = Vec::new();
+    for (region, file) in layout.regions().iter().zip(files) {
+        let bytes = usize::try_from(region.bytes).map_err(|e| failed(e.into()))?;
+        let file = file.map(|file| FileOffset::new(file, 0));
+        ranges.push((GuestAddress(region.gpa), bytes, file));
+    }
+    let ram = GuestRam::from_ranges_with_files(&ranges).map_err(|e| failed(e.into()))?;
+    if huge {
+        ram.iter().for_each(ask_for_huge_pages);
     }
     Ok(ram)
+}
+
+fn ask_for_huge_pages(region: &GuestRegion) {
+    // SAFETY: the range is exactly this region's mapping, which lives as long as the reference; MADV_HUGEPAGE
+    // changes no contents. Its failure (a kernel without huge pages) costs speed alone, so it is ignored.
+    unsafe {
+        libc::madvise(
+            region.as_ptr().cast(),
+            usize::try_from(region.len()).unwrap_or(0),
+            libc::MADV_HUGEPAGE,
+        );
+    }
+}
+
+/// A new file in memory, of a size that cannot shrink.
+fn memfd(bytes: u64) -> io::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"ferry-guest", flags)?);
+    file.set_len(bytes)?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS))?;
+    Ok(file)
+}
+
+/// Whether files that came from elsewhere can be mapped as the regions of a layout, and stay so.
+fn check_files(layout: &MemoryLayout, files: &[File]) -> Result<(), MemoryError> {
+    let regions = layout.regions();
+    if files.len() != regions.len() {
+        return Err(MemoryError::Files(format!(
+            "{} files for {} regions of memory",
+            files.len(),
+            regions.len()
+        )));
+    }
+    for (file, region) in files.iter().zip(regions) {
+        // Only a memfd has seals, so this also says what kind of file it is.
+        let seals = fcntl(file, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), |seals| {
+            SealFlag::from_bits_truncate(seals)
+        });
+        let bytes = file.metadata().map_or(0, |data| data.len());
+        if !seals.contains(SealFlag::F_SEAL_SHRINK) || bytes < region.bytes {
+            return Err(MemoryError::Files(format!(
+                "a file of {bytes} bytes with seals {:#x} for a region of {} bytes",
+                seals.bits(),
+                region.bytes
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Gives every region to KVM as the memory slot of its index, with or without the dirty log; slots that are
@@ -116,12 +194,42 @@ pub fn host_addresses(ram: &GuestRam) -> Vec<u64> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use vm_memory::Bytes;
+
     use super::*;
 
     #[test]
     fn more_than_the_host_has_is_not_promised() {
         let layout = crate::layout::memory_layout(migration::pages::MAX_MEMORY).unwrap();
-        let text = map(&layout).unwrap_err().to_string();
+        let text = map(&layout, Backing::Anonymous).unwrap_err().to_string();
         assert!(text.contains("guest memory of 16T is more than"), "{text}");
+    }
+
+    #[test]
+    fn memory_that_is_handed_over_is_the_same_and_is_checked() {
+        let layout = crate::layout::memory_layout(16 << 20).unwrap();
+        let ram = map(&layout, Backing::Memfd).unwrap();
+        let at = GuestAddress(0x1234);
+        ram.write_obj(7u64, at).unwrap();
+        let again = |ram: &GuestRam| -> Vec<File> {
+            let files = ram.iter().map(|r| r.file_offset().unwrap().file());
+            files.map(|file| file.try_clone().unwrap()).collect()
+        };
+        let other = map(&layout, Backing::Files(again(&ram))).unwrap();
+        assert_eq!(other.read_obj::<u64>(at).unwrap(), 7);
+        assert!(again(&ram)[0].set_len(4096).is_err(), "it is sealed");
+
+        let refused = |files| map(&layout, Backing::Files(files)).unwrap_err().to_string();
+        assert!(refused(Vec::new()).contains("0 files for 1 regions"));
+        let small = again(
+            &map(
+                &crate::layout::memory_layout(8 << 20).unwrap(),
+                Backing::Memfd,
+            )
+            .unwrap(),
+        );
+        assert!(refused(small).contains("a file of 8388608 bytes"));
+        let ordinary = File::open("/proc/self/exe").unwrap();
+        assert!(refused(vec![ordinary]).contains("seals 0x0"));
     }
 }

@@ -156,11 +156,7 @@ fn without_a_terminal_there_are_plain_lines() {
         .lines()
         .map(|line| line.split(' ').next().unwrap_or_default())
         .collect();
-    assert_eq!(
-        firsts,
-        ["connecting", "connected", "round", "live"],
-        "{lines}"
-    );
+    assert_eq!(firsts, ["connected", "round", "live"], "{lines}");
     assert!(!lines.contains(['\r', '\x1b']), "{lines:?}");
 }
 

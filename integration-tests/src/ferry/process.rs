@@ -225,15 +225,22 @@ impl Ferry {
     /// # Errors
     /// `ferry status` does not say where it lies, or it cannot be read.
     pub fn memory(&self) -> Result<ProcMem, Error> {
+        ProcMem::open(self.pid(), self.mappings()?)
+            .map_err(|e| Error::file("open", format!("/proc/{}/mem", self.pid()).as_ref(), e))
+    }
+
+    /// Where the guest's memory lies in the process.
+    ///
+    /// # Errors
+    /// `ferry status` does not say.
+    pub fn mappings(&self) -> Result<Vec<Mapping>, Error> {
         let status = self.status()?;
-        let mappings = status["memory_regions"]
+        status["memory_regions"]
             .as_array()
             .and_then(|regions| regions.iter().map(mapping).collect::<Option<Vec<_>>>())
             .ok_or_else(|| {
                 Error::Unexpected(format!("no memory_regions in ferry status: {status}"))
-            })?;
-        ProcMem::open(self.pid(), mappings)
-            .map_err(|e| Error::file("open", format!("/proc/{}/mem", self.pid()).as_ref(), e))
+            })
     }
 
     fn waited(&mut self, what: &str, limit: Duration) -> Error {

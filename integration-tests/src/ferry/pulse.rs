@@ -33,7 +33,19 @@ impl PulseGuest<'_> {
     /// # Errors
     /// It does not.
     pub fn boot(&self, netns: Option<&Netns>) -> Result<Ferry, Error> {
-        let (cpus, memory) = (self.cpus.to_string(), format!("{}M", self.mib));
+        self.boot_in(netns, "")
+    }
+
+    /// The same with memory that can be handed to another Ferry as it is.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn boot_in_memfd(&self) -> Result<Ferry, Error> {
+        self.boot_in(None, ",backing=memfd")
+    }
+
+    fn boot_in(&self, netns: Option<&Netns>, backing: &str) -> Result<Ferry, Error> {
+        let (cpus, memory) = (self.cpus.to_string(), format!("{}M{backing}", self.mib));
         let mut args = vec!["run", "--pulse", self.words];
         args.extend(["--cpus", &cpus, "--memory", &memory]);
         let mut ferry = Ferry::start(netns, &args)?;
@@ -135,7 +147,7 @@ impl Ferry {
     pub fn refused(&self, act: &str, args: &[&str]) -> Result<String, Error> {
         let output = self.command(act, args)?;
         let said = String::from_utf8_lossy(&output.stderr);
-        let mut complaints = (said.lines()).filter(|line| !line.starts_with("ferry: connecting"));
+        let mut complaints = said.lines();
         if let (Some(1), Some(complaint), None) =
             (output.status.code(), complaints.next(), complaints.next())
         {

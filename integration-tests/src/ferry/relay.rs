@@ -85,7 +85,7 @@ pub enum Fault {
     CutBehind,
 }
 
-/// A relay for one connection. The connection ends with it.
+/// A relay for the streams of one move. They end with it.
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
@@ -110,7 +110,7 @@ struct State {
 }
 
 impl Relay {
-    /// Begins to listen on a free port of the namespace's loopback, for one connection on to `to`.
+    /// Begins to listen on a free port of the namespace's loopback, for the streams of one move on to `to`.
     ///
     /// # Errors
     /// No port can be had.
@@ -223,35 +223,64 @@ fn serve(
     fault: Fault,
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
-    let (source, _) = listener.accept()?;
-    if shared.lock().ended {
-        return Ok(());
-    }
-    let destination = TcpStream::connect(to)?;
-    source.set_nodelay(true)?;
-    destination.set_nodelay(true)?;
-    shared.lock().sockets = vec![source.try_clone()?, destination.try_clone()?];
+    let first = Pair::next(listener, to, shared)?;
+    // Further streams come until the first one ends; whoever ends the relay also connects once more.
     thread::scope(|scope| {
-        for (end, from, to) in [
-            (End::Source, &source, &destination),
-            (End::Destination, &destination, &source),
-        ] {
+        let first = &first;
+        for end in [End::Source, End::Destination] {
             scope.spawn(move || {
-                let pump = Pump {
-                    end,
-                    from,
-                    to,
-                    spot,
-                    fault,
-                    shared,
-                };
                 // An end that is gone is gone for both, as without a relay.
-                let _ = pump.run();
+                let _ = Pump::new(end, first, spot, fault, shared).run();
                 shared.end();
+                let _ = listener.local_addr().and_then(TcpStream::connect);
             });
+        }
+        while let Ok(pair) = Pair::next(listener, to, shared) {
+            let pair = Arc::new(pair);
+            for end in [End::Source, End::Destination] {
+                let pair = Arc::clone(&pair);
+                scope.spawn(
+                    move || match Pump::new(end, &pair, spot, fault, shared).run() {
+                        Ok(()) => shared.end(),
+                        Err(_) => pair.end(),
+                    },
+                );
+            }
         }
     });
     Ok(())
+}
+
+/// Both sides of one stream.
+struct Pair {
+    source: TcpStream,
+    destination: TcpStream,
+}
+
+impl Pair {
+    /// The next stream of the move, for as long as the relay has not ended.
+    fn next(listener: &TcpListener, to: SocketAddr, shared: &Shared) -> io::Result<Self> {
+        let (source, _) = listener.accept()?;
+        if shared.lock().ended {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let destination = TcpStream::connect(to)?;
+        source.set_nodelay(true)?;
+        destination.set_nodelay(true)?;
+        let mut state = shared.lock();
+        state.sockets.push(source.try_clone()?);
+        state.sockets.push(destination.try_clone()?);
+        Ok(Self {
+            source,
+            destination,
+        })
+    }
+
+    fn end(&self) {
+        for socket in [&self.source, &self.destination] {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 /// One direction.
@@ -264,7 +293,23 @@ struct Pump<'a> {
     shared: &'a Shared,
 }
 
-impl Pump<'_> {
+impl<'a> Pump<'a> {
+    fn new(end: End, pair: &'a Pair, spot: Spot, fault: Fault, shared: &'a Shared) -> Self {
+        let (from, to) = match end {
+            End::Source => (&pair.source, &pair.destination),
+            End::Destination => (&pair.destination, &pair.source),
+        };
+        Self {
+            end,
+            from,
+            to,
+            spot,
+            fault,
+            shared,
+        }
+    }
+
+    /// Passes frames on until an end is gone, which is an error, or a cut was to be made here.
     fn run(mut self) -> io::Result<()> {
         let mut preamble = [0; PREAMBLE];
         self.from.read_exact(&mut preamble)?;

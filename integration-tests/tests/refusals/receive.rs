@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 
-use integration_tests::ferry::{Ferry, Netns};
+use integration_tests::ferry::{Ferry, Netns, PulseGuest};
 use tempfile::TempDir;
 
 use super::support::{STEP, beating, ferry, ferry_in, refuses, text, ticks_on};
@@ -75,7 +75,12 @@ fn unix_sockets_of_others_are_left_alone_and_stale_ones_are_replaced() {
     drop(UnixListener::bind(path("stale")).unwrap());
     let target = format!("unix:{}", path("stale"));
     let receiver = Ferry::receive(None, &target, &[]).unwrap();
-    let guest = beating(None, &[]);
+    let guest = PulseGuest {
+        words: "beat=1",
+        cpus: 1,
+        mib: 64,
+    };
+    let guest = guest.boot_in_memfd().unwrap();
     guest.migrate(&target, &[]).unwrap().completed().unwrap();
     ticks_on(&receiver);
 }

@@ -87,9 +87,10 @@ impl Lab {
         assert_eq!(self.source.wait_end(STEP).unwrap().code(), Some(0));
     }
 
-    /// The real HELLO with something changed.
+    /// The real HELLO, but for one stream alone, with something changed.
     fn hello(&self, change: impl FnOnce(&mut Hello)) -> Frame {
         let mut hello = self.real.hello.clone();
+        hello.streams = 1;
         change(&mut hello);
         Frame::Hello(Box::new(hello))
     }

@@ -1,5 +1,6 @@
 //! From HELLO to LIVE: what the receiver is waiting for, and what each frame makes of it.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -152,7 +153,11 @@ fn prepare<H: Host>(
     channel: &mut Channel,
 ) -> Result<Filling<H::Blank>, ReceiveError> {
     let description = hello.description;
-    let blank = means.host.prepare(&description)?;
+    let memory = match hello.by_descriptor {
+        true => Some(files(channel)?),
+        false => None,
+    };
+    let blank = means.host.prepare(&description, memory)?;
     // Looked at once here, so that a guest made with other memory is refused and not failed.
     RamView::new(blank.ram(), &description.layout)?;
     let most = match means.accept {
@@ -189,6 +194,31 @@ fn prepare<H: Host>(
         intake,
         blank,
     })
+}
+
+/// The files of the guest's memory, which come behind a HELLO that says so.
+fn files(channel: &mut Channel) -> Result<Vec<File>, ReceiveError> {
+    match channel.receive()? {
+        Frame::Memory { files: count } => {
+            let files = channel.take_files();
+            if u32::try_from(files.len()) == Ok(count) {
+                return Ok(files);
+            }
+            let what = format!(
+                "{count} files of memory were announced, {} came",
+                files.len()
+            );
+            Err(ReceiveError::Pages {
+                peer: channel.peer().to_owned(),
+                what,
+            })
+        }
+        frame => Err(ReceiveError::Unexpected {
+            peer: channel.peer().to_owned(),
+            frame: frame.name(),
+            expected: "MEMORY",
+        }),
+    }
 }
 
 /// Makes the filled guest one that can run.

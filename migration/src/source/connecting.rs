@@ -1,9 +1,12 @@
 //! First phase: reach the destination and agree on the guest. Until both ends have agreed nothing of the guest
 //! is looked at; its dirty log alone is already started.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::After;
 use super::error::MoveError;
@@ -13,7 +16,7 @@ use super::trip::{Failed, Trip, give_back, instead_of};
 use crate::cancel::CancelToken;
 use crate::clock::{boot_id, millis, session_id};
 use crate::event::Event;
-use crate::guest::{Description, GuestError, RunningGuest};
+use crate::guest::{Description, GuestError, GuestRam, RunningGuest};
 use crate::options::Options;
 use crate::pack::Compress;
 use crate::pack::packer::{Packer, Resent};
@@ -41,6 +44,8 @@ pub(super) struct Link {
     pub shared_clock: bool,
     /// The quickest answer to a PING so far.
     pub round_trip: Duration,
+    /// The destination maps the very memory of the guest: there are no pages to send.
+    pub by_descriptor: bool,
 }
 
 impl<G: RunningGuest> Connecting<G> {
@@ -82,6 +87,7 @@ impl Link {
             description,
             shared_clock: false,
             round_trip: Duration::MAX,
+            by_descriptor: trip.target.is_local(),
         })
     }
 
@@ -121,12 +127,21 @@ impl Link {
     /// milliseconds.
     fn begin<G: RunningGuest>(&mut self, guest: &G, trip: &mut Trip<'_>) -> Result<(), MoveError> {
         let session = session_id();
-        self.introduce(session, trip)?;
+        let files = match self.by_descriptor {
+            true => files(guest.ram())?,
+            false => Vec::new(),
+        };
+        self.introduce(session, &files, trip)?;
         // Asking starts the measurement of the largest gap.
         trip.heartbeat = guest.heartbeat();
         trip.brownout_began = Some(Instant::now());
-        guest.dirty_log().start()?;
+        let started = match self.by_descriptor {
+            true => Ok(()),
+            false => guest.dirty_log().start(),
+        };
+        // Answered first, so that a destination that is about to speak hears why this ends.
         self.agree(session, trip)?;
+        started?;
         trip.report.streams = self.streams();
         trip.report.setup_ms = millis(trip.started.elapsed());
         trip.tell(Event::Connected {
@@ -137,16 +152,31 @@ impl Link {
     }
 
     /// Says what the guest is.
-    fn introduce(&mut self, session: SessionId, trip: &Trip<'_>) -> Result<(), MoveError> {
+    fn introduce(
+        &mut self,
+        session: SessionId,
+        files: &[BorrowedFd<'_>],
+        trip: &Trip<'_>,
+    ) -> Result<(), MoveError> {
         let channel = &mut self.main.channel;
         channel.greet()?;
-        Ok(channel.send(&Frame::Hello(Box::new(Hello {
+        let streams = match self.by_descriptor {
+            true => 1,
+            false => trip.options.streams.max(1),
+        };
+        channel.send(&Frame::Hello(Box::new(Hello {
             session,
             boot: boot_id().unwrap_or_default(),
-            streams: trip.options.streams.max(1),
+            streams,
+            by_descriptor: self.by_descriptor,
             page_size: u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX),
             description: self.description.clone(),
-        })))?)
+        })))?;
+        if self.by_descriptor {
+            let count = u32::try_from(files.len()).unwrap_or(u32::MAX);
+            channel.send_files(&Frame::Memory { files: count }, files)?;
+        }
+        Ok(())
     }
 
     /// Hears whether the destination takes the guest, and opens the streams that it grants.
@@ -196,6 +226,21 @@ impl Link {
         }
         Ok(())
     }
+}
+
+/// The files behind guest memory, one a region and from its beginning.
+fn files(ram: &GuestRam) -> Result<Vec<BorrowedFd<'_>>, GuestError> {
+    let offsets = ram.iter().map(GuestMemoryRegion::file_offset);
+    let files: Option<Vec<_>> = offsets
+        .map(|offset| offset.filter(|offset| offset.start() == 0))
+        .map(|offset| offset.map(|offset| offset.file().as_fd()))
+        .collect();
+    files.ok_or_else(|| {
+        GuestError::bare(
+            "a move over a Unix socket hands guest memory over as it is, and this guest's cannot be: \
+             start it with --memory SIZE,backing=memfd, or move it over TCP (tcp:127.0.0.1:PORT)",
+        )
+    })
 }
 
 /// What it takes to open one stream.

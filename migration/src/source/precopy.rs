@@ -99,6 +99,9 @@ impl<G: RunningGuest> Precopy<G> {
     fn rounds(&mut self, trip: &mut Trip<'_>) -> Result<String, MoveError> {
         self.pacer = Pacer::new(trip.options.bandwidth);
         self.costs = expected_costs(trip, self.link.round_trip);
+        if self.link.by_descriptor {
+            return Ok("both ends map the same memory: there are no pages to send".into());
+        }
         let log = self.guest.dirty_log();
         log.take(&mut self.todo)?;
         // Before that: looking takes writes of the VMM out of the log, and only pages known to be touched are sure

@@ -109,14 +109,19 @@ impl<P: PausedGuest> LastPages<P> {
     fn send(&mut self, spent: &mut Spent, trip: &mut Trip<'_>) -> Result<(), MoveError> {
         let log = self.paused.dirty_log();
         let sent_before = self.link.sent_bytes();
-        timed(&mut spent.sync, || log.take(&mut self.todo))?;
         let mut counts = Counts::default();
-        timed(&mut spent.pages, || self.carry(&mut counts))?;
+        let shared = self.link.by_descriptor;
+        if !shared {
+            timed(&mut spent.sync, || log.take(&mut self.todo))?;
+            timed(&mut spent.pages, || self.carry(&mut counts))?;
+        }
 
         let state = timed(&mut spent.save, || self.paused.save())?;
 
         self.todo.clear();
-        timed(&mut spent.sync, || log.take(&mut self.todo))?;
+        if !shared {
+            timed(&mut spent.sync, || log.take(&mut self.todo))?;
+        }
         if !self.todo.is_empty() {
             timed(&mut spent.pages, || self.carry(&mut counts))?;
         }

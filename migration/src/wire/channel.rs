@@ -1,8 +1,10 @@
 //! A connection that speaks frames: waits with a deadline, can be cancelled, and never loses a reason that
 //! the peer gave before it went away.
 
+use std::fs::File;
 use std::io;
 use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -218,6 +220,38 @@ impl Channel {
     /// As [`send`](Self::send).
     pub fn send_with(&mut self, frame: &Frame, data: &[Out<'_>]) -> Result<(), ChannelError> {
         self.send_frame(frame, data, false)
+    }
+
+    /// Sends one frame together with descriptors.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send); also where the peer is not surely on this host.
+    pub fn send_files(
+        &mut self,
+        frame: &Frame,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
+        let mut bytes = Vec::new();
+        codec::encode(frame, &mut bytes).map_err(ChannelError::Encode)?;
+        let deadline = Instant::now() + self.timeout;
+        let count = loop {
+            self.interrupted()?;
+            match self.transport.send_files(&bytes, files) {
+                Ok(count) => break count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(Direction::Send, Some(deadline), true)?;
+                }
+                Err(error) => return Err(self.io("hand guest memory to", error)),
+            }
+        };
+        self.sent += u64::try_from(count).unwrap_or(0);
+        self.write_all(&mut [Out::bytes(&bytes[count..])], &mut [], false)
+    }
+
+    /// The descriptors that have come with what was received so far.
+    pub fn take_files(&mut self) -> Vec<File> {
+        self.transport.take_files()
     }
 
     fn send_frame(

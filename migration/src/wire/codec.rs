@@ -147,6 +147,7 @@ fn body(frame: &Frame, into: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Refuse(text) | Frame::Failed(text) | Frame::Abort(text) => {
             into.extend_from_slice(clean(text).as_bytes());
         }
+        Frame::Memory { files } => into.extend_from_slice(&files.to_le_bytes()),
         Frame::Ping(number) | Frame::Pong(number) => into.extend_from_slice(&number.to_le_bytes()),
         Frame::Pages { round, runs } | Frame::Zero { round, runs } => {
             runs_body(*round, runs, into);
@@ -191,6 +192,7 @@ fn hello_body(hello: &Hello, into: &mut Vec<u8>) -> Result<(), FrameError> {
         session,
         boot,
         streams,
+        by_descriptor,
         page_size,
         description,
     } = hello;
@@ -202,7 +204,7 @@ fn hello_body(hello: &Hello, into: &mut Vec<u8>) -> Result<(), FrameError> {
     into.extend_from_slice(session);
     into.extend_from_slice(boot);
     into.extend_from_slice(&streams.to_le_bytes());
-    into.extend_from_slice(&0u16.to_le_bytes());
+    into.extend_from_slice(&u16::from(*by_descriptor).to_le_bytes());
     into.extend_from_slice(&page_size.to_le_bytes());
     into.extend_from_slice(&vcpus.to_le_bytes());
     put_count("HELLO", layout.regions().len(), into)?;

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
+use super::local::Local;
 use super::transport::{Spliced, Transport};
 use crate::cancel::{CancelToken, Cancelled};
 
@@ -63,6 +64,11 @@ pub trait Connect: Sync {
 
     /// The destination's name, for people.
     fn name(&self) -> String;
+
+    /// Whether the destination is on this host and takes guest memory by descriptor instead of its bytes.
+    fn is_local(&self) -> bool {
+        false
+    }
 }
 
 /// A destination that listens on TCP.
@@ -172,11 +178,15 @@ impl Connect for UnixTarget {
         })?;
         let deadline = Instant::now() + timeout;
         let socket = dial(&address, &self.name(), deadline, timeout, cancel)?;
-        Ok(Box::new(UnixStream::from(socket)))
+        Ok(Box::new(Local::from(UnixStream::from(socket))))
     }
 
     fn name(&self) -> String {
         format!("unix:{}", self.0.display())
+    }
+
+    fn is_local(&self) -> bool {
+        true
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Hello {
     pub boot: BootId,
     /// How many streams it would like, this one counted.
     pub streams: u16,
+    /// The memory itself comes by descriptor, with a MEMORY frame, instead of its bytes.
+    pub by_descriptor: bool,
     /// Bytes in a page; always 4096.
     pub page_size: u32,
     /// The guest.
@@ -95,6 +97,11 @@ pub enum Frame {
         session: SessionId,
         /// The stream's number, from 1.
         index: u16,
+    },
+    /// S, behind a HELLO that announces it: the files of guest memory, whose descriptors come with its first byte.
+    Memory {
+        /// How many: one for each region.
+        files: u32,
     },
     /// S: answer as soon as everything before this has arrived.
     Ping(u64),
@@ -166,6 +173,7 @@ pub(crate) enum FrameKind {
     Join = 4,
     Ping = 5,
     Pong = 6,
+    Memory = 7,
     Pages = 16,
     Zero = 17,
     RoundEnd = 18,
@@ -181,13 +189,14 @@ pub(crate) enum FrameKind {
 }
 
 impl FrameKind {
-    pub(crate) const ALL: [FrameKind; 18] = [
+    pub(crate) const ALL: [FrameKind; 19] = [
         FrameKind::Hello,
         FrameKind::Accept,
         FrameKind::Refuse,
         FrameKind::Join,
         FrameKind::Ping,
         FrameKind::Pong,
+        FrameKind::Memory,
         FrameKind::Pages,
         FrameKind::Zero,
         FrameKind::RoundEnd,
@@ -218,6 +227,7 @@ impl FrameKind {
             FrameKind::Join => (18, 18),
             FrameKind::Refuse | FrameKind::Failed | FrameKind::Abort => (0, MAX_TEXT),
             FrameKind::Ping | FrameKind::Pong => (8, 8),
+            FrameKind::Memory => (4, 4),
             FrameKind::Pages | FrameKind::Zero => RUNS,
             // Behind the runs: codec (2), reserved (2), length (4); and a length alone.
             FrameKind::Packed => (RUNS.0 + 8, RUNS.1 + 8),
@@ -240,6 +250,7 @@ impl Frame {
             Frame::Join { .. } => FrameKind::Join,
             Frame::Ping(_) => FrameKind::Ping,
             Frame::Pong(_) => FrameKind::Pong,
+            Frame::Memory { .. } => FrameKind::Memory,
             Frame::Pages { .. } => FrameKind::Pages,
             Frame::Zero { .. } => FrameKind::Zero,
             Frame::Packed { .. } => FrameKind::Packed,
@@ -277,6 +288,7 @@ impl FrameKind {
             FrameKind::Join => "JOIN",
             FrameKind::Ping => "PING",
             FrameKind::Pong => "PONG",
+            FrameKind::Memory => "MEMORY",
             FrameKind::Pages => "PAGES",
             FrameKind::Zero => "ZERO",
             FrameKind::Packed => "PACKED",

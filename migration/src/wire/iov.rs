@@ -9,7 +9,7 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
@@ -151,6 +151,24 @@ pub fn send(socket: BorrowedFd<'_>, pieces: &[Out<'_>], more: bool) -> io::Resul
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Room for the descriptors that may come with bytes.
+#[derive(Debug, Default)]
+pub(super) struct Control {
+    /// cmsghdr is aligned as usize is (CMSG_ALIGN), so is this.
+    room: [u64; CONTROL_WORDS],
+    descriptors: Vec<RawFd>,
+}
+
+/// For 16 descriptors: CMSG_SPACE(64) is 16 bytes of header and those.
+const CONTROL_WORDS: usize = 10;
+
+impl Control {
+    /// The descriptors that came; each is given once and is the caller's to own.
+    pub fn descriptors(&mut self) -> Vec<RawFd> {
+        std::mem::take(&mut self.descriptors)
+    }
+}
+
 /// One recvmsg(2) that does not wait; says how many bytes came, 0 at the end of the stream.
 ///
 /// # Errors
@@ -163,6 +181,43 @@ pub fn receive(socket: BorrowedFd<'_>, pieces: &mut [In<'_>]) -> io::Result<usiz
     // buffers are borrowed exclusively, guest memory is volatile.
     let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_DONTWAIT) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// The same, with the descriptors that come along; more than there is room for are closed by the kernel.
+///
+/// # Errors
+/// As recvmsg(2); nothing came.
+pub(super) fn receive_with(
+    socket: BorrowedFd<'_>,
+    pieces: &mut [In<'_>],
+    control: &mut Control,
+) -> io::Result<usize> {
+    let mut header = message(pieces.as_mut_ptr().cast(), pieces.len());
+    header.msg_control = control.room.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control.room);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: as in `receive`; besides, `msg_control` points at `msg_controllen` writable bytes of `control`,
+    // which is borrowed exclusively.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, flags) };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: `header` was filled in by a recvmsg that succeeded, so its control part is a chain of whole
+    // messages (or empty), which CMSG_FIRSTHDR and CMSG_NXTHDR walk within `msg_controllen`. Each header is
+    // aligned, since `room` is and CMSG_NXTHDR keeps to CMSG_ALIGN. The data of an SCM_RIGHTS message are
+    // `cmsg_len - CMSG_LEN(0)` bytes of descriptors, read without assuming alignment.
+    unsafe {
+        let mut next = libc::CMSG_FIRSTHDR(&header);
+        while let Some(message) = next.as_ref() {
+            if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let bytes = message.cmsg_len - libc::CMSG_LEN(0) as usize;
+                let data = libc::CMSG_DATA(next).cast::<RawFd>();
+                for index in 0..bytes / size_of::<RawFd>() {
+                    control.descriptors.push(data.add(index).read_unaligned());
+                }
+            }
+            next = libc::CMSG_NXTHDR(&header, next);
+        }
+    }
+    Ok(count)
 }
 
 #[cfg(test)]

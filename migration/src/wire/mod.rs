@@ -7,10 +7,12 @@ pub mod codec;
 pub mod connect;
 pub mod frame;
 pub mod iov;
+mod local;
 mod parse;
 pub mod preamble;
 mod splice;
 pub mod transport;
 
 pub use connect::{Connect, ConnectError, Connected, TcpTarget, UnixTarget};
+pub use local::Local;
 pub use transport::Transport;

@@ -36,6 +36,9 @@ pub fn parse(header: Header, body: &[u8]) -> Result<Frame, FrameError> {
         FrameKind::Abort => Frame::Abort(fields.text()),
         FrameKind::Ping => Frame::Ping(fields.u64()?),
         FrameKind::Pong => Frame::Pong(fields.u64()?),
+        FrameKind::Memory => Frame::Memory {
+            files: fields.u32()?,
+        },
         FrameKind::Pages => {
             let (round, runs) = fields.runs(MAX_DATA / PAGE_SIZE)?;
             Frame::Pages { round, runs }
@@ -195,10 +198,11 @@ impl<'a> Fields<'a> {
         let session = self.array()?;
         let boot = self.array()?;
         let streams = self.not_zero("number of streams")?;
-        let reserved = self.u16()?;
-        if reserved != 0 {
-            return Err(self.value("reserved field", u64::from(reserved), "0"));
-        }
+        let by_descriptor = match self.u16()? {
+            0 => false,
+            1 => true,
+            flags => return Err(self.value("flags", u64::from(flags), "0 or 1")),
+        };
         let page_size = self.u32()?;
         if u64::from(page_size) != PAGE_SIZE {
             return Err(self.value("page size", u64::from(page_size), "4096"));
@@ -213,6 +217,7 @@ impl<'a> Fields<'a> {
             session,
             boot,
             streams,
+            by_descriptor,
             page_size,
             description: Description {
                 layout,

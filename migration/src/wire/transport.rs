@@ -2,6 +2,7 @@
 //! stream fits behind the same trait.
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -52,6 +53,20 @@ pub trait Transport: Send + Debug {
     /// # Errors
     /// `WouldBlock` when there are none, else as the stream has it.
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize>;
+
+    /// Takes some of the bytes, with descriptors that come with the first of them; says how many.
+    ///
+    /// # Errors
+    /// `Unsupported` where the peer is not surely on this host, else as [`send`](Self::send).
+    fn send_files(&mut self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        let _ = (bytes, files);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The descriptors that have come with bytes received so far.
+    fn take_files(&mut self) -> Vec<File> {
+        Vec::new()
+    }
 
     /// What poll(2) waits on.
     fn poll_fd(&self) -> BorrowedFd<'_>;

@@ -7,6 +7,7 @@
     reason = "each test uses its part of it"
 )]
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -560,7 +561,14 @@ pub struct FakeHost(pub Arc<World>);
 impl Host for FakeHost {
     type Blank = Blank;
 
-    fn prepare(&mut self, description: &Description) -> Result<Blank, GuestError> {
+    fn prepare(
+        &mut self,
+        description: &Description,
+        memory: Option<Vec<File>>,
+    ) -> Result<Blank, GuestError> {
+        if memory.is_some() {
+            return Err(GuestError::bare("this host maps no files"));
+        }
         if let Some(reason) = self.0.faults.refuse {
             return Err(GuestError::bare(reason));
         }

@@ -6,8 +6,7 @@ use super::error::Failure;
 use super::net::NetFlag;
 use super::serial::{self, SerialFlag};
 use super::{exit, receive};
-use crate::config::{ConfigError, GuestConfig, KernelConfig, MAX_CPUS};
-use crate::units::Size;
+use crate::config::{ConfigError, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig};
 
 /// Boot a guest and stay with it until it ends or has moved away
 #[derive(Debug, clap::Args)]
@@ -43,7 +42,8 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     append: Option<String>,
 
-    /// Guest memory: 512M, 4G; a multiple of 2M
+    /// Guest memory: 512M, 4G; a multiple of 2M. With ,backing=memfd it can be handed to another ferry on this host as
+    /// it is (`ferry migrate … unix:PATH`), but has no huge pages
     #[arg(
         long,
         short,
@@ -51,7 +51,7 @@ pub struct Args {
         default_value = "512M",
         allow_hyphen_values = true
     )]
-    memory: Size,
+    memory: MemoryConfig,
 
     /// vCPUs, 1 to 8
     #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = parse_cpus, allow_hyphen_values = true)]
@@ -89,7 +89,7 @@ impl Args {
             initramfs: self.initramfs,
             cmdline: self.cmdline,
             append: self.append,
-            memory: self.memory.0,
+            memory: self.memory,
             cpus: self.cpus,
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             serial: self.serial.0,

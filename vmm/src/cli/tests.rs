@@ -85,7 +85,7 @@ fn a_guest_with_everything() {
         initramfs: Some("initrd".into()),
         cmdline: None,
         append: Some("quiet".to_owned()),
-        memory: 5 << 30,
+        memory: (5 << 30).into(),
         cpus: 4,
         nets: vec![
             NetConfig {
@@ -110,7 +110,7 @@ fn a_guest_with_everything() {
 #[test]
 fn a_guest_with_nothing_has_the_defaults_of_the_help() {
     let config = guest(&["run", "vmlinuz"]);
-    assert_eq!((config.memory, config.cpus), (512 << 20, 1));
+    assert_eq!((config.memory.bytes, config.cpus), (512 << 20, 1));
     assert_eq!(config.serial, SerialConfig::Stdio);
     assert_eq!(config.kernel_cmdline(), crate::boot::DEFAULT_CMDLINE);
     let mut whole = command();
@@ -133,7 +133,7 @@ fn the_bare_guest_takes_parameters_or_none() {
         config.kernel,
         KernelConfig::Pulse("ws=16:256 rate=max".to_owned())
     );
-    assert_eq!(config.memory, 1 << 30);
+    assert_eq!(config.memory.bytes, 1 << 30);
 }
 
 #[test]

@@ -8,7 +8,7 @@ fn guest() -> GuestConfig {
         initramfs: None,
         cmdline: None,
         append: None,
-        memory: 512 << 20,
+        memory: (512 << 20).into(),
         cpus: 1,
         nets: Vec::new(),
         serial: SerialConfig::None,
@@ -113,9 +113,9 @@ fn plaintext_stays_on_this_machine_unless_told() {
 
 #[test]
 fn memory_has_bounds_that_the_error_tells() {
-    let with = |memory, kernel| {
+    let with = |memory: u64, kernel| {
         GuestConfig {
-            memory,
+            memory: memory.into(),
             kernel,
             ..guest()
         }
@@ -278,7 +278,7 @@ fn the_bare_guests_parameters_are_read_before_it_is_started() {
     let pulse = |words: &str, cpus| {
         GuestConfig {
             kernel: KernelConfig::Pulse(words.to_owned()),
-            memory: 64 << 20,
+            memory: (64 << 20).into(),
             cpus,
             ..guest()
         }
@@ -294,4 +294,23 @@ fn the_bare_guests_parameters_are_read_before_it_is_started() {
         let text = pulse(words, 1).unwrap_err().to_string();
         assert!(text.contains(part), "{text}");
     }
+}
+
+#[test]
+fn memory_says_what_it_is_made_of() {
+    let parse = |text: &str| text.parse::<MemoryConfig>();
+    let memfd = parse("4G,backing=memfd").unwrap();
+    assert_eq!(
+        (memfd.bytes, memfd.backing),
+        (4 << 30, MemoryBacking::Memfd)
+    );
+    for text in ["4G", "4G,backing=anonymous"] {
+        assert_eq!(parse(text).unwrap(), MemoryConfig::from(4 << 30));
+    }
+    let error = parse("4G,backing=disk").unwrap_err();
+    assert!(
+        error.contains("backing=anonymous or backing=memfd"),
+        "{error}"
+    );
+    assert!(parse("4X,backing=memfd").unwrap_err().contains("4X"));
 }

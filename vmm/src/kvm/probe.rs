@@ -88,7 +88,7 @@ pub fn measure_with(kvm: &Kvm) -> Result<GuestExecution, ProbeError> {
         bytes: REGION_ALIGN,
     }])
     .map_err(make("lay out memory"))?;
-    let ram = memory::map(&layout).map_err(make("map memory"))?;
+    let ram = memory::map(&layout, memory::Backing::Anonymous).map_err(make("map memory"))?;
     memory::register(&vm, &ram, false).map_err(make("register memory"))?;
     ram.write_slice(&CODE, GuestAddress(CODE_START))
         .map_err(make("write its code"))?;

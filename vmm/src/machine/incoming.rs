@@ -10,7 +10,7 @@ use migration::destination::ReceiveOptions;
 use migration::destination::{self, Accept, ReceiveError, Received};
 use migration::event::Arrival;
 use migration::guest::GuestError;
-use migration::wire::Transport;
+use migration::wire::{Local, Transport};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -122,7 +122,10 @@ impl Listener {
                 let (stream, peer) = listener.accept()?;
                 Ok((Box::new(stream), peer.to_string()))
             }
-            Listener::Unix(socket) => Ok((Box::new(socket.accept()?), "a local peer".into())),
+            Listener::Unix(socket) => {
+                let stream = Local::from(socket.accept()?);
+                Ok((Box::new(stream), "a local peer".into()))
+            }
         }
     }
 }

@@ -10,11 +10,12 @@ use super::status::CardInfo;
 use super::supervisor::Supervisor;
 use super::{End, MachineError, tap};
 use crate::boot::{self, Kernel};
-use crate::config::{GuestConfig, KernelConfig, NetConfig, display_mac};
+use crate::config::{GuestConfig, KernelConfig, MemoryBacking, NetConfig, display_mac};
 use crate::console::{Console, Signals};
 use crate::control::{self, ControlServer};
 use crate::kvm::{self, cpuid, probe};
 use crate::layout;
+use crate::memory::Backing;
 use crate::vm::{Backend, BlankVm, Making, RunningVm, Shape};
 
 /// Starts a guest and stays with it until it ends, leaves, or is stopped.
@@ -66,7 +67,7 @@ fn start(
 ) -> Result<(RunningVm, Vec<CardInfo>), MachineError> {
     let (backends, cards) = backends(config)?;
     let shape = Shape {
-        layout: layout::memory_layout(config.memory)
+        layout: layout::memory_layout(config.memory.bytes)
             .map_err(|e| migration::guest::GuestError::new("lay out guest memory", e))?,
         vcpus: config.cpus,
         cpuid: cpuid::supported(kvm)?,
@@ -75,6 +76,10 @@ fn start(
         heartbeat: is_pulse(config),
     };
     let making = Making {
+        backing: match config.memory.backing {
+            MemoryBacking::Anonymous => Backing::Anonymous,
+            MemoryBacking::Memfd => Backing::Memfd,
+        },
         serial_out: Box::new(supervisor.console().output()),
         serial_room: supervisor.serial_room()?,
         backends,

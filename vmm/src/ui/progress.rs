@@ -58,7 +58,6 @@ impl MoveView {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
         if bar.is_hidden() {
             let notes = Notes { bar: None, style };
-            notes.line(&format!("connecting to {target}"));
             return Self {
                 notes,
                 bar: None,

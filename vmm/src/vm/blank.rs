@@ -19,7 +19,7 @@ use crate::kvm::dirty::KvmDirtyLog;
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
 use crate::kvm::vm_state::{self, VmCommonState};
 use crate::kvm::{self, cpuid};
-use crate::memory;
+use crate::memory::{self, Backing};
 use crate::vcpu::{EventSender, Throttle, VcpuHandle};
 
 /// A VM without state.
@@ -30,6 +30,8 @@ pub struct BlankVm {
 
 /// What a VM on this host is made with, besides its shape.
 pub struct Making {
+    /// What its memory is made of.
+    pub backing: Backing,
     /// Where the serial port writes.
     pub serial_out: Box<dyn Write + Send>,
     /// Signalled when the serial port has room for input again.
@@ -52,7 +54,8 @@ impl BlankVm {
     pub fn new(kvm: &Kvm, mut shape: Shape, making: Making) -> Result<Self, GuestError> {
         let (vm, mode) = kvm::create_vm(kvm).map_err(kvm_error("make a VM"))?;
         let vm = Arc::new(vm);
-        let ram = memory::map(&shape.layout).map_err(|e| GuestError::new("cannot make a VM", e))?;
+        let ram = memory::map(&shape.layout, making.backing)
+            .map_err(|e| GuestError::new("cannot make a VM", e))?;
         memory::register(&vm, &ram, false).map_err(|e| {
             let bytes = shape.layout.bytes();
             GuestError::new(format!("give KVM {bytes} bytes of guest memory"), e)

@@ -1,5 +1,6 @@
 //! The destination's part in preparing a move: looks at what the source describes and makes the blank VM.
 
+use std::fs::File;
 use std::io::Write;
 
 use devices::virtio::net::Tap;
@@ -10,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::blank::{BlankVm, Making};
 use super::devices::Backend;
 use super::shape::{Shape, SlotKind};
+use crate::memory::Backing;
 use crate::units::Size;
 use crate::vcpu::EventSender;
 
@@ -43,7 +45,11 @@ pub struct ReceivingHost<'a> {
 impl Host for ReceivingHost<'_> {
     type Blank = BlankVm;
 
-    fn prepare(&mut self, description: &Description) -> Result<BlankVm, GuestError> {
+    fn prepare(
+        &mut self,
+        description: &Description,
+        memory: Option<Vec<File>>,
+    ) -> Result<BlankVm, GuestError> {
         let bytes = description.layout.bytes();
         if bytes > self.max_memory {
             return Err(GuestError::bare(format!(
@@ -71,6 +77,7 @@ impl Host for ReceivingHost<'_> {
             self.kvm,
             shape,
             Making {
+                backing: memory.map_or(Backing::Anonymous, Backing::Files),
                 serial_out: parts.serial_out,
                 serial_room: parts.serial_room,
                 backends,

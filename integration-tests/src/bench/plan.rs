@@ -1,0 +1,104 @@
+//! Which moves are made in which order: all scenarios once, then all again; within a scenario the programs
+//! one after the other, so that what changes on the machine meanwhile meets them alike.
+
+use serde::Serialize;
+
+use super::limits::Limits;
+use super::machine::Machine;
+use super::qemu::Package;
+use super::trial::{self, Failure};
+use super::{FerrySetting, Link, Place, Row, Scenario, Setting};
+use crate::Error;
+
+/// How often the machine's limits are measured at most.
+const MOST_LIMIT_RUNS: u32 = 3;
+
+/// What is asked for.
+#[derive(Debug)]
+pub struct Plan {
+    /// What is moved.
+    pub scenarios: Vec<&'static Scenario>,
+    /// Runs, where the scenario or setting has no lower limit of its own.
+    pub runs: u32,
+    /// `ferry`, `qemu`.
+    pub programs: Vec<String>,
+    /// Settings of Ferry's that take part in all scenarios.
+    pub more: Vec<FerrySetting>,
+    /// Whether the machine's limits are measured.
+    pub limits: bool,
+}
+
+/// All figures of a run, as bench.json has them.
+#[derive(Debug, Serialize)]
+pub struct Figures {
+    /// Where they were measured.
+    pub machine: Machine,
+    /// What the machine itself can do.
+    pub limits: Limits,
+    /// Every move.
+    pub rows: Vec<Row>,
+    /// What did not take part, and why.
+    pub left_out: Vec<String>,
+}
+
+impl Plan {
+    /// Makes all moves; `told` hears of each before it begins. What was measured is in `figures` even if
+    /// this fails.
+    ///
+    /// # Errors
+    /// A program fails, or a guest does not arrive whole.
+    pub fn run(&self, figures: &mut Figures, told: impl Fn(&str)) -> Result<(), Error> {
+        let (package, instead) = Package::find()?;
+        if let Some(why) = instead {
+            let why = crate::chain(&why);
+            (figures.left_out).push(format!(
+                "QEMU of Debian's backports, the installed one serves: {why}"
+            ));
+        }
+        let mut all = Vec::new();
+        for scenario in &self.scenarios {
+            let (settings, left_out) = Setting::of(scenario, &self.more)?;
+            figures.left_out.extend(left_out);
+            all.push((*scenario, settings));
+        }
+        for run in 0..self.runs {
+            if self.limits && run < MOST_LIMIT_RUNS {
+                told(&format!("run {run}: what the machine can do"));
+                figures.limits.measure()?;
+            }
+            for (scenario, settings) in &all {
+                let mut due: Vec<&Setting> = settings
+                    .iter()
+                    .filter(|setting| self.programs.iter().any(|name| name == setting.program()))
+                    .filter(|setting| run < setting.most_runs().min(scenario.most_runs))
+                    .collect();
+                // Nobody shall be the first every time.
+                if run % 2 == 1 {
+                    due.reverse();
+                }
+                if due.is_empty() {
+                    continue;
+                }
+                let place = Place::new(scenario.link)?;
+                if matches!(scenario.link, Link::Shaped(_)) {
+                    figures.limits.measure_link(scenario.link, &place)?;
+                }
+                for setting in due {
+                    let (program, name) = (setting.program(), setting.name());
+                    let what = format!("run {run}: {} by {program}, {name}", scenario.name);
+                    told(&what);
+                    let row = || trial::run(scenario, setting, &package, &place, run);
+                    match (row(), setting) {
+                        (Ok(row), _) => figures.rows.push(row),
+                        // A QEMU that dies is its own affair, and told; a guest that it loses is not.
+                        (Err(Failure::Program(error)), Setting::Qemu(_)) => {
+                            figures.left_out.push(format!("{what}: {error}"));
+                        }
+                        (Err(failure), _) => return Err(Error::Unexpected(failure.to_string())),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
