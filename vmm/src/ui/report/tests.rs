@@ -133,8 +133,8 @@ fn what_was_packed_is_shown_where_it_was() {
     report.delta_bytes = 5 << 10;
     let table = report_table(&report, "unix:/x", Style::PLAIN);
     for line in [
-        "\n    compressed             300 MiB   of these\n",
-        "\n    differences           5.00 KiB   of these\n",
+        "\n    compressed              300 MiB   of these\n",
+        "\n    differences            5.00 KiB   of these\n",
     ] {
         assert!(table.contains(line), "{table}");
     }
