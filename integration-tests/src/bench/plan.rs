@@ -42,12 +42,17 @@ pub struct Figures {
 }
 
 impl Plan {
-    /// Makes all moves; `told` hears of each before it begins. What was measured is in `figures` even if
-    /// this fails.
+    /// Makes all moves; `told` hears of each before it begins, `keep` is given all figures after each, so that
+    /// none are lost if this fails or is ended.
     ///
     /// # Errors
-    /// A program fails, or a guest does not arrive whole.
-    pub fn run(&self, figures: &mut Figures, told: impl Fn(&str)) -> Result<(), Error> {
+    /// A program fails, a guest does not arrive whole, or the figures cannot be kept.
+    pub fn run(
+        &self,
+        figures: &mut Figures,
+        told: impl Fn(&str),
+        keep: impl Fn(&Figures) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let (package, instead) = Package::find()?;
         if let Some(why) = instead {
             let why = crate::chain(&why);
@@ -96,6 +101,7 @@ impl Plan {
                         }
                         (Err(failure), _) => return Err(Error::Unexpected(failure.to_string())),
                     }
+                    keep(figures)?;
                 }
             }
         }

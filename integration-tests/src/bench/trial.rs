@@ -11,7 +11,7 @@ use super::guest_ram::{GuestRam, Unstable};
 use super::limits::populate;
 use super::qemu::{Package, QemuPair};
 use super::witness::Witness;
-use super::{Place, Row, Scenario, Setting, Temperature, machine};
+use super::{Fill, Place, Row, Scenario, Setting, Temperature, machine};
 use crate::{Error, chain};
 
 /// Seed of the guest's memory.
@@ -131,6 +131,8 @@ pub fn run(
 
     let bytes = scenario.mib << 20;
     let probe = match scenario.temperature {
+        // What is never touched need not be warm.
+        Temperature::Warm if scenario.fill == Fill::Untouched => populate::warm(0),
         Temperature::Warm => populate::warm(bytes),
         Temperature::Cold => populate::rested(),
     }

@@ -22,7 +22,10 @@ use crate::Error;
 
 /// Between two looks. A quarter of a heartbeat's period, so that none is missed.
 const PERIOD: Duration = Duration::from_micros(250);
-/// Looks between two looks at anything but heartbeats.
+/// Looks between two searches for the guest in the destination: it is there early in a move, and a short move
+/// is over after a hundred looks.
+const SEARCH: u32 = 4;
+/// Looks between two looks at the source's resident memory.
 const RARELY: u32 = 20;
 
 /// A heartbeat, as first seen.
@@ -132,10 +135,10 @@ impl Watch {
         note(&self.source_memory, &mut self.source_beats);
         match &self.destination_memory {
             Some(memory) => note(memory, &mut self.destination_beats),
-            None if looks.is_multiple_of(RARELY) => self.destination_memory = self.find(),
+            None if looks.is_multiple_of(SEARCH) => self.destination_memory = self.find(),
             None => (),
         }
-        if looks % RARELY == 1
+        if looks.is_multiple_of(RARELY)
             && let Some(bytes) = cpu::peak_rss(self.source)
         {
             self.source_rss = self.source_rss.max(bytes);

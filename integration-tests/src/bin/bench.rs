@@ -69,12 +69,8 @@ fn bench(cli: &Cli) -> Result<(), Error> {
         left_out: Vec::new(),
     };
     let began = Instant::now();
-    let ended = plan.run(&mut figures, |what| {
-        eprintln!("{:>6.1} s  {what}", began.elapsed().as_secs_f64());
-    });
-    // What was measured until then is kept even if a move failed.
-    write(&cli.json, &figures)?;
-    ended?;
+    let told = |what: &str| eprintln!("{:>6.1} s  {what}", began.elapsed().as_secs_f64());
+    plan.run(&mut figures, told, |figures| write(&cli.json, figures))?;
     println!("{}", table::table(&figures, &plan.scenarios));
     println!(
         "{} moves, all verified, in {:.0} s; all figures: {}",

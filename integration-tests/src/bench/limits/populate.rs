@@ -55,7 +55,7 @@ pub fn warm(bytes: u64) -> io::Result<Probe> {
         }
     }
     Ok(Probe {
-        one: rate(bytes.min(PROBE), 1)?.0,
+        one: rate(all.min(PROBE), 1)?.0,
         two: Some(two),
         held: None,
     })

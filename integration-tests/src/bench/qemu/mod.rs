@@ -3,6 +3,7 @@
 mod machine;
 mod package;
 mod qmp;
+mod sources;
 
 use std::time::Duration;
 
