@@ -85,12 +85,18 @@ pub(super) fn carry(
         Ok(courier.finish())
     };
     thread::scope(|scope| {
+        let alarm = &*alarm;
         for line in others.iter_mut().take(helpers) {
             let (told, toil) = (told.clone(), &toil);
             let thread = thread::Builder::new().name("stream".into());
             // Without a thread the work is done by those that are there.
             let spawned = thread.spawn_scoped(scope, move || {
-                let _ = told.send(toil(line, &mut |_| Ok(())));
+                let done = toil(line, &mut |_| Ok(()));
+                if done.is_err() {
+                    // Cannot fail on a token that is never committed.
+                    let _ = alarm.cancel();
+                }
+                let _ = told.send(done);
             });
             if let Err(error) = spawned {
                 tracing::warn!("a stream stands idle: no thread for it: {error}");
@@ -100,7 +106,7 @@ pub(super) fn carry(
         let mut all = toil(main, look);
         loop {
             if all.is_err() {
-                // They end by themselves now; a cancel cannot fail on a token that is never committed.
+                // They end by themselves now.
                 let _ = alarm.cancel();
             }
             match ends.recv_timeout(SIGN) {
