@@ -210,7 +210,7 @@ impl Ticks {
     /// # Errors
     /// The first line that breaks the sequence.
     pub fn unbroken(consoles: &[String]) -> Result<Self, Error> {
-        let text = consoles.concat();
+        let text = without_kernel_messages(&consoles.concat());
         let mut last: Option<(u64, u64)> = None;
         let mut ticks = Self {
             count: 0,
@@ -240,6 +240,25 @@ impl Ticks {
     }
 }
 
+/// The kernel writes its messages, `[   31.035979] …`, to the console in the middle of what a program writes.
+fn without_kernel_messages(text: &str) -> String {
+    let mut rest = text;
+    let mut kept = String::with_capacity(text.len());
+    while let Some((before, behind)) = rest.split_once('[') {
+        kept.push_str(before);
+        let stamp = behind.split_once("] ").map_or("", |(stamp, _)| stamp);
+        let seconds = stamp.trim_start().split_once('.');
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if seconds.is_some_and(|(whole, part)| digits(whole) && digits(part) && part.len() == 6) {
+            rest = behind.split_once('\n').map_or("", |(_, next)| next);
+        } else {
+            kept.push('[');
+            rest = behind;
+        }
+    }
+    kept + rest
+}
+
 fn parse_tick(line: &str) -> Option<(u64, u64, f64)> {
     let mut words = line.trim().strip_prefix("tick ")?.split(' ');
     let tick = (
@@ -260,6 +279,10 @@ mod tests {
         let a = "AGENT READY\ntick 1 100 0.10\r\nchecksum ok 1\ntick 2 200 0.2".to_owned();
         let b = "0\ntick 3 300 0.30\ntick 4 4".to_owned();
         let ticks = Ticks::unbroken(&[a.clone(), b]).unwrap();
+        assert_eq!((ticks.count, ticks.last_uptime), (3, 0.3));
+        let amid = "0\ntick 3 3[   31.035979] hrtimer: interrupt took 94 ns\r\n00 0.30\n[x] y\n"
+            .to_owned();
+        let ticks = Ticks::unbroken(&[a.clone(), amid]).unwrap();
         assert_eq!((ticks.count, ticks.last_uptime), (3, 0.3));
         for broken in [
             "0\ntick 4 400 0.40\n",
