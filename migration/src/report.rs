@@ -92,9 +92,10 @@ pub struct Report {
     pub reason: String,
     /// From the call until LIVE, or until the guest was back.
     pub total_ms: f64,
-    /// Connecting and agreeing; the dirty log is started within it.
+    /// Connecting, and saying what the guest is: until the dirty log is started.
     pub setup_ms: f64,
-    /// From the start of the dirty log to the first vCPU told to stop: the guest runs, slower.
+    /// From the start of the dirty log, while which the destination makes the guest, to the first vCPU told to stop: the
+    /// guest runs, slower.
     pub brownout_ms: Option<f64>,
     /// From the first vCPU told to stop to the first instruction on the destination.
     pub blackout_ms: Option<f64>,

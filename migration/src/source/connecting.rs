@@ -135,6 +135,7 @@ impl Link {
         // Asking starts the measurement of the largest gap.
         trip.heartbeat = guest.heartbeat();
         trip.brownout_began = Some(Instant::now());
+        trip.report.setup_ms = millis(trip.started.elapsed());
         let started = match self.by_descriptor {
             true => Ok(()),
             false => guest.dirty_log().start(),
@@ -143,7 +144,6 @@ impl Link {
         self.agree(session, trip)?;
         started?;
         trip.report.streams = self.streams();
-        trip.report.setup_ms = millis(trip.started.elapsed());
         trip.tell(Event::Connected {
             peer: trip.target.name(),
             memory_bytes: self.description.layout.bytes(),
