@@ -257,17 +257,12 @@ impl Transport for Lying {
         self.inner.prepare(peer_timeout)
     }
 
-    fn send(
-        &mut self,
-        from: &[migration::wire::iov::Out<'_>],
-        more: bool,
-    ) -> std::io::Result<usize> {
-        let count = self.inner.send(from, more)?;
+    fn send(&mut self, from: &[migration::wire::iov::Out<'_>]) -> std::io::Result<usize> {
+        let count = self.inner.send(from)?;
         self.sent += count;
         if self.sent == INTRODUCTION {
             let lie = std::mem::take(&mut self.lie);
-            self.inner
-                .send(&[migration::wire::iov::Out::bytes(&lie)], false)?;
+            self.inner.send(&[migration::wire::iov::Out::bytes(&lie)])?;
         }
         Ok(count)
     }

@@ -97,18 +97,6 @@ pub struct Channel {
     alarm: Option<CancelToken>,
 }
 
-/// Less than this is copied into the socket together with its header: one system call instead of three.
-const BY_REFERENCE: usize = 64 << 10;
-
-/// How pieces are handed to the transport.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum By {
-    /// Copied; `more` follows at once.
-    Copy { more: bool },
-    /// Taken by reference where the transport can.
-    Reference,
-}
-
 /// What a wait is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -181,7 +169,7 @@ impl Channel {
     /// The peer is not Ferry, of another version, silent or gone.
     pub fn greet(&mut self) -> Result<u16, ChannelError> {
         let ours = preamble::ours();
-        self.write_all(&mut [Out::bytes(&ours)], &mut [], false)?;
+        self.write_all(&mut [Out::bytes(&ours)], false)?;
         let deadline = Instant::now() + self.timeout;
         while self.end - self.start < PREAMBLE {
             // A peer that trickles its bytes does not get more time for it.
@@ -211,7 +199,7 @@ impl Channel {
         let mut header = Vec::new();
         codec::encode(frame, &mut header).map_err(ChannelError::Encode)?;
         let mut own = [Out::bytes(&header), Out::bytes(data)];
-        self.write_all(&mut own, &mut [], false)
+        self.write_all(&mut own, false)
     }
 
     /// Sends one frame and the guest memory that belongs behind it, in as few system calls as it takes.
@@ -246,7 +234,7 @@ impl Channel {
             }
         };
         self.sent += u64::try_from(count).unwrap_or(0);
-        self.write_all(&mut [Out::bytes(&bytes[count..])], &mut [], false)
+        self.write_all(&mut [Out::bytes(&bytes[count..])], false)
     }
 
     /// The descriptors that have come with what was received so far.
@@ -267,23 +255,17 @@ impl Channel {
             let mut pieces = Vec::with_capacity(data.len() + 1);
             pieces.push(Out::bytes(&scratch));
             pieces.extend_from_slice(data);
-            let own = match data.iter().map(Out::len).sum::<usize>() {
-                ..BY_REFERENCE => pieces.len(),
-                BY_REFERENCE.. => 1,
-            };
-            let (own, guest) = pieces.split_at_mut(own);
-            self.write_all(own, guest, even_if_cancelled)
+            self.write_all(&mut pieces, even_if_cancelled)
         });
         self.scratch = scratch;
         result
     }
 
-    /// Sends all pieces, those of guest memory by reference. A cancel is obeyed before the first byte; once a
-    /// part is out, the rest has [`GRACE`] to follow, so that last words can still be understood.
+    /// Sends all pieces. A cancel is obeyed before the first byte; once a part is out, the rest has
+    /// [`GRACE`] to follow, so that last words can still be understood.
     fn write_all(
         &mut self,
-        own: &mut [Out<'_>],
-        guest: &mut [Out<'_>],
+        pieces: &mut [Out<'_>],
         even_if_cancelled: bool,
     ) -> Result<(), ChannelError> {
         if !even_if_cancelled {
@@ -292,39 +274,25 @@ impl Channel {
         if self.torn {
             return Err(self.io("send to", io::ErrorKind::BrokenPipe.into()));
         }
-        let mut grace = even_if_cancelled.then(|| Instant::now() + GRACE);
         let before = self.sent;
-        let more = !guest.is_empty();
-        let sent = self
-            .write(own, By::Copy { more }, before, &mut grace)
-            .and_then(|()| match more {
-                true => self.write(guest, By::Reference, before, &mut grace),
-                false => Ok(()),
-            });
+        let sent = self.write(pieces, even_if_cancelled.then(|| Instant::now() + GRACE));
         if sent.is_err() {
             self.torn |= self.sent != before;
         }
         sent
     }
 
-    /// Sends pieces of a frame of which `sent - before` bytes are out.
+    /// Sends pieces, until `grace` where there is one.
     fn write(
         &mut self,
         pieces: &mut [Out<'_>],
-        by: By,
-        before: u64,
-        grace: &mut Option<Instant>,
+        mut grace: Option<Instant>,
     ) -> Result<(), ChannelError> {
         let mut rest = pieces;
         let mut deadline = Instant::now() + self.timeout;
-        loop {
-            let handed = match by {
-                _ if rest.is_empty() => self.transport.flush().map(|()| 0),
-                By::Copy { more } => self.transport.send(rest, more),
-                By::Reference => self.transport.send_guest(rest),
-            };
-            match handed {
-                Ok(_) if rest.is_empty() => return Ok(()),
+        let before = self.sent;
+        while !rest.is_empty() {
+            match self.transport.send(rest) {
                 Ok(count) => {
                     self.sent += u64::try_from(count).unwrap_or(0);
                     rest = advance_out(rest, count);
@@ -341,7 +309,7 @@ impl Channel {
             match self.wait(Direction::Send, Some(until), grace.is_none()) {
                 Ok(()) => {}
                 Err(ChannelError::Cancelled(_) | ChannelError::Alarm) if self.sent != before => {
-                    *grace = Some(Instant::now() + GRACE);
+                    grace = Some(Instant::now() + GRACE);
                 }
                 Err(error) => {
                     self.interrupted()?;
@@ -349,6 +317,7 @@ impl Channel {
                 }
             }
         }
+        Ok(())
     }
 
     /// Whether the move is cancelled, or over for another stream's sake.

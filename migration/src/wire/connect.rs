@@ -13,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
 use super::local::Local;
-use super::transport::{Spliced, Transport};
+use super::transport::Transport;
 use crate::cancel::{CancelToken, Cancelled};
 
 /// Why there is no connection.
@@ -136,12 +136,7 @@ impl Connect for TcpTarget {
         let mut last = None;
         for address in self.resolve(deadline, cancel)? {
             match dial(&address.into(), &self.name(), deadline, timeout, cancel) {
-                Ok(socket) => {
-                    return Ok(match Spliced::new(socket.into()) {
-                        Ok(spliced) => Box::new(spliced),
-                        Err(stream) => Box::new(stream),
-                    });
-                }
+                Ok(socket) => return Ok(Box::new(std::net::TcpStream::from(socket))),
                 Err(ConnectError::Cancelled(cancelled)) => return Err(cancelled.into()),
                 Err(error) => last = Some(error),
             }

@@ -136,13 +136,12 @@ fn message(pieces: *mut libc::iovec, count: usize) -> libc::msghdr {
     header
 }
 
-/// One sendmsg(2) that neither waits nor raises SIGPIPE; says how many bytes the kernel took. With `more` the
-/// kernel may keep them until others follow.
+/// One sendmsg(2) that neither waits nor raises SIGPIPE; says how many bytes the kernel took.
 ///
 /// # Errors
 /// As sendmsg(2); nothing was taken.
-pub fn send(socket: BorrowedFd<'_>, pieces: &[Out<'_>], more: bool) -> io::Result<usize> {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | if more { libc::MSG_MORE } else { 0 };
+pub fn send(socket: BorrowedFd<'_>, pieces: &[Out<'_>]) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // `Out` is a transparent iovec.
     let header = message(pieces.as_ptr().cast_mut().cast(), pieces.len());
     // SAFETY: the descriptor is open while borrowed. `header` points at `msg_iovlen <= pieces.len()` iovecs
@@ -233,7 +232,7 @@ mod tests {
         let mut out = [Out::bytes(b"ab"), Out::bytes(b""), Out::bytes(b"cdef")];
         let rest = advance_out(&mut out, 3);
         assert_eq!(rest.len(), 1);
-        assert_eq!(send(a.as_fd(), rest, false).unwrap(), 3);
+        assert_eq!(send(a.as_fd(), rest).unwrap(), 3);
         let (mut x, mut y) = ([0; 2], [0; 8]);
         let mut into = [In::bytes(&mut x), In::bytes(&mut y)];
         assert_eq!(into[0].fill(b"z"), 1);
@@ -250,6 +249,6 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         drop(b);
         assert_eq!(receive(a.as_fd(), &mut [In::bytes(&mut byte)]).unwrap(), 0);
-        assert!(send(a.as_fd(), &[Out::bytes(b"x")], false).is_err());
+        assert!(send(a.as_fd(), &[Out::bytes(b"x")]).is_err());
     }
 }

@@ -36,8 +36,8 @@ impl Transport for Local {
         self.stream.prepare(peer_timeout)
     }
 
-    fn send(&mut self, from: &[Out<'_>], more: bool) -> io::Result<usize> {
-        self.stream.send(from, more)
+    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+        self.stream.send(from)
     }
 
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {

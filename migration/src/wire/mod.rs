@@ -10,7 +10,6 @@ pub mod iov;
 mod local;
 mod parse;
 pub mod preamble;
-mod splice;
 pub mod transport;
 
 pub use connect::{Connect, ConnectError, Connected, TcpTarget, UnixTarget};

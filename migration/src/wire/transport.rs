@@ -12,7 +12,6 @@ use std::time::Duration;
 use socket2::SockRef;
 
 use super::iov::{self, In, Out};
-use super::splice::Splice;
 
 /// A connected byte stream that never blocks: waiting is the channel's work, so that it can be cancelled.
 pub trait Transport: Send + Debug {
@@ -23,30 +22,11 @@ pub trait Transport: Send + Debug {
     /// The stream does not take one of the settings.
     fn prepare(&self, peer_timeout: Duration) -> io::Result<()>;
 
-    /// Takes some of the bytes; says how many. An error means that not one of them was taken. `more`: others
-    /// follow at once, so a small piece need not leave alone.
+    /// Takes some of the bytes; says how many. An error means that not one of them was taken.
     ///
     /// # Errors
     /// `WouldBlock` when there is no room, else as the stream has it.
-    fn send(&mut self, from: &[Out<'_>], more: bool) -> io::Result<usize>;
-
-    /// As [`send`](Self::send), for guest memory, which may be taken by reference: it stays mapped for as long
-    /// as the kernel needs it, and may change until it has left. Nothing else may be sent before
-    /// [`flush`](Self::flush) has done its work.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
-    fn send_guest(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        self.send(from, false)
-    }
-
-    /// Passes on what was taken and did not leave yet.
-    ///
-    /// # Errors
-    /// `WouldBlock` while there is no room for all of it, else as the stream has it.
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize>;
 
     /// Gives some bytes; says how many, 0 at the end of the stream.
     ///
@@ -88,8 +68,8 @@ impl Transport for TcpStream {
         socket.set_tcp_user_timeout(Some(peer_timeout))
     }
 
-    fn send(&mut self, from: &[Out<'_>], more: bool) -> io::Result<usize> {
-        iov::send(self.as_fd(), from, more)
+    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+        iov::send(self.as_fd(), from)
     }
 
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
@@ -111,8 +91,8 @@ impl Transport for UnixStream {
         self.set_nonblocking(true)
     }
 
-    fn send(&mut self, from: &[Out<'_>], more: bool) -> io::Result<usize> {
-        iov::send(self.as_fd(), from, more)
+    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+        iov::send(self.as_fd(), from)
     }
 
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
@@ -126,58 +106,5 @@ impl Transport for UnixStream {
     fn shutdown(&self, how: Shutdown) {
         // An error means that the stream is already gone.
         let _ = UnixStream::shutdown(self, how);
-    }
-}
-
-/// A TCP stream that sends guest memory by reference; what a source uses.
-#[derive(Debug)]
-pub struct Spliced {
-    stream: TcpStream,
-    splice: Splice,
-}
-
-impl Spliced {
-    /// Takes over a stream.
-    ///
-    /// # Errors
-    /// There is no pipe to be had; the stream comes back and can be used as it is.
-    pub fn new(stream: TcpStream) -> Result<Self, TcpStream> {
-        match Splice::new() {
-            Ok(splice) => Ok(Self { stream, splice }),
-            Err(error) => {
-                tracing::debug!("pages are copied into the socket: no pipe: {error}");
-                Err(stream)
-            }
-        }
-    }
-}
-
-impl Transport for Spliced {
-    fn prepare(&self, peer_timeout: Duration) -> io::Result<()> {
-        self.stream.prepare(peer_timeout)
-    }
-
-    fn send(&mut self, from: &[Out<'_>], more: bool) -> io::Result<usize> {
-        self.stream.send(from, more)
-    }
-
-    fn send_guest(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        self.splice.send(self.stream.as_fd(), from)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.splice.flush(self.stream.as_fd())
-    }
-
-    fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
-        self.stream.receive(into)
-    }
-
-    fn poll_fd(&self) -> BorrowedFd<'_> {
-        self.stream.poll_fd()
-    }
-
-    fn shutdown(&self, how: Shutdown) {
-        Transport::shutdown(&self.stream, how);
     }
 }
