@@ -111,7 +111,38 @@ impl Lines {
         }
     }
 
+    /// Waits until all that was printed is here: the process has closed the pipe. False if it takes longer.
+    pub fn wait_closed(&self, limit: Duration) -> bool {
+        self.wait(self.count(), limit, |_| false);
+        self.with(|state| state.ended)
+    }
+
     fn with<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.0.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives a line only after a while, as a busy machine does.
+    struct Late(Option<&'static [u8]>);
+
+    impl Read for Late {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            thread::sleep(Duration::from_millis(50));
+            let bytes = self.0.take().unwrap_or_default();
+            buffer[..bytes.len()].copy_from_slice(bytes);
+            Ok(bytes.len())
+        }
+    }
+
+    #[test]
+    fn the_last_line_is_waited_for() {
+        let lines = Lines::collect(Late(Some(b"first\nKernel panic")));
+        assert!(!lines.wait_closed(Duration::ZERO));
+        assert!(lines.wait_closed(Duration::from_secs(60)));
+        assert_eq!(lines.text(), "first\nKernel panic");
     }
 }

@@ -13,6 +13,9 @@ use super::{Lines, Netns};
 use crate::process::spawn_bound;
 use crate::{Error, programs};
 
+/// How long the end of a process may take to be read from its pipes.
+const LAST_LINES: Duration = Duration::from_secs(10);
+
 /// A Ferry that holds a guest or waits for one. Ended, if need be by force, when dropped.
 #[derive(Debug)]
 pub struct Ferry {
@@ -153,9 +156,13 @@ impl Ferry {
         }
     }
 
-    /// How it ended; `None` while it runs.
+    /// How it ended, all that it printed being read then; `None` while it runs.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().ok().flatten()
+        let status = self.child.try_wait().ok().flatten()?;
+        // The pipes may hold what the threads that read them have not yet come to.
+        self.console.wait_closed(LAST_LINES);
+        self.messages.wait_closed(LAST_LINES);
+        Some(status)
     }
 
     /// Ends it by SIGKILL.

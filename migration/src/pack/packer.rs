@@ -63,24 +63,6 @@ pub(crate) struct Packer {
     pub sums: Packed,
 }
 
-/// What belongs behind a frame.
-pub(crate) enum Data<'a> {
-    /// Guest memory, which may still change on its way.
-    Live(&'a [Out<'a>]),
-    /// Bytes of this side, to be taken before they are used again.
-    Copied(&'a [u8]),
-}
-
-impl Data<'_> {
-    /// How many bytes it has.
-    pub fn len(&self) -> usize {
-        match self {
-            Data::Live(pieces) => pieces.iter().map(Out::len).sum(),
-            Data::Copied(bytes) => bytes.len(),
-        }
-    }
-}
-
 /// Pages that were copied, and what is to become of them.
 #[derive(Default)]
 struct Batch {
@@ -121,7 +103,7 @@ impl Packer {
         round: u32,
         runs: Vec<Run>,
         ram: &RamView<'_>,
-        mut deliver: impl FnMut(&Frame, Data<'_>) -> Result<(), E>,
+        mut deliver: impl FnMut(&Frame, &[Out<'_>]) -> Result<(), E>,
     ) -> Result<(), E> {
         if !self.is_used() {
             return live(round, runs, ram, &mut deliver);
@@ -144,14 +126,14 @@ impl Packer {
         round: u32,
         runs: Vec<Run>,
         ram: &RamView<'_>,
-        deliver: &mut impl FnMut(&Frame, Data<'_>) -> Result<(), E>,
+        deliver: &mut impl FnMut(&Frame, &[Out<'_>]) -> Result<(), E>,
     ) -> Result<(), E> {
         let codec = self.codec(&runs, ram);
         let mut sending = Duration::ZERO;
         let mut wire = 0;
-        let mut deliver = |frame: &Frame, data: Data<'_>| {
+        let mut deliver = |frame: &Frame, data: &[Out<'_>]| {
             let began = Instant::now();
-            wire += data.len();
+            wire += data.iter().map(Out::len).sum::<usize>();
             let delivered = deliver(frame, data);
             sending += began.elapsed();
             delivered
@@ -218,7 +200,7 @@ impl Packer {
     fn send_deltas<E>(
         &mut self,
         round: u32,
-        deliver: &mut impl FnMut(&Frame, Data<'_>) -> Result<(), E>,
+        deliver: &mut impl FnMut(&Frame, &[Out<'_>]) -> Result<(), E>,
     ) -> Result<(), E> {
         let bytes = length(&self.batch.deltas);
         if bytes == 0 {
@@ -227,14 +209,14 @@ impl Packer {
         self.sums.delta += u64::from(bytes);
         let runs = std::mem::take(&mut self.batch.changed);
         let frame = Frame::Delta { round, runs, bytes };
-        deliver(&frame, Data::Copied(&self.batch.deltas))
+        deliver(&frame, &[Out::bytes(&self.batch.deltas)])
     }
 
     fn send_whole<E>(
         &mut self,
         round: u32,
         codec: Option<Codec>,
-        deliver: &mut impl FnMut(&Frame, Data<'_>) -> Result<(), E>,
+        deliver: &mut impl FnMut(&Frame, &[Out<'_>]) -> Result<(), E>,
     ) -> Result<(), E> {
         let runs = std::mem::take(&mut self.batch.whole);
         let bytes = &self.batch.bytes[..];
@@ -255,10 +237,10 @@ impl Packer {
                     codec,
                     bytes,
                 };
-                return deliver(&frame, Data::Copied(data));
+                return deliver(&frame, &[Out::bytes(data)]);
             }
         }
-        deliver(&Frame::Pages { round, runs }, Data::Copied(bytes))
+        deliver(&Frame::Pages { round, runs }, &[Out::bytes(bytes)])
     }
 }
 
@@ -335,13 +317,13 @@ fn live<E: From<GuestError>>(
     round: u32,
     runs: Vec<Run>,
     ram: &RamView<'_>,
-    deliver: &mut impl FnMut(&Frame, Data<'_>) -> Result<(), E>,
+    deliver: &mut impl FnMut(&Frame, &[Out<'_>]) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut pieces = Vec::with_capacity(runs.len());
     for &run in &runs {
         pieces.push(ram.out(run).ok_or_else(|| outside(run))?);
     }
-    deliver(&Frame::Pages { round, runs }, Data::Live(&pieces))
+    deliver(&Frame::Pages { round, runs }, &pieces)
 }
 
 /// The pages of runs, one by one.

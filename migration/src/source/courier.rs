@@ -10,10 +10,10 @@ use super::pacer::Pacer;
 use super::streams::Tally;
 use crate::dirty::DirtyLog;
 use crate::guest::GuestRam;
-use crate::pack::packer::Data;
 use crate::pages::{MemoryLayout, PageSet};
 use crate::ram::RamView;
 use crate::wire::frame::{Frame, MAX_RUNS, Run};
+use crate::wire::iov::Out;
 
 /// Pages in one PAGES frame: 1 MiB. A header for each costs nothing beside that, and what the search for
 /// zeros brought into the processor's cache is still there when the kernel copies it.
@@ -161,14 +161,11 @@ impl<'a> Courier<'a> {
                 channel, packer, ..
             } = &mut *self.line;
             let pacer = self.load.pacer;
-            packer.send(round, data.runs, &self.ram, |frame, bytes| {
-                let count = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-                pacer.pace(count, channel.cancel_token())?;
-                match bytes {
-                    Data::Live(pieces) => channel.send_with(frame, pieces)?,
-                    Data::Copied(bytes) => channel.send_copied(frame, bytes)?,
-                }
-                Ok::<_, MoveError>(())
+            packer.send(round, data.runs, &self.ram, |frame, data| {
+                let bytes: usize = data.iter().map(Out::len).sum();
+                let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+                pacer.pace(bytes, channel.cancel_token())?;
+                Ok::<_, MoveError>(channel.send_with(frame, data)?)
             })?;
         }
         if zero.pages > 0 {

@@ -191,17 +191,6 @@ impl Channel {
         self.send_with(frame, &[])
     }
 
-    /// Sends one frame and bytes of this process that belong behind it: taken before this returns.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
-    pub fn send_copied(&mut self, frame: &Frame, data: &[u8]) -> Result<(), ChannelError> {
-        let mut header = Vec::new();
-        codec::encode(frame, &mut header).map_err(ChannelError::Encode)?;
-        let mut own = [Out::bytes(&header), Out::bytes(data)];
-        self.write_all(&mut own, false)
-    }
-
     /// Sends one frame and the guest memory that belongs behind it, in as few system calls as it takes.
     ///
     /// # Errors
