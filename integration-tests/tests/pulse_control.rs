@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -241,6 +242,69 @@ fn a_guest_is_stopped_in_mid_move() {
     assert_eq!(moved.status, 3, "{moved:?}");
     assert_eq!(lab.guest.wait_end(STEP).unwrap().code(), Some(0));
     assert_eq!(receiver.wait_end(STEP).unwrap().code(), Some(1));
+}
+
+#[test]
+fn the_dirty_rate_is_measured_of_a_guest_that_then_moves() {
+    let mut lab = Lab::new();
+    let off = |status: &Value| status["dirty_log"]["on"] == false;
+    let on = |status: &Value| status["dirty_log"]["on"] == true;
+
+    let output = lab
+        .guest
+        .command("dirty-rate", &["--longest", "2s", "--json"]);
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let curve: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(curve["memory_bytes"], 128 << 20);
+    let windows = curve["windows"].as_array().unwrap();
+    let pages: Vec<_> = (windows
+        .iter()
+        .map(|window| window["pages"].as_u64().unwrap()))
+    .collect();
+    println!("pages written within 125 ms, 250 ms and so on to 2 s: {pages:?}");
+    assert_eq!(pages.len(), 5);
+    assert!(pages.is_sorted(), "{pages:?}");
+    // Its working set, again and again, and little beside.
+    assert!((1000..=64 * 256 + 64).contains(&pages[4]), "{pages:?}");
+    assert!(off(&lab.guest.status().unwrap()));
+
+    // Nothing else that needs the log begins meanwhile, and a cancel ends it.
+    let measure = |longest| {
+        let mut command = lab.guest.prepare("dirty-rate", &["--longest", longest]);
+        let command = command.as_mut().unwrap();
+        let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        piped.spawn().unwrap()
+    };
+    let measuring = measure("60s");
+    lab.wait_status(on);
+    for (act, args) in [
+        ("migrate", &["tcp:127.0.0.1:4700"][..]),
+        ("dirty-rate", &[]),
+    ] {
+        let said = lab.guest.refused(act, args).unwrap();
+        assert!(said.contains("is being measured"), "{said}");
+    }
+    lab.guest.act("cancel").unwrap();
+    let ended = measuring.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains("cancelled"), "{said}");
+    assert!(off(&lab.guest.status().unwrap()));
+
+    // So does an asker that goes away, by the end of the window.
+    let mut measuring = measure("4s");
+    lab.wait_status(on);
+    measuring.kill().unwrap();
+    measuring.wait().unwrap();
+    lab.wait_status(off);
+
+    lab.guest.act("pause").unwrap();
+    let said = lab.guest.refused("dirty-rate", &[]).unwrap();
+    assert!(said.contains("ferry resume"), "{said}");
+    lab.guest.act("resume").unwrap();
+    lab.unharmed();
+    lab.moves_on();
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod cancel;
 pub mod clock;
 pub mod destination;
 pub mod dirty;
+pub mod dirty_rate;
 pub mod event;
 pub mod guest;
 pub mod options;

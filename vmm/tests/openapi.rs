@@ -3,13 +3,15 @@
 
 use std::collections::BTreeSet;
 
+use migration::dirty_rate::Window;
 use migration::report::{Blackout, BlackoutClock, Outcome, Report, Round};
 use serde::Serialize;
 use serde_json::{Value, json};
 use vmm::config::Target;
 use vmm::control::{
-    Compress, DeviceStatus, DirtyLogStatus, Happening, HeartbeatStatus, LastMove, MemoryRegion,
-    MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, State, Status, routes,
+    Compress, DeviceStatus, DirtyLogStatus, DirtyRateRequest, Happening, HeartbeatStatus, LastMove,
+    MemoryRegion, MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, RateEvent, State,
+    Status, routes,
 };
 
 fn document() -> Value {
@@ -289,6 +291,44 @@ fn every_line_of_a_move_fits_and_is_read_back() {
     let newer: MoveEvent =
         serde_json::from_str(r#"{"event":"compressed","ratio":2}"#).expect("known form");
     assert_eq!(newer, MoveEvent::Happened(Happening::Other));
+}
+
+#[test]
+fn every_line_of_a_measurement_fits_and_is_read_back() {
+    let window = Window {
+        window_ms: 125.25,
+        pages: 16,
+        bytes_per_s: 523_241,
+    };
+    for line in [
+        RateEvent::Window { window },
+        RateEvent::Done {
+            memory_bytes: 1 << 30,
+        },
+        RateEvent::Failed {
+            reason: "why".to_owned(),
+        },
+    ] {
+        check("RateEvent", &line);
+        let text = serde_json::to_string(&line).expect("serializes");
+        let back: RateEvent = serde_json::from_str(&text).expect(&text);
+        assert_eq!(back, line, "{text}");
+    }
+    for (value, good) in [
+        (json!({}), true),
+        (json!({ "longest_ms": 0 }), false),
+        (json!({ "longest_ms": 1 }), true),
+        (json!({ "longest_ms": 64_000 }), true),
+        (json!({ "longest_ms": 64_001 }), false),
+        (json!({ "longest_ms": 0.5 }), false),
+        (json!({ "shortest_ms": 1 }), false),
+    ] {
+        let server = serde_json::from_value::<DirtyRateRequest>(value.clone())
+            .is_ok_and(|request| request.checked().is_ok());
+        assert_eq!(server, good, "server: {value}");
+        let schema = named("DirtyRateRequest").is_valid(&value);
+        assert_eq!(schema, good, "schema: {value}");
+    }
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn together(
 }
 
 /// All memory in pieces of at most `pages`, none of them across two regions.
-pub(super) fn chunks(
+pub(crate) fn chunks(
     layout: &MemoryLayout,
     pages: u64,
 ) -> impl Iterator<Item = Range<u64>> + use<> {

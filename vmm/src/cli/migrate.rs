@@ -18,7 +18,7 @@ use super::exit;
 use super::orders::Vm;
 use crate::config::Target;
 use crate::console::Signals;
-use crate::control::client::{Client, Moving};
+use crate::control::client::{Client, Told};
 use crate::control::{Compress, MigrateRequest, MoveEvent, OnTimeout};
 use crate::ui::{self, MoveView, Style};
 use crate::units::{Rate, Size, Span};
@@ -230,7 +230,7 @@ impl Args {
     }
 }
 
-fn millis(flag: &'static str, time: Option<Span>) -> Result<Option<u64>, Failure> {
+pub(super) fn millis(flag: &'static str, time: Option<Span>) -> Result<Option<u64>, Failure> {
     let Some(Span(time)) = time else {
         return Ok(None);
     };
@@ -261,7 +261,7 @@ fn undone(report: &Report, target: &Target) -> Option<String> {
 }
 
 /// Shows what happens until the report comes.
-fn follow(moving: Moving, view: &mut MoveView) -> Result<Report, MoveError> {
+fn follow(moving: Told<MoveEvent>, view: &mut MoveView) -> Result<Report, MoveError> {
     for event in moving {
         match event.map_err(|error| MoveError::Silent(Some(error)))? {
             MoveEvent::Happened(happening) => view.show(&happening),

@@ -4,6 +4,7 @@
 //! values of [`config`](crate::config) or [`control`](crate::control). What is done with those is another room's.
 
 mod check;
+mod dirty_rate;
 pub mod error;
 pub mod exit;
 mod migrate;
@@ -53,6 +54,7 @@ enum Command {
     Receive(receive::Args),
     Migrate(migrate::Args),
     Status(status::Args),
+    DirtyRate(dirty_rate::Args),
     Pause(orders::PauseArgs),
     Resume(orders::ResumeArgs),
     Cancel(orders::CancelArgs),
@@ -90,6 +92,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Receive(args) => args.run(),
         Command::Migrate(args) => args.run(),
         Command::Status(args) => args.run(),
+        Command::DirtyRate(args) => args.run(),
         Command::Pause(args) => args.run(),
         Command::Resume(args) => args.run(),
         Command::Cancel(args) => args.run(),

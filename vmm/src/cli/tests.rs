@@ -278,6 +278,8 @@ fn nonsense_is_usage_before_anything_is_done() {
         ],
         &["migrate", "--control", "/c", "--delta", "tcp:127.0.0.1:1"],
         &["status"],
+        &["dirty-rate", "--control", "/c", "--longest", "65s"],
+        &["dirty-rate", "--control", "/c", "--longest", "0ms"],
         &["resume", "--control", "/c", "--forse"],
     ];
     for line in table {
@@ -302,7 +304,7 @@ fn orders_to_nobody_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("none.sock");
     let socket = socket.to_str().unwrap();
-    for order in ["status", "pause", "resume", "cancel", "stop"] {
+    for order in ["status", "dirty-rate", "pause", "resume", "cancel", "stop"] {
         assert_eq!(
             status_of(&[order, "--control", socket]),
             exit::ERROR,

@@ -5,17 +5,19 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::marker::PhantomData;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
-use super::event::MoveEvent;
-use super::request::MigrateRequest;
+use super::event::{MoveEvent, RateEvent};
+use super::request::{DirtyRateRequest, MigrateRequest};
 use super::status::Status;
 
 /// The longest head of a response.
@@ -138,17 +140,33 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn migrate(&self, request: &MigrateRequest) -> Result<Moving, ClientError> {
+    pub fn migrate(&self, request: &MigrateRequest) -> Result<Told<MoveEvent>, ClientError> {
         let body =
             serde_json::to_value(request).map_err(|error| self.foreign(error.to_string()))?;
-        let response = self.send("POST", "/v1/migrate", Some(body))?;
-        // A move may be silent for as long as it likes between two events.
+        self.told("/v1/migrate", body)
+    }
+
+    /// Begins to measure how fast the guest writes; the windows are read from what is returned.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn dirty_rate(&self, request: DirtyRateRequest) -> Result<Told<RateEvent>, ClientError> {
+        let body =
+            serde_json::to_value(request).map_err(|error| self.foreign(error.to_string()))?;
+        self.told("/v1/dirty-rate", body)
+    }
+
+    /// A request that is answered line by line.
+    fn told<E>(&self, path: &str, body: Value) -> Result<Told<E>, ClientError> {
+        let response = self.send("POST", path, Some(body))?;
+        // It may be silent for as long as it likes between two events.
         response
             .no_deadline()
             .map_err(|source| self.broken(source))?;
-        Ok(Moving {
+        Ok(Told {
             client: self.clone(),
             response: BufReader::new(response),
+            event: PhantomData,
         })
     }
 
@@ -227,15 +245,16 @@ impl Client {
     }
 }
 
-/// A move under way, as it is told.
+/// A move or a measurement under way, as it is told.
 #[derive(Debug)]
-pub struct Moving {
+pub struct Told<E> {
     client: Client,
     response: BufReader<Response>,
+    event: PhantomData<E>,
 }
 
-impl Iterator for Moving {
-    type Item = Result<MoveEvent, ClientError>;
+impl<E: DeserializeOwned> Iterator for Told<E> {
+    type Item = Result<E, ClientError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let mut line = Vec::new();

@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::event::MoveEvent;
-use super::request::MigrateRequest;
+use super::event::{MoveEvent, RateEvent};
+use super::request::{DirtyRateRequest, MigrateRequest};
 use super::status::Status;
 
 /// Something to be done by the main thread.
@@ -23,12 +23,14 @@ pub enum Command {
         /// elsewhere.
         force: bool,
     },
-    /// End the move under way; the guest stays here.
+    /// End the move or the measurement under way; the guest stays here.
     Cancel,
     /// End the VM and the process.
     Stop,
     /// Move the guest.
     Migrate(MigrateRequest),
+    /// Watch how fast the guest writes.
+    DirtyRate(DirtyRateRequest),
 }
 
 /// The main thread's answer.
@@ -44,6 +46,8 @@ pub enum Reply {
     Failed(String),
     /// A move has begun: what happens, the report last. If nobody listens any more the sender just goes on.
     Moving(Receiver<MoveEvent>),
+    /// A measurement has begun: its windows, and how it ended. It ends when nobody listens any more.
+    Measuring(Receiver<RateEvent>),
 }
 
 /// A command on its way to the main thread. Dropped without an answer it tells the asker so.

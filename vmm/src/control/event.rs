@@ -1,5 +1,6 @@
-//! What the asker of a move hears while it goes on: one JSON object a line, the report last.
+//! What the asker of a move or of a measurement hears while it goes on: one JSON object a line, its end last.
 
+use migration::dirty_rate::Window;
 use migration::event::Event;
 use migration::report::{Report, Round};
 use serde::{Deserialize, Serialize};
@@ -128,4 +129,29 @@ impl From<Event> for Happening {
             Event::Failed { reason } => Self::Failed { reason },
         }
     }
+}
+
+/// One line of the answer to a dirty-rate request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum RateEvent {
+    /// So much was written since the measurement began.
+    Window {
+        /// How much in which time.
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// The last line: all windows were told.
+    Done {
+        /// Guest memory, in bytes.
+        memory_bytes: u64,
+    },
+    /// The last line: it came to nothing, or was cancelled. The guest runs on.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Something that this build does not know, from a newer VMM.
+    #[serde(other)]
+    Other,
 }

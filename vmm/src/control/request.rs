@@ -1,8 +1,9 @@
-//! The request for a move: what the API takes, checked.
+//! The requests for a move and for a measurement: what the API takes, checked.
 
 use std::str::FromStr;
 use std::time::Duration;
 
+use migration::dirty_rate;
 use migration::guest::ThrottlePercent;
 use migration::options::{MAX_STREAMS, MIN_BANDWIDTH, Options};
 use migration::pack::{self, Codec, MIN_DELTA_CACHE};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use crate::config::{ConfigError, Target};
-use crate::units::{Rate, Size};
+use crate::units::{Rate, Size, Span};
 
 /// What to do when the bound on time or rounds is reached and the blackout would still be too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -109,6 +110,9 @@ pub enum RequestError {
     /// The cache of sent pages is too small to be of any use.
     #[error("a cache of {} for differences: take at least {}", Size(*.0), Size(MIN_DELTA_CACHE))]
     DeltaCache(u64),
+    /// The longest window is out of range.
+    #[error("a window of {} ms: take 1 ms to {}", .0, Span(dirty_rate::LONGEST))]
+    Window(u64),
     /// The target is refused.
     #[error(transparent)]
     Target(#[from] ConfigError),
@@ -195,6 +199,35 @@ impl MigrateRequest {
             delta_cache: self.delta_cache_bytes,
             ..default
         }
+    }
+}
+
+/// A measurement of the dirty rate, as asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirtyRateRequest {
+    /// How long to watch, in milliseconds, 1 to 64,000; 8,000 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_ms: Option<u64>,
+}
+
+impl DirtyRateRequest {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first that makes no sense.
+    pub fn checked(self) -> Result<Self, RequestError> {
+        match self.longest_ms {
+            Some(ms) if ms == 0 || Duration::from_millis(ms) > dirty_rate::LONGEST => {
+                Err(RequestError::Window(ms))
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// How long to watch.
+    pub fn longest(&self) -> Duration {
+        (self.longest_ms).map_or(dirty_rate::DEFAULT, Duration::from_millis)
     }
 }
 

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::command::Command;
 use super::http::{Refusal, Request};
-use super::request::MigrateRequest;
+use super::request::{DirtyRateRequest, MigrateRequest};
 
 /// The API's description, as handed out.
 pub const OPENAPI: &str = include_str!("../../openapi.json");
@@ -20,6 +20,7 @@ enum Route {
     Cancel,
     Stop,
     Migrate,
+    DirtyRate,
     OpenApi,
 }
 
@@ -30,6 +31,7 @@ const ROUTES: &[(&str, &str, Route)] = &[
     ("PUT", "/v1/cancel", Route::Cancel),
     ("PUT", "/v1/stop", Route::Stop),
     ("POST", "/v1/migrate", Route::Migrate),
+    ("POST", "/v1/dirty-rate", Route::DirtyRate),
     ("GET", "/v1/openapi.json", Route::OpenApi),
 ];
 
@@ -99,6 +101,11 @@ pub fn route(request: &Request) -> Result<Asked, Refusal> {
             let request: MigrateRequest = json(body)?;
             let request = request.checked();
             Command::Migrate(request.map_err(|error| Refusal::new(400, error.to_string()))?)
+        }
+        Route::DirtyRate => {
+            let request: DirtyRateRequest = optional(body)?;
+            let request = request.checked();
+            Command::DirtyRate(request.map_err(|error| Refusal::new(400, error.to_string()))?)
         }
     };
     Ok(Asked::Command(command))

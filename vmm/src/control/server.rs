@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serialize;
 use serde_json::json;
 use thiserror::Error;
 
 use super::command::{CallSender, Reply};
-use super::event::MoveEvent;
 use super::http::{self, Deadline, ReadError, Refusal};
 use super::router::{Asked, OPENAPI, route};
 use super::socket::{OwnedSocket, SocketError, check_peer};
@@ -244,7 +244,8 @@ fn answer(writer: &mut &UnixStream, answer: &Receiver<Reply>) -> io::Result<()> 
         Ok(Reply::Done) => (200, json!({})),
         Ok(Reply::Refused(text)) => (409, json!({ "error": text })),
         Ok(Reply::Failed(text)) => (500, json!({ "error": text })),
-        Ok(Reply::Moving(events)) => return stream_move(writer, &events),
+        Ok(Reply::Moving(events)) => return stream(writer, &events),
+        Ok(Reply::Measuring(events)) => return stream(writer, &events),
         Err(RecvTimeoutError::Disconnected) => {
             (500, json!({ "error": "the VM ended before it answered" }))
         }
@@ -256,8 +257,8 @@ fn answer(writer: &mut &UnixStream, answer: &Receiver<Reply>) -> io::Result<()> 
     http::respond(writer, status, None, &body.to_string())
 }
 
-/// Writes what happens, line by line, until the report. If the client goes away the move goes on without a listener.
-fn stream_move(writer: &mut &UnixStream, events: &Receiver<MoveEvent>) -> io::Result<()> {
+/// Writes what happens, line by line, until the end. If the client goes away a move goes on without a listener.
+fn stream<E: Serialize>(writer: &mut &UnixStream, events: &Receiver<E>) -> io::Result<()> {
     http::begin_lines(writer)?;
     for event in events {
         let text = serde_json::to_string(&event).map_err(io::Error::other)?;

@@ -7,8 +7,8 @@ use migration::cancel::CancelToken;
 use migration::guest::{PausedGuest, RunningGuest};
 
 use super::supervisor::{Phase, Supervisor, chain};
-use super::{End, outgoing, status};
-use crate::control::{Call, Command, MigrateRequest, Reply, State};
+use super::{End, measuring, outgoing, status};
+use crate::control::{Call, Command, DirtyRateRequest, MigrateRequest, Reply, State};
 
 impl Supervisor {
     pub(super) fn obey(&mut self, call: Call) {
@@ -21,6 +21,10 @@ impl Supervisor {
             Command::Migrate(request) => {
                 let request = request.clone();
                 self.migrate(&request)
+            }
+            Command::DirtyRate(request) => {
+                let request = *request;
+                self.dirty_rate(&request)
             }
         };
         call.answer(reply);
@@ -133,7 +137,12 @@ impl Supervisor {
         let result = match &self.phase {
             Phase::Moving(outgoing) => outgoing.cancel.cancel(),
             Phase::Waiting(Some(cancel)) => cancel.cancel(),
-            _ => return Reply::Refused("cancel is not possible: no move is under way".into()),
+            _ => match &self.measuring {
+                Some(measuring) => measuring.cancel(),
+                None => {
+                    return Reply::Refused("cancel is not possible: no move is under way".into());
+                }
+            },
         };
         match result {
             Ok(()) => Reply::Done,
@@ -152,7 +161,35 @@ impl Supervisor {
         Reply::Done
     }
 
+    fn dirty_rate(&mut self, request: &DirtyRateRequest) -> Reply {
+        let Phase::Running(vm) = &self.phase else {
+            return self.refused("measuring the dirty rate");
+        };
+        if self.measuring.is_some() {
+            return Reply::Refused(measured("measuring the dirty rate"));
+        }
+        let started = self
+            .notifier()
+            .map_err(|e| chain(&e))
+            .and_then(|notify| Ok((notify, CancelToken::new().map_err(|e| e.to_string())?)));
+        let started = started.and_then(|(notify, cancel)| {
+            let events = measuring::spawn(vm, request, cancel.clone(), notify)
+                .map_err(|e| format!("start the thread that measures: {e}"))?;
+            Ok((events, cancel))
+        });
+        match started {
+            Ok((events, cancel)) => {
+                self.measuring = Some(cancel);
+                Reply::Measuring(events)
+            }
+            Err(reason) => Reply::Failed(reason),
+        }
+    }
+
     fn migrate(&mut self, request: &MigrateRequest) -> Reply {
+        if self.measuring.is_some() {
+            return Reply::Refused(measured("migrate"));
+        }
         let vm = match std::mem::replace(&mut self.phase, Phase::None) {
             Phase::Running(vm) => vm,
             other => {
@@ -182,4 +219,11 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// "not possible", for what needs the dirty log while it is in use.
+fn measured(act: &str) -> String {
+    format!(
+        "{act} is not possible: the guest's dirty rate is being measured; wait for that, or `ferry cancel` ends it"
+    )
 }

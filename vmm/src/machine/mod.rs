@@ -8,6 +8,7 @@ mod announce;
 mod calls;
 mod error;
 mod incoming;
+mod measuring;
 mod news;
 mod outgoing;
 mod start;

@@ -33,6 +33,7 @@ impl Supervisor {
                 self.feed_serial();
             }
             FromThread::Departed(departed) => self.departed(*departed),
+            FromThread::Measured => self.measuring = None,
         }
     }
 

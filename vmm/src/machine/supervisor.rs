@@ -37,6 +37,8 @@ pub enum FromThread {
     },
     /// An outgoing move is over.
     Departed(Box<Departed>),
+    /// The measurement of the dirty rate is over.
+    Measured,
 }
 
 /// The way from another thread into the main loop.
@@ -82,6 +84,8 @@ pub struct Supervisor {
     pub(super) since: Option<Instant>,
     pub(super) last_move: Option<LastMove>,
     pub(super) panicked: bool,
+    /// Ends the measurement of the dirty rate, while there is one.
+    pub(super) measuring: Option<CancelToken>,
     /// A stop that waits for the end of a move.
     pub(super) stop_after_move: bool,
     pub(super) end: Option<Result<End, MachineError>>,
@@ -123,6 +127,7 @@ impl Supervisor {
             since: None,
             last_move: None,
             panicked: false,
+            measuring: None,
             stop_after_move: false,
             end: None,
             events,

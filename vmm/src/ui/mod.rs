@@ -3,6 +3,7 @@
 //! Tables are made as text by functions of their values, so that tests can read them; colour is a matter of
 //! [`Style`], and only a terminal gets any.
 
+mod dirty_rate;
 mod number;
 mod progress;
 mod report;
@@ -11,6 +12,7 @@ mod status;
 mod style;
 mod text;
 
+pub use dirty_rate::rate_line;
 pub use number::{bytes, count, millis, rate};
 pub use progress::{MoveView, Notes, round_line};
 pub use report::report_table;

@@ -1,0 +1,218 @@
+//! How fast a running guest writes, found out without moving it: unique pages against the time watched.
+//!
+//! That is a curve, not a number: a guest that rewrites 64 MiB all the time has written 64 MiB after a second and
+//! after a minute, and what a round of a move leaves behind depends on how long the round takes.
+//!
+//! Every page is armed once and looked at until the end, so the guest pays one fault for each page that it writes,
+//! however often it does. Pages written while they are being armed, about 2 ms a GiB, count in the first window.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::cancel::{CancelToken, Cancelled};
+use crate::clock::millis;
+use crate::dirty::DirtyLog;
+use crate::guest::GuestError;
+use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
+use crate::source::chunks;
+
+/// The shortest window.
+pub const SHORTEST: Duration = Duration::from_millis(125);
+/// The longest window that may be asked for.
+pub const LONGEST: Duration = Duration::from_secs(64);
+/// The longest window unless another is asked for.
+pub const DEFAULT: Duration = Duration::from_secs(8);
+/// Pages (64 MiB) armed in one go: vCPUs cannot fault pages in meanwhile.
+const ARMED: u64 = 16_384;
+
+/// A time for which the guest was watched, and what it wrote in it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// How long it was, in milliseconds, as measured.
+    pub window_ms: f64,
+    /// Pages written at least once.
+    pub pages: u64,
+    /// The same in bytes a second, each page counted once.
+    pub bytes_per_s: u64,
+}
+
+/// Why there is no curve.
+#[derive(Debug, Error)]
+pub enum RateError {
+    /// The dirty log could not be used.
+    #[error(transparent)]
+    Log(#[from] GuestError),
+    /// Somebody did not want to wait for it.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+}
+
+/// The windows up to `longest`: each twice as long as the one before, the last as long as asked for.
+pub fn windows(longest: Duration) -> Vec<Duration> {
+    let doubled = std::iter::successors(Some(SHORTEST), |window| Some(*window * 2));
+    let mut windows: Vec<_> = doubled.take_while(|window| *window < longest).collect();
+    windows.push(longest);
+    windows
+}
+
+/// Watches a guest for the longest of `windows`, which ascend, and tells each as it ends. Ends early, without an
+/// error, when `tell` says that nobody listens any more. The log is off before and after.
+///
+/// # Errors
+/// The log cannot be used, or the measurement was cancelled; the guest runs on.
+pub fn measure(
+    log: &dyn DirtyLog,
+    layout: &MemoryLayout,
+    windows: &[Duration],
+    cancel: &CancelToken,
+    tell: &mut dyn FnMut(Window) -> bool,
+) -> Result<(), RateError> {
+    log.start()?;
+    let watched = watch(log, layout, windows, cancel, tell);
+    let stopped = log.stop();
+    watched?;
+    Ok(stopped?)
+}
+
+fn watch(
+    log: &dyn DirtyLog,
+    layout: &MemoryLayout,
+    windows: &[Duration],
+    cancel: &CancelToken,
+    tell: &mut dyn FnMut(Window) -> bool,
+) -> Result<(), RateError> {
+    let mut written = PageSet::empty(layout.pages());
+    log.take(&mut written)?;
+    for chunk in chunks(layout, ARMED) {
+        log.rearm(&written, chunk)?;
+    }
+    written.clear();
+    let began = Instant::now();
+    for window in windows {
+        cancel.sleep(window.saturating_sub(began.elapsed()))?;
+        let watched = began.elapsed();
+        log.take(&mut written)?;
+        let pages = written.len();
+        let bytes = u128::from(pages) * u128::from(PAGE_SIZE);
+        let per_second = bytes * 1_000_000_000 / watched.as_nanos().max(1);
+        let told = tell(Window {
+            window_ms: millis(watched),
+            pages,
+            bytes_per_s: u64::try_from(per_second).unwrap_or(u64::MAX),
+        });
+        if !told {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::pages::{REGION_ALIGN, Region};
+
+    #[test]
+    fn windows_double_up_to_what_is_asked_for() {
+        let ms =
+            |ms: &[u64]| -> Vec<_> { ms.iter().map(|&ms| Duration::from_millis(ms)).collect() };
+        assert_eq!(
+            windows(DEFAULT),
+            ms(&[125, 250, 500, 1000, 2000, 4000, 8000])
+        );
+        assert_eq!(
+            windows(Duration::from_millis(600)),
+            ms(&[125, 250, 500, 600])
+        );
+        assert_eq!(windows(Duration::from_millis(20)), ms(&[20]));
+    }
+
+    /// A guest that writes another page before each look; pages that were not armed are never seen.
+    #[derive(Default)]
+    struct Log(Mutex<State>);
+
+    #[derive(Default)]
+    struct State {
+        on: bool,
+        armed: u64,
+        taken: u64,
+        fails: bool,
+    }
+
+    impl DirtyLog for Log {
+        fn start(&self) -> Result<(), GuestError> {
+            self.0.lock().unwrap().on = true;
+            Ok(())
+        }
+
+        fn take(&self, into: &mut PageSet) -> Result<(), GuestError> {
+            let mut state = self.0.lock().unwrap();
+            assert!(state.on);
+            if state.taken == 0 {
+                into.union(&PageSet::full(1024));
+            } else if state.fails {
+                return Err(GuestError::bare("no log"));
+            } else if state.armed == 1024 {
+                into.insert(state.taken % 2);
+            }
+            state.taken += 1;
+            Ok(())
+        }
+
+        fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
+            assert_eq!(set.len(), 1024);
+            self.0.lock().unwrap().armed += range.end - range.start;
+            Ok(())
+        }
+
+        fn stop(&self) -> Result<(), GuestError> {
+            self.0.lock().unwrap().on = false;
+            Ok(())
+        }
+    }
+
+    fn layout() -> MemoryLayout {
+        let (gpa, bytes) = (0, 2 * REGION_ALIGN);
+        MemoryLayout::new(vec![Region { gpa, bytes }]).unwrap()
+    }
+
+    #[test]
+    fn a_page_counts_once_and_the_log_is_off_again() {
+        let (log, cancel) = (Log::default(), CancelToken::new().unwrap());
+        let mut pages = Vec::new();
+        let times = [Duration::from_millis(1); 4];
+        measure(&log, &layout(), &times, &cancel, &mut |window| {
+            assert!(window.window_ms >= 1.0);
+            pages.push(window.pages);
+            true
+        })
+        .unwrap();
+        assert_eq!(pages, [1, 2, 2, 2]);
+        assert!(!log.0.lock().unwrap().on);
+    }
+
+    #[test]
+    fn a_cancel_a_failure_and_a_listener_that_leaves_end_it_with_the_log_off() {
+        let times = [Duration::from_millis(1), Duration::from_secs(3600)];
+        let (log, cancel) = (Log::default(), CancelToken::new().unwrap());
+        let ended = measure(&log, &layout(), &times, &cancel, &mut |_| {
+            cancel.cancel().is_ok()
+        });
+        assert!(matches!(ended, Err(RateError::Cancelled(_))));
+        assert!(!log.0.lock().unwrap().on);
+
+        let (log, cancel) = (Log::default(), CancelToken::new().unwrap());
+        measure(&log, &layout(), &times, &cancel, &mut |_| false).unwrap();
+        assert!(!log.0.lock().unwrap().on);
+
+        log.0.lock().unwrap().fails = true;
+        let ended = measure(&log, &layout(), &times, &cancel, &mut |_| true);
+        assert!(matches!(ended, Err(RateError::Log(_))));
+        assert!(!log.0.lock().unwrap().on);
+    }
+}
