@@ -24,6 +24,14 @@ pub trait DirtyLog: Send + Sync {
     /// The log could not be read; treat every page as written.
     fn take(&self, into: &mut PageSet) -> Result<(), GuestError>;
 
+    /// Adds the pages that are marked as written now to `into`, and takes nothing: the next `take` names them as
+    /// if nobody had looked. Pages of the last `take` that are not re-armed yet may be among them. `false` where
+    /// the log cannot be read without taking.
+    ///
+    /// # Errors
+    /// The log could not be read.
+    fn peek(&self, into: &mut PageSet) -> Result<bool, GuestError>;
+
     /// Makes writes to the pages of `set` within `range` visible again. To be called just before their
     /// bytes are read. `range` starts at a multiple of 64 and ends at one, or at the last page.
     /// Does nothing where `take` itself re-arms.

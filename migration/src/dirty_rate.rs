@@ -164,6 +164,10 @@ mod tests {
             Ok(())
         }
 
+        fn peek(&self, _: &mut PageSet) -> Result<bool, GuestError> {
+            Ok(false)
+        }
+
         fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
             assert_eq!(set.len(), 1024);
             self.0.lock().unwrap().armed += range.end - range.start;

@@ -81,7 +81,8 @@ pub struct Heartbeat {
     pub largest_gap_ns: u64,
 }
 
-/// How much a vCPU is slowed down: of every period, so many percent asleep. 0 is full speed; at most 99.
+/// How much a vCPU is slowed down: of the time that it would run, it is asleep so many percent. 0 is full speed;
+/// at most 99.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
 pub struct ThrottlePercent(u8);
 
@@ -111,9 +112,11 @@ pub trait RunningGuest: Send + Sized {
     fn ram(&self) -> &GuestRam;
     /// Its dirty log, shared with the workers that send pages.
     fn dirty_log(&self) -> Arc<dyn DirtyLog>;
-    /// Slows every vCPU by its percentage (the slice is never longer than `longest_slice`); missing entries
-    /// mean full speed, so an empty list lets go of all of them.
-    fn throttle(&self, vcpus: &[ThrottlePercent], longest_slice: Duration);
+    /// Slows every vCPU by its percentage: of the time that it is busy or put to sleep it sleeps so much, never
+    /// longer than `slice` at a time. Missing entries mean full speed, so an empty list lets go of all of them.
+    fn throttle(&self, vcpus: &[ThrottlePercent], slice: Duration);
+    /// How long each vCPU has been kept from running by that, since it was made.
+    fn throttled(&self) -> Vec<Duration>;
     /// Its heartbeats, if it is a guest that reports them. Asking begins the search for the largest gap anew.
     fn heartbeat(&self) -> Option<Heartbeat>;
     /// Stops vCPUs and devices: on return nothing of the guest writes memory any more.
@@ -134,6 +137,8 @@ pub trait PausedGuest: Send + Sized {
     fn dirty_log(&self) -> Arc<dyn DirtyLog>;
     /// Its heartbeats, if it is a guest that reports them.
     fn heartbeat(&self) -> Option<Heartbeat>;
+    /// As [`RunningGuest::throttled`].
+    fn throttled(&self) -> Vec<Duration>;
     /// All state besides memory. May be called again; the guest stays able to resume.
     ///
     /// # Errors

@@ -15,6 +15,20 @@ pub enum OnTimeout {
     SwitchOver,
 }
 
+/// How a guest that writes faster than the link carries is slowed down; see [`crate::policy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ThrottlePolicy {
+    /// Never.
+    Off,
+    /// As QEMU does.
+    AutoConverge,
+    /// By short sleeps that keep it just below what is sent.
+    Sdps,
+    /// Late, and as far as the remaining rounds need it.
+    #[default]
+    Auto,
+}
+
 /// What the steps of the blackout cost that the engine cannot measure beforehand. The VMM may know better
 /// than the defaults: about three times what a guest of one vCPU was seen to take on KVM, so that a small
 /// host or a few vCPUs more stay within them.
@@ -63,7 +77,9 @@ pub struct Options {
     pub max_total: Duration,
     /// What to do when either is reached.
     pub on_timeout: OnTimeout,
-    /// The most that vCPUs are slowed down; 0 means never.
+    /// How the guest is slowed down where it writes faster than the link carries.
+    pub throttle: ThrottlePolicy,
+    /// The most that vCPUs are slowed down, whatever the policy.
     pub max_throttle: ThrottlePercent,
     /// Whether pages are compressed.
     pub compress: Compress,
@@ -91,6 +107,7 @@ impl Default for Options {
             max_rounds: 100,
             max_total: Duration::from_secs(3600),
             on_timeout: OnTimeout::GiveUp,
+            throttle: ThrottlePolicy::Auto,
             max_throttle: ThrottlePercent::MAX,
             compress: Compress::None,
             delta_cache: None,

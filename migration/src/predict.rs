@@ -26,7 +26,7 @@ pub struct Costs {
 }
 
 /// A page's share of its frame's header, in the worst case of runs one page long.
-const RUN_HEADER: u64 = 12;
+pub(crate) const RUN_HEADER: u64 = 12;
 
 /// How long `bytes` take at `bandwidth` bytes a second. Without a bandwidth there is nothing to expect but
 /// the time of everything else.

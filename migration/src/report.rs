@@ -76,8 +76,10 @@ pub struct Round {
     pub bandwidth_bytes_per_s: u64,
     /// How fast pages were written for the first time during the round.
     pub dirty_bytes_per_s: u64,
-    /// How much each vCPU was slowed down during it.
+    /// How much each vCPU was slowed down during it, in the mean.
     pub throttle_percent: Vec<u8>,
+    /// How long each vCPU was kept from running by that.
+    pub throttled_ms: Vec<f64>,
     /// What the blackout was predicted to be, had the guest been stopped at its end.
     pub predicted_blackout_ms: f64,
 }
@@ -111,6 +113,8 @@ pub struct Report {
     pub guest_gap_ms: Option<f64>,
     /// The largest distance between two heartbeats in the whole move.
     pub largest_gap_ms: Option<f64>,
+    /// How long each vCPU was kept from running by throttling, in the whole move.
+    pub throttled_ms: Vec<f64>,
     /// How much less the guest got done during the move, where it was measured.
     pub guest_work_lost_percent: Option<f64>,
     /// How long the comparison of both memories took, where it was asked for.
@@ -151,6 +155,7 @@ impl Report {
             blackout_clock: None,
             guest_gap_ms: None,
             largest_gap_ms: None,
+            throttled_ms: Vec::new(),
             guest_work_lost_percent: None,
             verify_ms: None,
             rounds: Vec::new(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use migration::cancel::CancelToken;
 use migration::event::Event;
 use migration::guest::RunningGuest;
-use migration::options::{OnTimeout, Options, StateCosts};
+use migration::options::{OnTimeout, Options, StateCosts, ThrottlePolicy};
 use migration::report::{BlackoutClock, Outcome, Report};
 use migration::source::After;
 use support::run::{back, options, receiving, send, tcp_pair, travel, verify};
@@ -164,7 +164,7 @@ fn a_guest_that_writes_faster_than_the_link_is_throttled_until_it_fits() {
 fn without_a_throttle_the_same_guest_is_given_up() {
     let (world, options) = greedy();
     let options = Options {
-        max_throttle: Default::default(),
+        throttle: ThrottlePolicy::Off,
         max_rounds: 4,
         ..options
     };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migration::cancel::CancelToken;
-use migration::options::{OnTimeout, Options};
+use migration::options::{OnTimeout, Options, ThrottlePolicy};
 use migration::pack::{Codec, Compress};
 use migration::report::{Outcome, Report};
 use migration::source::migrate;
@@ -112,7 +112,7 @@ fn many_rounds(pages: u64) -> (Arc<World>, Options) {
         bandwidth: Some(16_000_000),
         downtime_limit: Duration::from_millis(2),
         max_rounds: 8,
-        max_throttle: Default::default(),
+        throttle: ThrottlePolicy::Off,
         on_timeout: OnTimeout::SwitchOver,
         ..options()
     };

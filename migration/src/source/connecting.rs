@@ -63,7 +63,7 @@ impl<G: RunningGuest> Connecting<G> {
             }
         };
         match link.begin(&self.guest, trip) {
-            Ok(()) => Ok(Precopy::new(self.guest, link)),
+            Ok(()) => Ok(Precopy::new(self.guest, link, trip.options)),
             Err(error) => Err(give_back(self.guest, Some(link), error)),
         }
     }

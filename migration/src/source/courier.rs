@@ -1,5 +1,5 @@
-//! The worker that carries pages: re-arms them in the dirty log, looks which are zero, and sends them. Each
-//! stream of a move has one; together they share a round.
+//! The worker that carries pages: looks which are zero, and sends them. Each stream of a move has one; together
+//! they share a round.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -122,12 +122,10 @@ impl<'a> Courier<'a> {
         })
     }
 
-    /// Carries the pages within `range`, which lies in one region and starts at a multiple of 64.
+    /// Carries the pages within `range`, which lies in one region, starts at a multiple of 64, and is armed.
     pub fn carry(&mut self, range: &Range<u64>) -> Result<(), MoveError> {
-        let Load { log, set, .. } = self.load;
+        let set = self.load.set;
         let untold = self.counts.untold_pages;
-        // Armed first, read after: a write in between is in the next take.
-        log.rearm(set, range.clone())?;
         for run in set.runs(range.clone(), u64::MAX) {
             for page in run {
                 if !self.ram.is_zero(page) {

@@ -1,9 +1,11 @@
 //! The sending side of a move, as a list of phases. Each phase is a struct that owns the guest; running it
 //! gives the next phase, or the failure with the guest brought back.
 
+mod brake;
 mod connecting;
 mod courier;
 mod error;
+mod first_round;
 mod handover;
 mod line;
 mod pacer;

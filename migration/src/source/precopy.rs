@@ -1,29 +1,26 @@
 //! Second phase: rounds of pages while the guest runs, until the rest is small enough, or it is given up.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::brake::{Brake, Slowed};
 use super::connecting::Link;
 use super::courier::{Counts, Load};
 use super::error::MoveError;
+use super::first_round;
 use super::pacer::Pacer;
 use super::stop_and_copy::StopAndCopy;
-use super::streams::{Tally, carry, chunks};
+use super::streams::{Midway, carry};
 use super::trip::{Failed, Trip, give_back, per_second};
 use crate::clock::millis;
-use crate::dirty::DirtyLog;
 use crate::event::Event;
-use crate::guest::{RunningGuest, ThrottlePercent};
-use crate::options::OnTimeout;
-use crate::pack::packer::Resent;
-use crate::pack::{MANY_MORE, WATCH};
+use crate::guest::RunningGuest;
+use crate::options::{OnTimeout, Options};
 use crate::pages::{PAGE_SIZE, PageSet};
-use crate::policy::{self, Decision, Facts, Limits};
+use crate::policy::{self, Decision, Facts, Limits, Look};
 use crate::predict::{self, Costs};
 use crate::report::Round;
-use crate::touched::{PAGEMAP, touched};
-use crate::wire::frame::{Frame, MAX_VCPUS};
+use crate::wire::frame::Frame;
 
 /// How much of the link's time is re-armed at once. The sooner a page is read after it was armed, the fewer
 /// are written in between and have to be sent again; but each re-arming costs a system call and a flush of
@@ -35,12 +32,10 @@ const CHUNK_PAGES: Range<u64> = 256..2048;
 /// Over fewer bytes than the first, the time is all latency and says nothing of the bandwidth. Over fewer
 /// than the second it is partly that of the socket's own buffer, and does not replace a better measurement.
 const TELLING_BYTES: (u64, u64) = (256 << 10, 8 << 20);
-/// The longest that a vCPU sleeps in one piece while throttled, however long the blackout may be.
-const LONGEST_SLICE: Duration = Duration::from_millis(20);
-/// Pages never touched are armed in the log so many at a time: 64 MiB, while which vCPUs cannot fault pages in.
-const UNTOUCHED_CHUNK: u64 = 16_384;
 /// Progress is told so often at most.
 const PROGRESS: Duration = Duration::from_millis(100);
+/// Of the time of a round at most one part in so many is spent on looking at the log.
+const LOOKING: u32 = 50;
 
 /// The guest runs, its dirty log is on, the destination has made room for it.
 pub(super) struct Precopy<G> {
@@ -51,7 +46,9 @@ pub(super) struct Precopy<G> {
     todo: PageSet,
     facts: Vec<Facts>,
     costs: Costs,
-    throttle: ThrottlePercent,
+    brake: Brake,
+    /// Room for a look at the log.
+    seen: PageSet,
     /// The most bytes that one measurement of the bandwidth stands on.
     measured_bytes: u64,
 }
@@ -63,15 +60,17 @@ enum Step {
 }
 
 impl<G: RunningGuest> Precopy<G> {
-    pub fn new(guest: G, link: Link) -> Self {
+    pub fn new(guest: G, link: Link, options: &Options) -> Self {
+        let none = PageSet::empty(link.description.layout.pages());
         Self {
-            todo: PageSet::empty(link.description.layout.pages()),
+            brake: Brake::new(options, link.description.vcpus, guest.throttled()),
+            seen: none.clone(),
+            todo: none,
             guest,
             link,
             pacer: Pacer::new(None),
             facts: Vec::new(),
             costs: Costs::default(),
-            throttle: ThrottlePercent::default(),
             measured_bytes: 0,
         }
     }
@@ -85,7 +84,7 @@ impl<G: RunningGuest> Precopy<G> {
                 link: self.link,
                 pacer: self.pacer,
                 todo: self.todo,
-                throttle: self.throttle,
+                brake: self.brake,
                 reason,
             }),
             Err(error) => {
@@ -106,9 +105,11 @@ impl<G: RunningGuest> Precopy<G> {
         log.take(&mut self.todo)?;
         // Before that: looking takes writes of the VMM out of the log, and only pages known to be touched are sure
         // to be sent after it.
-        let resent = self.watch(&*log, trip)?;
+        let layout = self.link.description.layout.clone();
+        let resent = first_round::watch(&self.todo, &layout, &*log, trip)?;
         self.link.pack(trip.options.compress, resent.as_ref());
-        trip.report.untouched_pages = self.leave_out_untouched()?;
+        trip.report.untouched_pages =
+            first_round::leave_out_untouched(&mut self.todo, self.guest.ram(), &layout, &*log)?;
         loop {
             let mut round = self.round(trip)?;
             let began = Instant::now();
@@ -120,63 +121,6 @@ impl<G: RunningGuest> Precopy<G> {
                 return Ok(reason);
             }
         }
-    }
-
-    /// Where differences are asked for: sees for a moment which pages the guest writes, so that they are kept
-    /// from the first round on. All pages that anybody has touched are still to be sent, so nothing that is seen
-    /// here is lost.
-    fn watch(&self, log: &dyn DirtyLog, trip: &Trip<'_>) -> Result<Option<Arc<Resent>>, MoveError> {
-        let Some(cache) = trip.options.delta_cache else {
-            return Ok(None);
-        };
-        let layout = &self.link.description.layout;
-        for (_, range) in layout.ranges() {
-            log.rearm(&self.todo, range)?;
-        }
-        let (slice, times) = WATCH;
-        let mut hot = PageSet::empty(layout.pages());
-        for _ in 0..times {
-            let before = hot.len();
-            trip.cancel.sleep(slice)?;
-            log.take(&mut hot)?;
-            let more = hot.len() - before;
-            if more < MANY_MORE.max(before / 5) || hot.len() >= cache / PAGE_SIZE {
-                break;
-            }
-        }
-        Ok(Some(Arc::new(Resent::new(cache, hot))))
-    }
-
-    /// Takes pages that nobody has ever touched out of the first round; says how many. Their log is armed
-    /// before the last look, so that a first touch is in that look or in the next take.
-    fn leave_out_untouched(&mut self) -> Result<u64, MoveError> {
-        let (ram, layout) = (self.guest.ram(), &self.link.description.layout);
-        let look = || {
-            let touched = touched(ram, layout);
-            touched.inspect_err(|error| {
-                tracing::info!("untouched pages are looked at one by one: {PAGEMAP}: {error}");
-            })
-        };
-        let Ok(before) = look() else {
-            return Ok(0);
-        };
-        let mut untouched = self.todo.clone();
-        untouched.subtract(&before);
-        if untouched.is_empty() {
-            return Ok(0);
-        }
-        let log = self.guest.dirty_log();
-        for chunk in chunks(layout, UNTOUCHED_CHUNK) {
-            if untouched.words(chunk.clone()).iter().any(|&word| word != 0) {
-                log.rearm(&untouched, chunk)?;
-            }
-        }
-        let Ok(now) = look() else {
-            return Ok(0);
-        };
-        untouched.subtract(&now);
-        self.todo.subtract(&untouched);
-        Ok(untouched.len())
     }
 
     fn next_round(&self) -> u32 {
@@ -206,6 +150,10 @@ impl<G: RunningGuest> Precopy<G> {
         let wire_bytes = self.link.sent_bytes() - sent_before;
         let sending = counts.sending + drained.saturating_sub(idle);
         self.measure(wire_bytes, counts.sent_pages, sending, trip);
+        let Slowed {
+            percent,
+            throttled_ms,
+        } = self.brake.round_over(self.guest.throttled(), trip);
         Ok(Round {
             index,
             duration_ms: millis(duration),
@@ -215,12 +163,13 @@ impl<G: RunningGuest> Precopy<G> {
             wire_bytes,
             bandwidth_bytes_per_s: per_second(wire_bytes, duration.as_secs_f64()),
             dirty_bytes_per_s: 0,
-            throttle_percent: self.throttles(),
+            throttle_percent: percent,
+            throttled_ms,
             predicted_blackout_ms: 0.0,
         })
     }
 
-    /// Sends all pages of `todo`, telling how far it is.
+    /// Sends all pages of `todo`, telling how far it is, and slowing the guest down as the policy says.
     fn carry(
         &mut self,
         index: u32,
@@ -239,18 +188,41 @@ impl<G: RunningGuest> Precopy<G> {
             round: index,
         };
         let chunk = chunk_pages(self.costs.bandwidth);
-        let mut told = Instant::now();
-        let mut look = |tally: &Tally| {
+        let began = Instant::now();
+        let (mut told, mut asked) = (began, began);
+        let mut pace = self.brake.pace();
+        let mut look = |midway: &Midway<'_>| {
+            let (pages_done, bytes) = midway.tally.so_far();
+            let wire_bytes = sent_before + bytes;
+            if let Some(due) = pace.filter(|&due| asked.elapsed() >= due) {
+                asked = Instant::now();
+                let stand = midway.stand(&mut self.seen)?;
+                // Not sooner again than is worth what it costs; never, where the log does not say.
+                pace = stand.map(|_| due.max(asked.elapsed() * LOOKING));
+                if let Some(stand) = stand {
+                    let look = Look {
+                        elapsed: trip.brownout(),
+                        round: index,
+                        duration: began.elapsed(),
+                        pages,
+                        unsent: stand.unsent,
+                        written: stand.written,
+                        wire_bytes,
+                        over: false,
+                        throttle: self.brake.throttle(),
+                    };
+                    self.brake.apply(&look, &self.costs, &self.guest, trip);
+                }
+            }
             if told.elapsed() < PROGRESS {
                 return Ok(());
             }
             told = Instant::now();
-            let (pages_done, bytes) = tally.so_far();
             trip.tell(Event::Progress {
                 index,
                 pages_done,
                 pages,
-                wire_bytes: sent_before + bytes,
+                wire_bytes,
             });
             check_time(trip)
         };
@@ -286,7 +258,7 @@ impl<G: RunningGuest> Precopy<G> {
             pages: round.dirty_pages,
             remainder,
             duration,
-            throttle: self.throttle,
+            throttle: self.brake.throttle().percent,
         });
         trip.report.zero_pages += round.zero_pages;
         self.link.account(&mut trip.report);
@@ -296,39 +268,31 @@ impl<G: RunningGuest> Precopy<G> {
         });
     }
 
-    /// Does what the policy says.
+    /// Does what the policies say.
     fn step(&mut self, trip: &mut Trip<'_>) -> Result<Step, MoveError> {
         let limits = Limits::from(trip.options);
         let elapsed = trip.started.elapsed();
         match policy::decide(&self.facts, elapsed, &self.costs, &limits) {
-            Decision::NextRound => Ok(Step::Again),
-            Decision::SwitchOver(reason) => Ok(Step::Stop { reason }),
-            Decision::GiveUp(reason) => Err(MoveError::GaveUp(reason)),
-            Decision::Throttle(percent, reason) => {
-                self.throttle = percent;
-                let percents: Vec<_> = (self.throttles().into_iter())
-                    .map(ThrottlePercent::new)
-                    .collect();
-                let longest = trip.options.downtime_limit.min(LONGEST_SLICE);
-                self.guest.throttle(&percents, longest);
-                trip.tell(Event::ThrottleChanged {
-                    percent: self.throttles(),
-                    reason,
-                });
-                Ok(Step::Again)
-            }
+            Decision::SwitchOver(reason) => return Ok(Step::Stop { reason }),
+            Decision::GiveUp(reason) => return Err(MoveError::GaveUp(reason)),
+            Decision::NextRound => {}
         }
+        if let Some(last) = self.facts.last() {
+            let look = Look {
+                elapsed: trip.brownout(),
+                round: self.next_round().saturating_sub(1),
+                duration: last.duration,
+                pages: last.pages,
+                unsent: 0,
+                written: last.remainder,
+                wire_bytes: self.link.sent_bytes(),
+                over: true,
+                throttle: self.brake.throttle(),
+            };
+            self.brake.apply(&look, &self.costs, &self.guest, trip);
+        }
+        Ok(Step::Again)
     }
-
-    /// The throttle of each vCPU.
-    fn throttles(&self) -> Vec<u8> {
-        per_vcpu(self.link.description.vcpus, self.throttle)
-    }
-}
-
-/// One figure for each vCPU, as reports have it.
-pub(super) fn per_vcpu(vcpus: u32, throttle: ThrottlePercent) -> Vec<u8> {
-    vec![throttle.get(); usize::try_from(vcpus.min(MAX_VCPUS)).unwrap_or(0)]
 }
 
 fn expected_costs(trip: &Trip<'_>, round_trip: Duration) -> Costs {

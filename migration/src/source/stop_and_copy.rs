@@ -2,17 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use super::brake::{Brake, Slowed};
 use super::connecting::Link;
 use super::courier::{Counts, Load};
 use super::error::MoveError;
 use super::handover::Handover;
 use super::pacer::Pacer;
-use super::precopy::{chunk_pages, per_vcpu};
+use super::precopy::chunk_pages;
 use super::streams::carry;
 use super::trip::{Failed, Trip, give_back, per_second, resume};
 use crate::clock::{boottime_ns, millis};
 use crate::event::Event;
-use crate::guest::{PausedGuest, RunningGuest, ThrottlePercent};
+use crate::guest::{PausedGuest, RunningGuest};
 use crate::pages::PageSet;
 use crate::report::Round;
 use crate::wire::frame::Frame;
@@ -26,7 +27,7 @@ pub(super) struct StopAndCopy<G> {
     pub todo: PageSet,
     pub round: u32,
     pub predicted: Duration,
-    pub throttle: ThrottlePercent,
+    pub brake: Brake,
     pub reason: String,
 }
 
@@ -78,7 +79,7 @@ impl<G: RunningGuest> StopAndCopy<G> {
             pacer: self.pacer,
             todo: self.todo,
             round: self.round,
-            throttle: self.throttle,
+            brake: self.brake,
         };
         let sent = last.send(&mut spent, trip);
         last.link.account(&mut trip.report);
@@ -101,7 +102,7 @@ struct LastPages<P> {
     pacer: Pacer,
     todo: PageSet,
     round: u32,
-    throttle: ThrottlePercent,
+    brake: Brake,
 }
 
 impl<P: PausedGuest> LastPages<P> {
@@ -127,6 +128,10 @@ impl<P: PausedGuest> LastPages<P> {
         }
         let wire_bytes = self.link.sent_bytes() - sent_before;
         trip.report.zero_pages += counts.zero_pages;
+        let Slowed {
+            percent,
+            throttled_ms,
+        } = self.brake.round_over(self.paused.throttled(), trip);
         trip.report.rounds.push(Round {
             index: u32::try_from(trip.report.rounds.len()).unwrap_or(u32::MAX),
             duration_ms: millis(spent.sync + spent.pages),
@@ -136,7 +141,8 @@ impl<P: PausedGuest> LastPages<P> {
             wire_bytes,
             bandwidth_bytes_per_s: per_second(wire_bytes, spent.pages.as_secs_f64()),
             dirty_bytes_per_s: 0,
-            throttle_percent: per_vcpu(self.link.description.vcpus, self.throttle),
+            throttle_percent: percent,
+            throttled_ms,
             predicted_blackout_ms: trip.report.predicted_blackout_ms.unwrap_or(0.0),
         });
         Ok(self.link.main.channel.send(&Frame::State(state))?)

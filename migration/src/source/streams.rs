@@ -12,6 +12,7 @@ use super::connecting::Link;
 use super::courier::{BATCH, Counts, Courier, Load};
 use super::error::MoveError;
 use super::line::Line;
+use crate::dirty::DirtyLog;
 use crate::pages::{MemoryLayout, PageSet};
 use crate::wire::channel::ChannelError;
 
@@ -40,17 +41,88 @@ impl Tally {
     }
 }
 
+/// How a round stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stand {
+    /// Pages of the round that are not armed, so nobody has read them.
+    pub unsent: u64,
+    /// Pages written that are armed, or do not belong to the round: the next one has to send them.
+    pub written: u64,
+}
+
 /// The ranges of a round that nobody has taken yet.
 struct WorkList<'a> {
     set: &'a PageSet,
-    ranges: Mutex<Box<dyn Iterator<Item = Range<u64>> + Send + 'a>>,
+    log: &'a dyn DirtyLog,
+    left: Mutex<Left>,
 }
 
-impl WorkList<'_> {
-    /// The next range that has pages in it.
-    fn take(&self) -> Option<Range<u64>> {
-        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        ranges.find(|range| self.set.words(range.clone()).iter().any(|&word| word != 0))
+/// What is left of a round.
+struct Left {
+    ranges: Box<dyn Iterator<Item = Range<u64>> + Send>,
+    /// All pages of the round below this one are armed, and none from it on. A multiple of 64, or the end.
+    armed: u64,
+}
+
+impl<'a> WorkList<'a> {
+    fn new(set: &'a PageSet, log: &'a dyn DirtyLog, layout: &MemoryLayout, chunk: u64) -> Self {
+        let ranges = Box::new(chunks(layout, chunk));
+        Self {
+            set,
+            log,
+            left: Mutex::new(Left { ranges, armed: 0 }),
+        }
+    }
+
+    /// The next range that has pages in it, armed: what is written to it from now on is in the next take. (KVM
+    /// arms for one caller at a time anyway, so nobody waits longer for the lock than for it.)
+    fn take(&self) -> Result<Option<Range<u64>>, MoveError> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let some = |range: &Range<u64>| self.set.words(range.clone()).iter().any(|&word| word != 0);
+        let Some(range) = left.ranges.find(some) else {
+            left.armed = self.set.capacity();
+            return Ok(None);
+        };
+        self.log.rearm(self.set, range.clone())?;
+        left.armed = range.end;
+        Ok(Some(range))
+    }
+
+    /// Looks at the log without taking anything from it; `None` where it cannot be looked at. `seen` is room for
+    /// that.
+    fn stand(&self, seen: &mut PageSet) -> Result<Option<Stand>, MoveError> {
+        seen.clear();
+        let armed = {
+            // What is armed must not change while the log is read.
+            let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.log.peek(seen)? {
+                return Ok(None);
+            }
+            left.armed
+        };
+        let count = |words: &[u64]| words.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
+        let rest = armed..self.set.capacity();
+        let unsent = self.set.words(rest.clone());
+        // Pages not armed may be marked or not: they are yet to be sent in this round.
+        let strangers = seen.words(rest).iter().zip(unsent);
+        let strangers = strangers.map(|(seen, unsent)| u64::from((seen & !unsent).count_ones()));
+        Ok(Some(Stand {
+            unsent: count(unsent),
+            written: count(seen.words(0..armed)) + strangers.sum::<u64>(),
+        }))
+    }
+}
+
+/// A round under way, for whoever looks at it.
+pub(super) struct Midway<'a> {
+    pub tally: &'a Tally,
+    work: &'a WorkList<'a>,
+}
+
+impl Midway<'_> {
+    /// How the round stands; `None` where the log does not say before its end. `seen` is room for the log.
+    pub fn stand(&self, seen: &mut PageSet) -> Result<Option<Stand>, MoveError> {
+        self.work.stand(seen)
     }
 }
 
@@ -61,13 +133,14 @@ pub(super) fn carry(
     load: Load<'_>,
     chunk: u64,
     link: &mut Link,
-    look: &mut dyn FnMut(&Tally) -> Result<(), MoveError>,
+    look: &mut dyn FnMut(&Midway<'_>) -> Result<(), MoveError>,
 ) -> Result<Counts, MoveError> {
-    let work = WorkList {
-        set: load.set,
-        ranges: Mutex::new(Box::new(chunks(load.layout, chunk))),
-    };
+    let work = WorkList::new(load.set, load.log, load.layout, chunk);
     let tally = Tally::default();
+    let midway = Midway {
+        tally: &tally,
+        work: &work,
+    };
     let helpers = usize::try_from(load.set.len() / WORTHWHILE).unwrap_or(usize::MAX);
     let Link {
         main,
@@ -76,11 +149,11 @@ pub(super) fn carry(
         ..
     } = link;
     let (told, ends) = mpsc::channel();
-    let toil = |line: &mut Line, look: &mut dyn FnMut(&Tally) -> Result<(), MoveError>| {
+    let toil = |line: &mut Line, look: &mut dyn FnMut(&Midway<'_>) -> Result<(), MoveError>| {
         let mut courier = Courier::new(load, line, &tally)?;
-        while let Some(range) = work.take() {
+        while let Some(range) = work.take()? {
             courier.carry(&range)?;
-            look(&tally)?;
+            look(&midway)?;
         }
         Ok(courier.finish())
     };
@@ -112,7 +185,7 @@ pub(super) fn carry(
             match ends.recv_timeout(SIGN) {
                 Ok(one) => all = together(all, one),
                 Err(RecvTimeoutError::Timeout) if all.is_ok() => {
-                    if let Err(error) = look(&tally)
+                    if let Err(error) = look(&midway)
                         .and_then(|()| main.listen())
                         .and_then(|()| main.ask())
                     {
@@ -159,6 +232,7 @@ pub(crate) fn chunks(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::GuestError;
     use crate::pages::{REGION_ALIGN, Region};
 
     #[test]
@@ -170,20 +244,75 @@ mod tests {
         assert_eq!(all, [0..1024, 1024..1536, 1536..2048]);
     }
 
+    /// Marks as KVM keeps them with manual protect.
+    struct Marks(Mutex<PageSet>);
+
+    impl Marks {
+        fn write(&self, page: u64) {
+            self.0.lock().unwrap().insert(page);
+        }
+    }
+
+    impl DirtyLog for Marks {
+        fn start(&self) -> Result<(), GuestError> {
+            Ok(())
+        }
+
+        fn take(&self, into: &mut PageSet) -> Result<(), GuestError> {
+            into.union(&self.0.lock().unwrap());
+            Ok(())
+        }
+
+        fn peek(&self, into: &mut PageSet) -> Result<bool, GuestError> {
+            self.take(into).map(|()| true)
+        }
+
+        fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
+            let mut part = PageSet::empty(set.capacity());
+            part.insert_words(range.start, set.words(range.clone()));
+            self.0.lock().unwrap().subtract(&part);
+            Ok(())
+        }
+
+        fn stop(&self) -> Result<(), GuestError> {
+            Ok(())
+        }
+    }
+
     #[test]
-    fn work_without_pages_is_nobodys() {
-        let layout = MemoryLayout::new(vec![Region {
-            gpa: 0,
-            bytes: 4 * REGION_ALIGN,
-        }])
-        .unwrap();
+    fn what_is_written_counts_once_it_was_sent() {
+        let region = |gpa, bytes| Region { gpa, bytes };
+        let layout = MemoryLayout::new(vec![region(0, 4 * REGION_ALIGN)]).unwrap();
         let mut set = PageSet::empty(layout.pages());
         set.insert(700);
-        let work = WorkList {
-            set: &set,
-            ranges: Mutex::new(Box::new(chunks(&layout, 512))),
+        set.insert(1700);
+        set.insert(1701);
+        let log = Marks(Mutex::new(set.clone()));
+        let work = WorkList::new(&set, &log, &layout, 512);
+        let mut seen = PageSet::empty(layout.pages());
+        let mut stand = || {
+            let stand = work.stand(&mut seen).unwrap().unwrap();
+            (stand.unsent, stand.written)
         };
-        assert_eq!(work.take(), Some(512..1024));
-        assert_eq!(work.take(), None);
+        assert_eq!(stand(), (3, 0));
+        // Not of the round; and of the round, but not sent yet.
+        log.write(3);
+        log.write(1700);
+        assert_eq!(stand(), (3, 1));
+        // Ranges without pages are nobody's work.
+        assert_eq!(work.take().unwrap(), Some(512..1024));
+        assert_eq!(stand(), (2, 1));
+        log.write(700);
+        log.write(2000);
+        assert_eq!(stand(), (2, 3));
+        assert_eq!(work.take().unwrap(), Some(1536..2048));
+        assert_eq!(stand(), (0, 3));
+        log.write(1701);
+        assert_eq!(work.take().unwrap(), None);
+        assert_eq!(stand(), (0, 4));
+        // Looking has taken nothing away.
+        let mut taken = PageSet::empty(layout.pages());
+        log.take(&mut taken).unwrap();
+        assert_eq!(taken.len(), 4);
     }
 }

@@ -52,6 +52,12 @@ impl<'a> Trip<'a> {
         }
     }
 
+    /// How long the dirty log has been on.
+    pub fn brownout(&self) -> Duration {
+        self.brownout_began
+            .map_or(Duration::ZERO, |began| began.elapsed())
+    }
+
     pub fn tell(&mut self, event: Event) {
         (self.events)(event);
     }

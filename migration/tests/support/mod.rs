@@ -281,6 +281,10 @@ impl DirtyLog for FakeLog {
         Ok(())
     }
 
+    fn peek(&self, into: &mut PageSet) -> Result<bool, GuestError> {
+        self.take(into).map(|()| true)
+    }
+
     fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
         assert!(
             range.start.is_multiple_of(64)
@@ -306,6 +310,8 @@ pub struct Body {
     pub ram: Arc<GuestRam>,
     pub log: Arc<FakeLog>,
     throttle: Arc<AtomicU8>,
+    /// What throttling has kept it from, in ns.
+    slept: Arc<AtomicU64>,
     beat: Arc<Mutex<Heartbeat>>,
     here: bool,
 }
@@ -357,6 +363,7 @@ impl Body {
             ram: Arc::new(GuestRam::from_ranges(&ranges).unwrap()),
             log: Arc::new(FakeLog::new(world)),
             throttle: Arc::default(),
+            slept: Arc::default(),
             beat: Arc::default(),
             here,
         }
@@ -371,6 +378,10 @@ impl Body {
         let bytes = self.world.content.page(page, stamp);
         self.ram.write_slice(&bytes, at).unwrap();
         self.log.mark(page);
+    }
+
+    fn throttled(&self) -> Vec<Duration> {
+        vec![Duration::from_nanos(self.slept.load(SeqCst)); 2]
     }
 
     fn beat(&self) {
@@ -391,6 +402,7 @@ impl Body {
             ram: Arc::clone(&self.ram),
             log: Arc::clone(&self.log),
             throttle: Arc::clone(&self.throttle),
+            slept: Arc::clone(&self.slept),
             beat: Arc::clone(&self.beat),
             here: self.here,
         }
@@ -403,6 +415,7 @@ impl Body {
         while !stop.load(SeqCst) {
             self.beat();
             let runs = u64::from(100 - self.throttle.load(SeqCst));
+            self.slept.fetch_add((100 - runs) * 10_000, SeqCst);
             // At a strong throttle still a page now and then.
             for _ in 0..(per_ms * runs).div_ceil(100) {
                 if pages.is_empty() {
@@ -472,11 +485,15 @@ impl RunningGuest for Running {
         Arc::clone(&self.body().log) as Arc<dyn DirtyLog>
     }
 
-    fn throttle(&self, vcpus: &[ThrottlePercent], longest_slice: Duration) {
+    fn throttle(&self, vcpus: &[ThrottlePercent], slice: Duration) {
         let percent = vcpus.first().copied().unwrap_or_default().get();
         self.body().throttle.store(percent, SeqCst);
         let mut throttles = self.body().world.throttles.lock().unwrap();
-        throttles.push((percent, longest_slice));
+        throttles.push((percent, slice));
+    }
+
+    fn throttled(&self) -> Vec<Duration> {
+        self.body().throttled()
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
@@ -501,6 +518,10 @@ impl PausedGuest for Paused {
 
     fn dirty_log(&self) -> Arc<dyn DirtyLog> {
         Arc::clone(&self.0.log) as Arc<dyn DirtyLog>
+    }
+
+    fn throttled(&self) -> Vec<Duration> {
+        self.0.throttled()
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {

@@ -1,0 +1,136 @@
+//! `auto`: Ferry's own policy. A guest is slowed down late, strongly and briefly, and only if it must be.
+//!
+//! What a throttle costs is the time that the guest does not run. Let a guest write `r` pages a second anywhere
+//! in its working set, let the link carry `b`, and let `c` be the share of the working set that is clean. At a
+//! share `s` of its speed the clean pages grow by `b - r·s·c` a second while `1 - s` of the guest's time is
+//! lost, so a clean page costs `(1 - s) / (b - r·s·c)`. As long as `r·c < b` that is least at full speed, where
+//! it is nothing; beyond it, at a standstill. Hence:
+//!
+//! - As long as sending gets ahead of the guest, it runs at full speed, in round 0 always. A small set of pages
+//!   that is rewritten all the time, and fits the blackout, never gets it slowed down.
+//! - Once nearly all that is sent is written again meanwhile ([`ENGAGE`]), and this round will not leave much
+//!   less than the one before ([`SHRINKS`]), going on at full speed is in vain.
+//! - From then on the guest is held down to [`AIM`] of what the link carries, so that each round leaves a
+//!   quarter, or less strongly where that is enough to fit the limit. At a standstill it would lose about a
+//!   sixth less of its work, but that would be a blackout. Held down less, it would lose more, and take longer.
+//! - How fast it writes at a given throttle is measured, not computed: guests have idle time to catch up in, and
+//!   other things to do than write. The throttle is raised at once and let go of within a second or so, since a
+//!   guest that sweeps through its memory writes nothing that counts for a while, and then all the more.
+//!
+//! `tests/policy.rs` has the simulation in which these figures were chosen.
+
+use std::time::Duration;
+
+use super::{Limits, Look, Throttle, Throttling, link_pages, percent_for, precise, speed};
+use crate::predict::{self, Costs};
+
+/// Slow enough to count some hundred pages, quick against a round that is worth the trouble.
+const PACE: Duration = Duration::from_millis(100);
+/// A look sooner than this after the one before says too little.
+const SHORTEST: Duration = Duration::from_millis(50);
+/// Of what the link carries, the share that is written again at which sending gets nowhere.
+const ENGAGE: f64 = 0.85;
+/// That must be so for so long and for so much (1/8) of a round, unless that is over: a hot spot passes.
+const LASTING: Duration = Duration::from_millis(200);
+const PART: u64 = 8;
+/// A round that leaves less than this share of its pages is progress.
+const SHRINKS: f64 = 0.7;
+/// The share of the link that a slowed guest may write.
+const AIM: f64 = 0.25;
+/// It may write more if what is left then fills no more than this share of what fits the blackout.
+const FILL: f64 = 0.6;
+/// In so many seconds half of the highest rate seen is forgotten.
+const HALF_LIFE: f64 = 0.5;
+/// A vCPU sleeps so long at a time: long against the cost of a kick, short for whoever waits for it.
+const SLICE: Duration = Duration::from_millis(4);
+/// The same near the end, so that the last sign of life before the stop is not a whole slice old. The other way,
+/// to wake all vCPUs for a moment before the stop, has them write at full speed in that moment, and lengthens
+/// the blackout by as much or more.
+const LAST_SLICE: Duration = Duration::from_millis(1);
+/// The end is near when what is left is so many times what fits the blackout: a round or two away.
+const NEAR: f64 = 4.0;
+
+/// Ferry's own policy.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Auto {
+    /// The last look that said enough.
+    before: Option<Look>,
+    /// Pages written again a second, as last measured.
+    rate: f64,
+    /// What that would be at full speed; while throttled, the highest lately.
+    full_rate: f64,
+}
+
+impl Auto {
+    /// Measures since the look before; `false` if that is too short to say anything.
+    fn measure(&mut self, look: &Look) -> bool {
+        let before = self.before.filter(|before| before.round == look.round);
+        let (unsent, written, from) = before.map_or((look.pages, 0, Duration::ZERO), |before| {
+            (before.unsent, before.written, before.duration)
+        });
+        let time = look.duration.saturating_sub(from);
+        let slowed = look.throttle.percent.get() > 0;
+        let enough = if look.over {
+            // The last bit of a round is mostly waiting for what is under way.
+            before.is_none() || time >= SHORTEST
+        } else if slowed {
+            time >= SHORTEST
+        } else {
+            time >= LASTING && unsent.saturating_sub(look.unsent) >= look.pages / PART
+        };
+        if enough {
+            let seconds = time.as_secs_f64().max(1e-6);
+            self.before = Some(*look);
+            self.rate = precise(look.written.saturating_sub(written)) / seconds;
+            let remembered = match slowed {
+                true => self.full_rate * (-seconds / HALF_LIFE).exp2(),
+                false => 0.0,
+            };
+            self.full_rate = remembered.max(self.rate / speed(look.throttle.percent));
+        }
+        enough || look.over
+    }
+}
+
+impl Throttling for Auto {
+    fn pace(&self) -> Option<Duration> {
+        Some(PACE)
+    }
+
+    fn decide(&mut self, look: &Look, costs: &Costs, limits: &Limits) -> Throttle {
+        let Some(link) = link_pages(costs).filter(|_| look.round > 0) else {
+            return Throttle::default();
+        };
+        if !self.measure(look) {
+            return look.throttle;
+        }
+        let fixed = predict::blackout(0, costs);
+        let room = limits.downtime.saturating_sub(fixed).as_secs_f64() * link;
+        let (left, written) = (precise(look.unsent), precise(look.written));
+        if look.throttle.percent.get() == 0 {
+            let remainder = written + self.rate * left / link;
+            let in_vain = self.rate >= ENGAGE * link && remainder >= SHRINKS * precise(look.pages);
+            if !in_vain || remainder <= room {
+                return Throttle::default();
+            }
+        }
+        // Of the round that is held down: this one, or if it is over, the next.
+        let pages = match look.over {
+            true => written,
+            false => precise(look.pages),
+        };
+        // Once it fits, what is still to be had is a shorter blackout.
+        let aim = match pages > room {
+            true => AIM.max(FILL * room / pages),
+            false => AIM,
+        };
+        let slice = match left + written > NEAR * room {
+            true => SLICE,
+            false => LAST_SLICE,
+        };
+        Throttle {
+            percent: percent_for(aim * link / self.full_rate.max(1e-6), limits.throttle),
+            slice: slice.min(limits.downtime),
+        }
+    }
+}

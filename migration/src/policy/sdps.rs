@@ -1,0 +1,56 @@
+//! `sdps`, "stun during page send", after what vMotion does: once a pass does not take less time than the one
+//! before, the guest pays for the pages that it writes faster than they are sent, in short sleeps, so that it
+//! writes less than is sent until it moves.
+//!
+//! It differs from the original in one thing: without a dirty ring nobody knows which vCPU wrote a page, so all
+//! that run pay alike. How close below the link vMotion holds a guest is not published; here it is [`AIM`].
+
+use std::time::Duration;
+
+use super::{Limits, Look, Throttle, Throttling, link_pages, percent_for, precise, speed};
+use crate::predict::Costs;
+
+const PACE: Duration = Duration::from_millis(100);
+/// A look sooner than this after the one before says too little.
+const SHORTEST: Duration = Duration::from_millis(20);
+/// The share of what is sent that may be written meanwhile.
+const AIM: f64 = 0.8;
+/// One sleep.
+const SLICE: Duration = Duration::from_millis(1);
+/// Its speed is raised by no more than this factor at once: a guest that sweeps through its memory writes nothing
+/// that counts for a while, and then all the more.
+const STEP: f64 = 1.1;
+
+/// Holds a guest just below the link.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sdps {
+    before: Option<Look>,
+}
+
+impl Throttling for Sdps {
+    fn pace(&self) -> Option<Duration> {
+        Some(PACE)
+    }
+
+    fn decide(&mut self, look: &Look, costs: &Costs, limits: &Limits) -> Throttle {
+        let Some(link) = link_pages(costs).filter(|_| look.round > 0) else {
+            return Throttle::default();
+        };
+        let before = self.before.filter(|before| before.round == look.round);
+        let (written, from) = before.map_or((0, Duration::ZERO), |before| {
+            (before.written, before.duration)
+        });
+        let time = look.duration.saturating_sub(from);
+        if time < SHORTEST && before.is_some() {
+            return look.throttle;
+        }
+        self.before = Some(*look);
+        let rate = precise(look.written.saturating_sub(written)) / time.as_secs_f64().max(1e-6);
+        let now = speed(look.throttle.percent);
+        let wanted = now * AIM * link / rate.max(1e-6);
+        Throttle {
+            percent: percent_for(wanted.min(now * STEP), limits.throttle),
+            slice: SLICE.min(limits.downtime),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What to do at the end of a round: another one, switch over, or give up.
+
+use std::time::Duration;
+
+use super::{Facts, Limits, precise};
+use crate::options::OnTimeout;
+use crate::pages::PAGE_SIZE;
+use crate::predict::{self, Costs};
+
+/// What to do next. The texts say why, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Send what is left.
+    NextRound,
+    /// Stop the guest and send the rest.
+    SwitchOver(String),
+    /// Leave the guest where it is.
+    GiveUp(String),
+}
+
+/// The remainder is said to shrink if it reaches a new minimum that is lower by at least a quarter: at that
+/// pace all rounds to come take no longer than four times the last. Comparing rates instead would call a
+/// guest hopeless that rewrites the same few pages.
+const SHRINKS: (u64, u64) = (3, 4);
+/// So many rounds in a row without a new minimum, at full throttle, and nothing will help any more.
+const HOPELESS: usize = 5;
+/// A round more is worth its while if it shortens the blackout by so much, and by a tenth.
+const WORTH: Duration = Duration::from_millis(1);
+/// What is left goes up and down with what the guest does. So many rounds at most are spent on coming back to
+/// the least there was lately.
+const WAITS: usize = 3;
+
+/// What to do after the rounds so far, of which there is at least one (else there is nothing to know, and
+/// the answer is a round).
+pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limits) -> Decision {
+    let Some(last) = rounds.last() else {
+        return Decision::NextRound;
+    };
+    let predicted = predict::blackout(last.remainder, costs);
+    let stalled = stalled_rounds(rounds);
+    let bound = bound_reached(rounds.len(), elapsed, limits);
+    if predicted <= limits.downtime {
+        let pays = bound.is_none()
+            && match stalled {
+                0 => pays(last, predicted, costs),
+                _ => !at_minimum(rounds, costs),
+            };
+        return match pays {
+            true => Decision::NextRound,
+            false => within_limit(last, predicted, limits),
+        };
+    }
+    let at_least = predict::blackout(0, costs);
+    if at_least > limits.downtime && limits.on_timeout == OnTimeout::GiveUp {
+        return Decision::GiveUp(format!(
+            "a blackout of {} is expected even with no page left to send, the limit is {}: allow a longer downtime",
+            ms(at_least),
+            ms(limits.downtime)
+        ));
+    }
+    if let Some(bound) = bound {
+        return at_bound(&bound, predicted, limits);
+    }
+    let helpless = |round: &Facts| round.throttle >= limits.throttle;
+    if stalled >= HOPELESS && rounds.iter().rev().take(HOPELESS).all(helpless) {
+        // Beyond the limit in any case, but then as little as can be.
+        if limits.on_timeout == OnTimeout::SwitchOver && !at_minimum(rounds, costs) {
+            return Decision::NextRound;
+        }
+        let bound = format!(
+            "{stalled} rounds left no less to send, at a throttle of {} %",
+            last.throttle.get()
+        );
+        return at_bound(&bound, predicted, limits);
+    }
+    Decision::NextRound
+}
+
+/// The blackout would be short enough. Is it worth another round to make it shorter still? The limit is not
+/// there to be used up; but where the guest is throttled, a round costs it work, and more than twice as much
+/// of that as it gains is too much.
+fn pays(last: &Facts, predicted: Duration, costs: &Costs) -> bool {
+    let next = predict::blackout(expected_remainder(last, costs), costs);
+    let gain = predicted.saturating_sub(next);
+    let round = predict::transfer(last.remainder.saturating_mul(PAGE_SIZE), costs.bandwidth);
+    let cost = round / 100 * u32::from(last.throttle.get());
+    gain >= WORTH && gain >= predicted / 10 && gain >= cost / 2
+}
+
+/// Whether there is about as little left as there was in any of the last rounds, or waiting for that has been
+/// in vain.
+fn at_minimum(rounds: &[Facts], costs: &Costs) -> bool {
+    let Some((last, before)) = rounds.split_last() else {
+        return true;
+    };
+    let lately = before.iter().rev().take(WAITS).map(|round| round.remainder);
+    let least = lately.min().unwrap_or(last.remainder);
+    let (now, then) = (
+        predict::blackout(last.remainder, costs),
+        predict::blackout(least, costs),
+    );
+    now.saturating_sub(then) < WORTH.max(now / 10)
+}
+
+fn within_limit(last: &Facts, predicted: Duration, limits: &Limits) -> Decision {
+    let why = match last.remainder {
+        0 => "no page is left to send".to_owned(),
+        pages => format!("{pages} pages are left and another round would hardly change that"),
+    };
+    Decision::SwitchOver(format!(
+        "a blackout of {} is expected, within the limit of {}: {why}",
+        ms(predicted),
+        ms(limits.downtime)
+    ))
+}
+
+/// How many pages the next round would leave: it takes as long as sending what is left now, and pages are
+/// written as fast as in the last one.
+fn expected_remainder(last: &Facts, costs: &Costs) -> u64 {
+    let bytes = last.remainder.saturating_mul(PAGE_SIZE);
+    let next = predict::transfer(bytes, costs.bandwidth) + costs.round_trip + costs.sync;
+    let rate = precise(last.remainder) / last.duration.as_secs_f64().max(1e-6);
+    // Never more than there is now: a working set is rewritten, it does not grow.
+    let expected = (rate * next.as_secs_f64()).ceil();
+    if expected >= precise(last.remainder) {
+        last.remainder
+    } else {
+        // Between 0 and the remainder, so it converts exactly.
+        #[expect(clippy::cast_possible_truncation)]
+        let expected = expected as u64;
+        expected
+    }
+}
+
+/// How many rounds ago the remainder last reached a new minimum.
+fn stalled_rounds(rounds: &[Facts]) -> usize {
+    let mut least = rounds.first().map_or(0, |first| first.pages);
+    let mut stalled = 0;
+    for round in rounds {
+        if round.remainder * SHRINKS.1 < least * SHRINKS.0 || round.remainder == 0 {
+            least = round.remainder;
+            stalled = 0;
+        } else {
+            stalled += 1;
+        }
+    }
+    stalled
+}
+
+/// A text that says which bound has been reached, if any.
+fn bound_reached(rounds: usize, elapsed: Duration, limits: &Limits) -> Option<String> {
+    if u32::try_from(rounds).unwrap_or(u32::MAX) >= limits.rounds {
+        return Some(format!(
+            "{rounds} rounds are over, {} were allowed",
+            limits.rounds
+        ));
+    }
+    (elapsed >= limits.total).then(|| {
+        format!(
+            "{:.1} s are over, {:.1} s were allowed",
+            elapsed.as_secs_f64(),
+            limits.total.as_secs_f64()
+        )
+    })
+}
+
+/// The bound is reached with the blackout still too long.
+fn at_bound(bound: &str, predicted: Duration, limits: &Limits) -> Decision {
+    let expected = format!(
+        "{bound}, and a blackout of {} is expected, beyond the limit of {}",
+        ms(predicted),
+        ms(limits.downtime)
+    );
+    match limits.on_timeout {
+        OnTimeout::SwitchOver => {
+            Decision::SwitchOver(format!("{expected}: switched over as asked"))
+        }
+        OnTimeout::GiveUp => Decision::GiveUp(format!(
+            "{expected}: allow a longer downtime, more time or rounds, or ask to switch over at the bound"
+        )),
+    }
+}
+
+fn ms(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+}

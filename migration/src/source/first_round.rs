@@ -1,0 +1,80 @@
+//! Before the first round: which pages it has to send, and which of them are likely to go again.
+
+use std::sync::Arc;
+
+use super::error::MoveError;
+use super::streams::chunks;
+use super::trip::Trip;
+use crate::dirty::DirtyLog;
+use crate::guest::GuestRam;
+use crate::pack::packer::Resent;
+use crate::pack::{MANY_MORE, WATCH};
+use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
+use crate::touched::{PAGEMAP, touched};
+
+/// Pages never touched are armed in the log so many at a time: 64 MiB, while which vCPUs cannot fault pages in.
+const UNTOUCHED_CHUNK: u64 = 16_384;
+
+/// Where differences are asked for: sees for a moment which pages the guest writes, so that they are kept
+/// from the first round on. All pages that anybody has touched are still to be sent, so nothing that is seen
+/// here is lost.
+pub(super) fn watch(
+    todo: &PageSet,
+    layout: &MemoryLayout,
+    log: &dyn DirtyLog,
+    trip: &Trip<'_>,
+) -> Result<Option<Arc<Resent>>, MoveError> {
+    let Some(cache) = trip.options.delta_cache else {
+        return Ok(None);
+    };
+    for (_, range) in layout.ranges() {
+        log.rearm(todo, range)?;
+    }
+    let (slice, times) = WATCH;
+    let mut hot = PageSet::empty(layout.pages());
+    for _ in 0..times {
+        let before = hot.len();
+        trip.cancel.sleep(slice)?;
+        log.take(&mut hot)?;
+        let more = hot.len() - before;
+        if more < MANY_MORE.max(before / 5) || hot.len() >= cache / PAGE_SIZE {
+            break;
+        }
+    }
+    Ok(Some(Arc::new(Resent::new(cache, hot))))
+}
+
+/// Takes pages that nobody has ever touched out of the first round; says how many. Their log is armed
+/// before the last look, so that a first touch is in that look or in the next take.
+pub(super) fn leave_out_untouched(
+    todo: &mut PageSet,
+    ram: &GuestRam,
+    layout: &MemoryLayout,
+    log: &dyn DirtyLog,
+) -> Result<u64, MoveError> {
+    let look = || {
+        let touched = touched(ram, layout);
+        touched.inspect_err(|error| {
+            tracing::info!("untouched pages are looked at one by one: {PAGEMAP}: {error}");
+        })
+    };
+    let Ok(before) = look() else {
+        return Ok(0);
+    };
+    let mut untouched = todo.clone();
+    untouched.subtract(&before);
+    if untouched.is_empty() {
+        return Ok(0);
+    }
+    for chunk in chunks(layout, UNTOUCHED_CHUNK) {
+        if untouched.words(chunk.clone()).iter().any(|&word| word != 0) {
+            log.rearm(&untouched, chunk)?;
+        }
+    }
+    let Ok(now) = look() else {
+        return Ok(0);
+    };
+    untouched.subtract(&now);
+    todo.subtract(&untouched);
+    Ok(untouched.len())
+}
