@@ -11,7 +11,7 @@ use vmm::config::Target;
 use vmm::control::{
     Compress, DeviceStatus, DirtyLogStatus, DirtyRateRequest, Happening, HeartbeatStatus, LastMove,
     MemoryRegion, MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, RateEvent, State,
-    Status, routes,
+    Status, Throttle, routes,
 };
 
 fn document() -> Value {
@@ -133,6 +133,7 @@ fn round() -> Round {
     Round {
         index: 1,
         throttle_percent: vec![0, 99],
+        throttled_ms: vec![0.0, 12.5],
         predicted_blackout_ms: 12.5,
         ..Round::default()
     }
@@ -152,6 +153,7 @@ fn report() -> Report {
         blackout_clock: Some(BlackoutClock::Shared),
         guest_gap_ms: Some(20.5),
         largest_gap_ms: Some(20.5),
+        throttled_ms: vec![0.0, 12.5],
         guest_work_lost_percent: Some(1.0),
         verify_ms: Some(3.0),
         rounds: vec![round()],
@@ -341,7 +343,7 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         max_rounds: Some(3),
         timeout_ms: Some(1000),
         on_timeout: OnTimeout::Switch,
-        throttle: false,
+        throttle: Throttle::AutoConverge,
         compress: Compress::Zstd,
         delta_cache_bytes: Some(64 << 20),
         insecure_plaintext: true,
@@ -372,6 +374,12 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         (json!({ "timeout_ms": 2_592_000_001u64 }), false),
         (json!({ "on_timeout": "wait" }), false),
         (json!({ "throttle": "on" }), false),
+        (json!({ "throttle": true }), false),
+        (json!({ "throttle": "off" }), true),
+        (json!({ "throttle": "auto" }), true),
+        (json!({ "throttle": "auto_converge" }), true),
+        (json!({ "throttle": "sdps" }), true),
+        (json!({ "throttle": "dirty_limit" }), false),
         (json!({ "compress": "auto" }), true),
         (json!({ "compress": "none" }), true),
         (json!({ "compress": "lz4" }), true),

@@ -19,7 +19,7 @@ use super::orders::Vm;
 use crate::config::Target;
 use crate::console::Signals;
 use crate::control::client::{Client, Told};
-use crate::control::{Compress, MigrateRequest, MoveEvent, OnTimeout};
+use crate::control::{Compress, MigrateRequest, MoveEvent, OnTimeout, Throttle};
 use crate::ui::{self, MoveView, Style};
 use crate::units::{Rate, Size, Span};
 
@@ -72,9 +72,9 @@ pub struct Args {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = AtTimeout::Cancel)]
     on_timeout: AtTimeout,
 
-    /// Whether to slow the guest down if it writes faster than the link carries
-    #[arg(long, value_name = "ON/OFF", value_enum, default_value_t = Throttle::On)]
-    throttle: Throttle,
+    /// How to slow the guest down if it writes faster than the link carries
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Throttling::Auto)]
+    throttle: Throttling,
 
     /// Compress pages on their way
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Compression::None)]
@@ -143,11 +143,27 @@ impl FromStr for DeltaCache {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Throttle {
-    /// Slow it down as much as is needed
-    On,
-    /// Never
+enum Throttling {
+    /// Not at all
     Off,
+    /// As QEMU does: 20 %, then 10 % more each time that it still writes too much
+    AutoConverge,
+    /// So that it writes just less than is sent, in short sleeps
+    Sdps,
+    /// Late and strongly, as far as the remaining rounds need it
+    #[value(alias = "on")]
+    Auto,
+}
+
+impl From<Throttling> for Throttle {
+    fn from(throttling: Throttling) -> Self {
+        match throttling {
+            Throttling::Off => Throttle::Off,
+            Throttling::AutoConverge => Throttle::AutoConverge,
+            Throttling::Sdps => Throttle::Sdps,
+            Throttling::Auto => Throttle::Auto,
+        }
+    }
 }
 
 /// What goes wrong on this side of a move.
@@ -181,7 +197,7 @@ impl Args {
                 AtTimeout::Cancel => OnTimeout::Cancel,
                 AtTimeout::Switch => OnTimeout::Switch,
             },
-            throttle: self.throttle == Throttle::On,
+            throttle: self.throttle.into(),
             compress: self.compress.into(),
             delta_cache_bytes: self.delta.map(|DeltaCache(bytes)| bytes),
             insecure_plaintext: self.insecure_plaintext,
@@ -322,6 +338,22 @@ mod tests {
         let line = Line::try_parse_from(line.split_whitespace());
         let line = line.map_err(|error| error.to_string())?;
         line.args.request().map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn throttling_is_asked_for_by_name() {
+        for (words, throttle) in [
+            ("", Throttle::Auto),
+            ("--throttle on", Throttle::Auto),
+            ("--throttle auto", Throttle::Auto),
+            ("--throttle auto-converge", Throttle::AutoConverge),
+            ("--throttle sdps", Throttle::Sdps),
+            ("--throttle off", Throttle::Off),
+        ] {
+            assert_eq!(request(words).unwrap().throttle, throttle, "{words}");
+        }
+        let refused = request("--throttle dirty-limit").unwrap_err();
+        assert!(refused.contains("auto-converge"), "{refused}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod status;
 
 pub use command::{Call, CallReceiver, CallSender, Command, Reply, calls};
 pub use event::{Happening, MoveEvent, RateEvent};
-pub use request::{Compress, DirtyRateRequest, MigrateRequest, OnTimeout, RequestError};
+pub use request::{Compress, DirtyRateRequest, MigrateRequest, OnTimeout, RequestError, Throttle};
 pub use router::{OPENAPI, routes};
 pub use server::{ControlError, ControlServer};
 pub use status::{

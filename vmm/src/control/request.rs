@@ -4,8 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use migration::dirty_rate;
-use migration::guest::ThrottlePercent;
-use migration::options::{MAX_STREAMS, MIN_BANDWIDTH, Options};
+use migration::options::{MAX_STREAMS, MIN_BANDWIDTH, Options, ThrottlePolicy};
 use migration::pack::{self, Codec, MIN_DELTA_CACHE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
@@ -50,6 +49,32 @@ impl From<Compress> for pack::Compress {
     }
 }
 
+/// How vCPUs are slowed down where the guest writes faster than the link carries; see [`migration::policy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Throttle {
+    /// Not at all.
+    Off,
+    /// As QEMU does.
+    AutoConverge,
+    /// So that it writes just less than is sent.
+    Sdps,
+    /// Late, and as far as the remaining rounds need it.
+    #[default]
+    Auto,
+}
+
+impl From<Throttle> for ThrottlePolicy {
+    fn from(throttle: Throttle) -> Self {
+        match throttle {
+            Throttle::Off => ThrottlePolicy::Off,
+            Throttle::AutoConverge => ThrottlePolicy::AutoConverge,
+            Throttle::Sdps => ThrottlePolicy::Sdps,
+            Throttle::Auto => ThrottlePolicy::Auto,
+        }
+    }
+}
+
 /// A move, as asked for. What is left out is the engine's default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,9 +100,9 @@ pub struct MigrateRequest {
     /// What to do when either is reached.
     #[serde(default)]
     pub on_timeout: OnTimeout,
-    /// Whether vCPUs may be slowed down where the guest writes faster than the link carries.
-    #[serde(default = "yes")]
-    pub throttle: bool,
+    /// How vCPUs are slowed down where the guest writes faster than the link carries.
+    #[serde(default)]
+    pub throttle: Throttle,
     /// Whether pages are compressed.
     #[serde(default)]
     pub compress: Compress,
@@ -132,7 +157,7 @@ impl MigrateRequest {
             max_rounds: None,
             timeout_ms: None,
             on_timeout: OnTimeout::Cancel,
-            throttle: true,
+            throttle: Throttle::Auto,
             compress: Compress::None,
             delta_cache_bytes: None,
             insecure_plaintext: false,
@@ -190,11 +215,7 @@ impl MigrateRequest {
                 OnTimeout::Cancel => migration::options::OnTimeout::GiveUp,
                 OnTimeout::Switch => migration::options::OnTimeout::SwitchOver,
             },
-            max_throttle: if self.throttle {
-                default.max_throttle
-            } else {
-                ThrottlePercent::new(0)
-            },
+            throttle: self.throttle.into(),
             compress: self.compress.into(),
             delta_cache: self.delta_cache_bytes,
             ..default
@@ -229,10 +250,6 @@ impl DirtyRateRequest {
     pub fn longest(&self) -> Duration {
         (self.longest_ms).map_or(dirty_rate::DEFAULT, Duration::from_millis)
     }
-}
-
-fn yes() -> bool {
-    true
 }
 
 fn write_target<S: Serializer>(target: &Target, serializer: S) -> Result<S::Ok, S::Error> {

@@ -9,6 +9,7 @@ use migration::dirty::DirtyLog;
 use migration::guest::{GuestError, GuestRam};
 use migration::pages::{MemoryLayout, PageSet};
 use migration::touched::touched;
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{LogMode, raw};
@@ -68,6 +69,28 @@ impl KvmDirtyLog {
         }
     }
 
+    /// Adds what KVM's log and our own say, the latter as `ours` reads it.
+    fn read(
+        &self,
+        into: &mut PageSet,
+        ours: impl Fn(&AtomicBitmap) -> Vec<u64>,
+    ) -> Result<(), GuestError> {
+        for ((slot, region), (_, range)) in (0u32..).zip(self.ram.iter()).zip(self.layout.ranges())
+        {
+            let bytes = usize::try_from(region.len()).unwrap_or(usize::MAX);
+            let log = self.vm.get_dirty_log(slot, bytes).map_err(|source| {
+                GuestError::new(
+                    format!("read KVM's dirty log of memory slot {slot}"),
+                    source,
+                )
+            })?;
+            into.insert_words(range.start, &log);
+            // The mapping's own bitmap; the trait's method of the same name gives a view of a part.
+            into.insert_words(range.start, &ours((**region).bitmap()));
+        }
+        Ok(())
+    }
+
     /// Sets the logging flag of every slot.
     fn set_flag(&self, on: bool) -> Result<(), GuestError> {
         memory::register(&self.vm, &self.ram, on).map_err(|source| {
@@ -94,23 +117,21 @@ impl DirtyLog for KvmDirtyLog {
     }
 
     fn take(&self, into: &mut PageSet) -> Result<(), GuestError> {
-        for ((slot, region), (_, range)) in (0u32..).zip(self.ram.iter()).zip(self.layout.ranges())
-        {
-            let bytes = usize::try_from(region.len()).unwrap_or(usize::MAX);
-            let log = self.vm.get_dirty_log(slot, bytes).map_err(|source| {
-                GuestError::new(
-                    format!("read KVM's dirty log of memory slot {slot}"),
-                    source,
-                )
-            })?;
-            into.insert_words(range.start, &log);
-            // The mapping's own bitmap; the trait's method of the same name gives a view of a part.
-            into.insert_words(range.start, &(**region).bitmap().get_and_reset());
-        }
+        self.read(into, AtomicBitmap::get_and_reset)?;
         if self.everything.swap(false, Ordering::AcqRel) {
             into.union(&PageSet::full(self.layout.pages()));
         }
         Ok(())
+    }
+
+    /// With manual protect KVM_GET_DIRTY_LOG leaves everything as it is.
+    fn peek(&self, into: &mut PageSet) -> Result<bool, GuestError> {
+        if self.mode == LogMode::Plain {
+            return Ok(false);
+        }
+        // The bitmap's one way to give all its words takes them: from a copy, then.
+        self.read(into, |bitmap| bitmap.clone().get_and_reset())?;
+        Ok(true)
     }
 
     fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {

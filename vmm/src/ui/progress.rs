@@ -238,6 +238,7 @@ mod tests {
             bandwidth_bytes_per_s: 117_500_000,
             dirty_bytes_per_s: 0,
             throttle_percent: vec![0, 20],
+            throttled_ms: vec![0.0, 1_824.0],
             predicted_blackout_ms: 46.9,
         };
         let line = round_line(&round);

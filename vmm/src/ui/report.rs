@@ -134,6 +134,14 @@ impl Table {
                 _ => "guest ran, never throttled".to_owned(),
             };
             self.row("brown-out", &millis(brownout), &note);
+            let asleep = report.throttled_ms.iter().copied().fold(0.0, f64::max);
+            if asleep > 0.0 {
+                self.row(
+                    "  throttled",
+                    &millis(asleep),
+                    "asleep, the vCPU that was most",
+                );
+            }
         }
         self.row("set-up", &millis(report.setup_ms), "");
         let rounds = report.rounds.len();

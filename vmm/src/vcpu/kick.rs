@@ -5,13 +5,15 @@
 //! (Documentation/virt/kvm/api.rst, 5, `immediate_exit`).
 #![allow(
     unsafe_code,
-    reason = "a signal handler, a pointer into the kvm_run page, and pthread_kill"
+    reason = "a signal handler, a pointer into the kvm_run page, pthread_kill, and a timer that signals one thread"
 )]
 
 use std::cell::Cell;
 use std::io;
+use std::mem;
 use std::ptr;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -115,5 +117,62 @@ impl Kick {
         // handle and the throttle, which the handle's owner stops first) ends before that, so the id is
         // valid, also if the thread has already returned.
         unsafe { libc::pthread_kill(self.thread, SIGRTMIN()) };
+    }
+}
+
+/// Kicks the thread that made it, after a time. It is a timer of the kernel's (CLOCK_MONOTONIC, SIGEV_THREAD_ID;
+/// timer_create(2)), so no other thread has to be scheduled for that.
+#[derive(Debug)]
+pub struct KickTimer {
+    id: libc::timer_t,
+}
+
+impl KickTimer {
+    /// A timer for the calling thread, not set.
+    ///
+    /// # Errors
+    /// The kernel has no timer left for this user.
+    pub fn of_this_thread() -> io::Result<Self> {
+        // SAFETY: sigevent is plain data, for which zeros are a value: a notification by signal 0, of nobody.
+        let mut event: libc::sigevent = unsafe { mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = SIGRTMIN();
+        // SAFETY: gettid has no conditions.
+        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        let mut id = ptr::null_mut();
+        // SAFETY: both pointers are to live variables of the right types, which the kernel reads and writes only
+        // during the call. The thread is one of this process.
+        let result = unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut id) };
+        match result {
+            0 => Ok(Self { id }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Kicks once, after `time`; what was set before is forgotten. Zero is never.
+    pub fn set(&mut self, time: Duration) {
+        let zero = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let value = libc::itimerspec {
+            it_interval: zero,
+            it_value: libc::timespec {
+                tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: time.subsec_nanos().into(),
+            },
+        };
+        // SAFETY: the timer was made by `of_this_thread` and lives until the drop; `value` is a valid time that
+        // the kernel only reads, and the old one is not asked for.
+        let result = unsafe { libc::timer_settime(self.id, 0, &value, ptr::null_mut()) };
+        // EINVAL alone is documented, for a bad time or timer: neither can be.
+        debug_assert_eq!(result, 0);
+    }
+}
+
+impl Drop for KickTimer {
+    fn drop(&mut self) {
+        // SAFETY: the timer was made by `of_this_thread`, and nobody has its id any more.
+        unsafe { libc::timer_delete(self.id) };
     }
 }

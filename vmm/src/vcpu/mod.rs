@@ -105,6 +105,8 @@ enum Order {
     Save(SyncSender<Result<VcpuState, GuestError>>),
     Load(Box<VcpuState>, u64, SyncSender<Result<(), GuestError>>),
     Attach(Buses),
+    /// Look at the throttle.
+    Look,
     End,
 }
 
@@ -113,7 +115,7 @@ pub struct VcpuHandle {
     index: u8,
     orders: mpsc::Sender<Order>,
     kick: kick::Kick,
-    throttle: Arc<throttle::Slice>,
+    throttle: Arc<throttle::Slot>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -139,12 +141,12 @@ impl VcpuHandle {
         kick::install_handler()?;
         let (orders, inbox) = mpsc::channel();
         let (started, start) = mpsc::sync_channel(1);
-        let throttle = Arc::new(throttle::Slice::default());
-        let slice = throttle.clone();
+        let throttle = Arc::new(throttle::Slot::default());
+        let slot = throttle.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu-{index}"))
             .spawn(move || {
-                let vcpu = run::Vcpu::new(fd, index, caps, events, inbox, slice);
+                let vcpu = run::Vcpu::new(fd, index, caps, events, inbox, slot);
                 let _ = started.send(kick::Kick::of_this_thread());
                 vcpu.serve();
             })?;
@@ -211,9 +213,13 @@ impl VcpuHandle {
         self.order(Order::Attach(buses));
     }
 
-    /// The slot through which this vCPU is slowed down.
-    fn throttle(&self) -> (Arc<throttle::Slice>, kick::Kick) {
-        (self.throttle.clone(), self.kick)
+    /// The slot through which this vCPU is slowed down, and what makes it look there.
+    fn throttle(&self) -> (Arc<throttle::Slot>, Nudge) {
+        let nudge = Nudge {
+            orders: self.orders.clone(),
+            kick: self.kick,
+        };
+        (self.throttle.clone(), nudge)
     }
 }
 
@@ -223,6 +229,21 @@ impl Drop for VcpuHandle {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// Has a vCPU look at its throttle, asleep or in the guest. Must not outlive the vCPU's handle.
+#[derive(Debug)]
+struct Nudge {
+    orders: mpsc::Sender<Order>,
+    kick: kick::Kick,
+}
+
+impl Nudge {
+    fn nudge(&self) {
+        // A thread that is gone has nothing to look at.
+        let _ = self.orders.send(Order::Look);
+        self.kick.kick();
     }
 }
 

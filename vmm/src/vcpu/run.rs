@@ -3,13 +3,14 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
 
 use devices::bus::{Action, Bus};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use migration::guest::GuestError;
 
 use super::kick::Kickable;
-use super::throttle::Slice;
+use super::throttle::{Duty, Slot};
 use super::{Buses, EventSender, Order, VmEvent};
 use crate::kvm::vcpu_state::{self, VcpuCaps};
 
@@ -37,7 +38,7 @@ pub struct Vcpu {
     caps: VcpuCaps,
     events: EventSender,
     orders: Receiver<Order>,
-    slice: Arc<Slice>,
+    duty: Duty,
     buses: Option<Buses>,
     mode: Mode,
 }
@@ -50,7 +51,7 @@ impl Vcpu {
         caps: VcpuCaps,
         events: EventSender,
         orders: Receiver<Order>,
-        slice: Arc<Slice>,
+        slot: Arc<Slot>,
     ) -> Self {
         Self {
             vcpu: Kickable::new(fd),
@@ -58,7 +59,7 @@ impl Vcpu {
             caps,
             events,
             orders,
-            slice,
+            duty: Duty::new(slot),
             buses: None,
             mode: Mode::Out,
         }
@@ -97,11 +98,14 @@ impl Vcpu {
                 // that it uses no kvmclock (Documentation/virt/kvm/api.rst, 4.70).
                 let _ = self.vcpu.fd().kvmclock_ctrl();
                 self.mode = Mode::In;
+                // The account begins anew; nothing is owed yet.
+                let _ = self.duty.due();
                 let _ = entered.send(());
             }
             Order::Run(_) => {}
             Order::Pause(reply) => {
                 if self.mode == Mode::In {
+                    self.duty.rest();
                     self.complete_exit();
                     self.mode = Mode::Out;
                 }
@@ -119,6 +123,7 @@ impl Vcpu {
                 let _ = reply.send(result);
             }
             Order::Attach(buses) => self.buses = Some(buses),
+            Order::Look => {}
             Order::End => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
@@ -164,11 +169,13 @@ impl Vcpu {
 
     /// Sleeps as the throttle says; an order ends the sleep.
     fn sleep_slice(&mut self) -> ControlFlow<()> {
-        let Some(slice) = self.slice.take() else {
+        let Some(slice) = self.duty.due() else {
             return ControlFlow::Continue(());
         };
-        // An order, a pause as a rule, ends the sleep: what is left of the slice is forgiven.
-        match self.orders.recv_timeout(slice) {
+        let began = Instant::now();
+        let order = self.orders.recv_timeout(slice);
+        self.duty.slept(began.elapsed());
+        match order {
             Ok(order) => self.obey(order),
             Err(_) => ControlFlow::Continue(()),
         }

@@ -63,8 +63,7 @@ impl BlankVm {
         kvm::create_interrupt_controllers(&vm).map_err(kvm_error("make a VM"))?;
         let log = KvmDirtyLog::new(vm.clone(), ram.clone(), shape.layout.clone(), mode);
         let vcpus = create_vcpus(kvm, &vm, &mut shape, &making.events)?;
-        let throttle =
-            Throttle::spawn(&vcpus).map_err(|e| GuestError::new("start the throttle thread", e))?;
+        let throttle = Throttle::new(&vcpus);
         let parts = DeviceParts::wire(
             &vm,
             making.serial_out,

@@ -205,8 +205,12 @@ impl RunningGuest for RunningVm {
         self.core.log.clone()
     }
 
-    fn throttle(&self, vcpus: &[ThrottlePercent], longest_slice: Duration) {
-        self.core.throttle.set(vcpus, longest_slice);
+    fn throttle(&self, vcpus: &[ThrottlePercent], slice: Duration) {
+        self.core.throttle.set(vcpus, slice);
+    }
+
+    fn throttled(&self) -> Vec<Duration> {
+        self.core.throttle.slept()
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
@@ -249,6 +253,10 @@ impl PausedGuest for PausedVm {
 
     fn heartbeat(&self) -> Option<Heartbeat> {
         self.devices.heartbeat().as_deref().map(devices::heartbeat)
+    }
+
+    fn throttled(&self) -> Vec<Duration> {
+        self.core.throttle.slept()
     }
 
     /// Devices first, then vCPUs, then what belongs to the VM: the interrupt controllers after everything

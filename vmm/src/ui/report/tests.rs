@@ -15,6 +15,7 @@ fn round(index: u32) -> Round {
         bandwidth_bytes_per_s: 117_500_000,
         dirty_bytes_per_s: 40_000_000,
         throttle_percent: vec![0, if index > 1 { 20 } else { 0 }],
+        throttled_ms: vec![0.0, if index > 1 { 456.1 } else { 0.0 }],
         predicted_blackout_ms: 300.0,
     }
 }
@@ -42,6 +43,7 @@ pub(crate) fn sample(rounds: u32) -> Report {
         blackout_clock: Some(BlackoutClock::Shared),
         guest_gap_ms: Some(49.0),
         largest_gap_ms: Some(49.0),
+        throttled_ms: vec![0.0, 456.1],
         guest_work_lost_percent: None,
         verify_ms: None,
         rounds: (0..rounds).map(round).collect(),
@@ -69,6 +71,7 @@ Moved: the guest runs on tcp:10.0.0.2:7000.
     restore                 6.10 ms   ███▊
     resume                  1.50 ms   ▉
   brown-out                  9.25 s   guest slowed down, by 20 % at most
+    throttled                456 ms   asleep, the vCPU that was most
   set-up                    3.12 ms
   total                      9.30 s   3 rounds
   guest gap                 49.0 ms   between heartbeats; largest 49.0 ms
