@@ -95,6 +95,22 @@ fn sane(report: &Value, guest: &PulseGuest<'_>) {
             "{round}"
         );
     }
+    // What each vCPU slept in the rounds is what it slept in all.
+    let slept = |of: &Value| -> Vec<f64> {
+        of["throttled_ms"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(ms)
+            .collect()
+    };
+    let all = slept(report);
+    assert_eq!(all.len(), usize::from(guest.cpus), "{report}");
+    for (vcpu, all) in all.iter().enumerate() {
+        let sum: f64 = rounds.iter().map(|round| slept(round)[vcpu]).sum();
+        assert!((sum - all).abs() < 0.01, "{report}");
+        assert!(*all <= ms(&report["total_ms"]), "{report}");
+    }
     assert_eq!(count(&report["zero_pages"]), total("zero_pages"));
     assert!(
         count(&report["wire_bytes"]) >= total("wire_bytes"),
@@ -122,13 +138,15 @@ fn an_idle_guest_over_one_gigabit() {
     let rounds = report["rounds"].as_array().unwrap();
     assert!(rounds.iter().all(|round| strongest(round) == 0), "{report}");
     assert_eq!(naps.count, 0, "put to sleep without being throttled");
+    let slept = report["throttled_ms"].as_array().unwrap();
+    assert!(slept.iter().all(|slept| ms(slept) == 0.0), "{report}");
 }
 
-/// Moves a guest whose vCPU 1 writes three times as fast as the link carries, while vCPU 0 does nothing but
-/// beat. Throttling has to make it converge, in slices of sleep not longer than the limit.
-fn converges_within(limit_ms: u32) {
+/// Moves a guest whose vCPU 1 writes three times as fast as the link carries to so much memory, while vCPU 0 does
+/// nothing but beat. Throttling has to make it converge, in slices of sleep not longer than the limit.
+fn converges_within(limit_ms: u32, memory: &str) {
     let guest = PulseGuest {
-        words: "beat=1 cpu1.ws=16:256 cpu1.rate=100000 cpu1.pattern=sweep",
+        words: &format!("beat=1 cpu1.rate=100000 {memory}"),
         cpus: 2,
         mib: MIB,
     };
@@ -140,6 +158,9 @@ fn converges_within(limit_ms: u32) {
     let rounds = report["rounds"].as_array().unwrap();
     let most = rounds.iter().map(strongest).max().unwrap();
     assert!(most > 0, "never throttled: {report}");
+    assert_eq!(strongest(&rounds[0]), 0, "throttled in round 0: {report}");
+    assert!(rounds.len() <= 40, "{report}");
+    assert!(ms(&report["throttled_ms"][1]) > 0.0, "{report}");
     assert!(naps.count > 10, "throttled, but hardly ever asleep");
     assert!(naps.longest <= Duration::from_millis(limit_ms.into()));
 }
@@ -151,10 +172,15 @@ fn strongest(round: &Value) -> u64 {
 
 #[test]
 fn a_guest_that_writes_400_mb_a_second_within_300_ms() {
-    converges_within(300);
+    converges_within(300, "cpu1.ws=16:256 cpu1.pattern=sweep");
 }
 
 #[test]
 fn a_guest_that_writes_400_mb_a_second_within_50_ms() {
-    converges_within(50);
+    converges_within(50, "cpu1.ws=16:256 cpu1.pattern=sweep");
+}
+
+#[test]
+fn a_guest_that_writes_400_mb_a_second_anywhere_in_512_mib_within_50_ms() {
+    converges_within(50, "cpu1.ws=16:512 cpu1.pattern=uniform");
 }

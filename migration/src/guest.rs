@@ -81,8 +81,8 @@ pub struct Heartbeat {
     pub largest_gap_ns: u64,
 }
 
-/// How much a vCPU is slowed down: of the time that it would run, it is asleep so many percent. 0 is full speed;
-/// at most 99.
+/// How much a vCPU is slowed down: one that would run all the time is asleep so many percent of it. One that needs
+/// no more than what is left need not sleep at all. 0 is full speed; at most 99.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
 pub struct ThrottlePercent(u8);
 
@@ -112,8 +112,7 @@ pub trait RunningGuest: Send + Sized {
     fn ram(&self) -> &GuestRam;
     /// Its dirty log, shared with the workers that send pages.
     fn dirty_log(&self) -> Arc<dyn DirtyLog>;
-    /// Slows every vCPU by its percentage: of the time that it is busy or put to sleep it sleeps so much, never
-    /// longer than `slice` at a time. Missing entries mean full speed, so an empty list lets go of all of them.
+    /// Slows every vCPU by its percentage; it sleeps `slice` at a time, never longer. Missing entries mean full speed, so an empty list lets go of all of them.
     fn throttle(&self, vcpus: &[ThrottlePercent], slice: Duration);
     /// How long each vCPU has been kept from running by that, since it was made.
     fn throttled(&self) -> Vec<Duration>;

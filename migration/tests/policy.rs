@@ -454,26 +454,40 @@ fn auto_leaves_a_guest_alone_that_gets_on_by_itself() {
 }
 
 #[test]
-fn the_last_slices_are_short() {
-    for (pages, longest) in [(100_000, ms(4)), (3_000, ms(1))] {
-        let mut policy = throttling(ThrottlePolicy::Auto);
+fn slices_are_as_short_as_they_can_be() {
+    for (times, downtime, percent, slice) in [
+        (1.0, ms(50), 75, ms(1)),
+        (4.0, ms(50), 94, Duration::from_nanos(3_133_333)),
+        (4.0, ms(16), 94, ms(2)),
+        (100.0, ms(50), 99, Duration::from_micros(6_250)),
+        (100.0, ms(300), 99, Duration::from_micros(19_800)),
+    ] {
+        // As much is left after a round as before it, however short it is made.
+        let written = times * 28_725.0 / 10.0;
+        #[expect(clippy::cast_possible_truncation)]
+        let written = written as u64;
         let look = Look {
             elapsed: ms(20_000),
             round: 3,
-            duration: transfer(pages * 4108, GBIT),
-            pages,
+            duration: ms(100),
+            pages: 2_872,
             unsent: 0,
-            written: pages,
+            written,
             wire_bytes: 2 << 30,
             over: true,
             throttle: Throttle::default(),
         };
         let limits = Limits {
-            downtime: ms(50),
+            downtime,
             ..limits()
         };
-        let throttle = policy.decide(&look, &costs(), &limits);
-        assert!(throttle.percent.get() >= 40, "{throttle:?}");
-        assert_eq!(throttle.slice, longest);
+        // No room for a page: then it is a quarter of the link, and no more.
+        let full = Costs {
+            stop: downtime,
+            ..costs()
+        };
+        let throttle = throttling(ThrottlePolicy::Auto).decide(&look, &full, &limits);
+        assert_eq!(throttle.percent.get(), percent);
+        assert_eq!(throttle.slice, slice);
     }
 }

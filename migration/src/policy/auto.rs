@@ -41,15 +41,6 @@ const AIM: f64 = 0.25;
 const FILL: f64 = 0.6;
 /// In so many seconds half of the highest rate seen is forgotten.
 const HALF_LIFE: f64 = 0.5;
-/// A vCPU sleeps so long at a time: long against the cost of a kick, short for whoever waits for it.
-const SLICE: Duration = Duration::from_millis(4);
-/// The same near the end, so that the last sign of life before the stop is not a whole slice old. The other way,
-/// to wake all vCPUs for a moment before the stop, has them write at full speed in that moment, and lengthens
-/// the blackout by as much or more.
-const LAST_SLICE: Duration = Duration::from_millis(1);
-/// The end is near when what is left is so many times what fits the blackout: a round or two away.
-const NEAR: f64 = 4.0;
-
 /// Ferry's own policy.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Auto {
@@ -124,13 +115,7 @@ impl Throttling for Auto {
             true => AIM.max(FILL * room / pages),
             false => AIM,
         };
-        let slice = match left + written > NEAR * room {
-            true => SLICE,
-            false => LAST_SLICE,
-        };
-        Throttle {
-            percent: percent_for(aim * link / self.full_rate.max(1e-6), limits.throttle),
-            slice: slice.min(limits.downtime),
-        }
+        let percent = percent_for(aim * link / self.full_rate.max(1e-6), limits.throttle);
+        Throttle::smooth(percent, limits.downtime)
     }
 }

@@ -10,16 +10,14 @@
 //!
 //! QEMU syncs when what is left would fit the downtime limit, and since 9.2, from the second pass on, if there
 //! was no other sync for 5 s. Here a round ends when nothing of it is left, and pages found in the middle of a
-//! round wait for the next one.
+//! round wait for the next one. And a vCPU that is idle for a part of the time sleeps less here than there.
 
 use std::time::Duration;
 
-use super::{Look, Throttle, Throttling};
+use super::{Limits, Look, Throttle, Throttling};
 use crate::guest::ThrottlePercent;
 use crate::pages::PAGE_SIZE;
 use crate::predict::Costs;
-
-use super::Limits;
 
 /// Periods are longer than that (migration/ram.c, `migration_bitmap_sync`).
 const PERIOD: Duration = Duration::from_secs(1);

@@ -98,6 +98,24 @@ pub struct Throttle {
     pub slice: Duration,
 }
 
+/// The shortest slice, and the least that a vCPU runs between two of them: long against the cost of entering
+/// and leaving a guest.
+const LEAST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_micros(200));
+
+impl Throttle {
+    /// A throttle as smooth as can be: the shortest slices in which a vCPU still gets something done, and none
+    /// longer than an eighth of the blackout that is allowed. The last sign of life before the stop is not older
+    /// than that.
+    fn smooth(percent: ThrottlePercent, downtime: Duration) -> Self {
+        let (sleep, run) = LEAST;
+        let fair = run * u32::from(percent.get()) / u32::from(100 - percent.get());
+        Self {
+            percent,
+            slice: fair.max(sleep).min(downtime / 8),
+        }
+    }
+}
+
 /// A throttling policy.
 pub trait Throttling: Send {
     /// How often it wants to be asked in the middle of a round; `None` for at the end of rounds alone.

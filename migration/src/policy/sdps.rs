@@ -15,8 +15,6 @@ const PACE: Duration = Duration::from_millis(100);
 const SHORTEST: Duration = Duration::from_millis(20);
 /// The share of what is sent that may be written meanwhile.
 const AIM: f64 = 0.8;
-/// One sleep.
-const SLICE: Duration = Duration::from_millis(1);
 /// Its speed is raised by no more than this factor at once: a guest that sweeps through its memory writes nothing
 /// that counts for a while, and then all the more.
 const STEP: f64 = 1.1;
@@ -48,9 +46,7 @@ impl Throttling for Sdps {
         let rate = precise(look.written.saturating_sub(written)) / time.as_secs_f64().max(1e-6);
         let now = speed(look.throttle.percent);
         let wanted = now * AIM * link / rate.max(1e-6);
-        Throttle {
-            percent: percent_for(wanted.min(now * STEP), limits.throttle),
-            slice: SLICE.min(limits.downtime),
-        }
+        let percent = percent_for(wanted.min(now * STEP), limits.throttle);
+        Throttle::smooth(percent, limits.downtime)
     }
 }
