@@ -484,6 +484,8 @@ fn slices_are_as_short_as_they_can_be() {
         // No room for a page: then it is a quarter of the link, and no more.
         let full = Costs {
             stop: downtime,
+            round_trip: Duration::ZERO,
+            sync: Duration::ZERO,
             ..costs()
         };
         let throttle = throttling(ThrottlePolicy::Auto).decide(&look, &full, &limits);

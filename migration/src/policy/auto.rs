@@ -17,7 +17,7 @@
 //!   other things to do than write. The throttle is raised at once and let go of within a second or so, since a
 //!   guest that sweeps through its memory writes nothing that counts for a while, and then all the more.
 //!
-//! `tests/policy.rs` has the simulation in which these figures were chosen.
+//! `tests/convergence.rs` has the simulation in which these figures were chosen.
 
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ const AIM: f64 = 0.25;
 const FILL: f64 = 0.6;
 /// In so many seconds half of the highest rate seen is forgotten.
 const HALF_LIFE: f64 = 0.5;
+
 /// Ferry's own policy.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Auto {
@@ -99,23 +100,27 @@ impl Throttling for Auto {
         let room = limits.downtime.saturating_sub(fixed).as_secs_f64() * link;
         let (left, written) = (precise(look.unsent), precise(look.written));
         if look.throttle.percent.get() == 0 {
-            let remainder = written + self.rate * left / link;
-            let in_vain = self.rate >= ENGAGE * link && remainder >= SHRINKS * precise(look.pages);
-            if !in_vain || remainder <= room {
+            let (pages, remainder) = (precise(look.pages), written + self.rate * left / link);
+            // The link may carry less than it did when it was measured.
+            let nowhere = self.rate >= ENGAGE * link || look.over && written >= ENGAGE * pages;
+            if !nowhere || remainder < SHRINKS * pages || remainder <= room {
                 return Throttle::default();
             }
         }
         // Of the round that is held down: this one, or if it is over, the next.
-        let pages = match look.over {
-            true => written,
-            false => precise(look.pages),
+        let (pages, seen) = match look.over {
+            true => (written, precise(look.pages) / look.duration.as_secs_f64()),
+            false => (precise(look.pages), f64::INFINITY),
         };
+        // At the end of a round the link stands still for a moment, and the guest does not.
+        let still = (costs.round_trip * 2 + costs.sync).as_secs_f64();
+        let carried = (pages / (pages / link + still)).min(seen);
         // Once it fits, what is still to be had is a shorter blackout.
         let aim = match pages > room {
             true => AIM.max(FILL * room / pages),
             false => AIM,
         };
-        let percent = percent_for(aim * link / self.full_rate.max(1e-6), limits.throttle);
+        let percent = percent_for(aim * carried / self.full_rate.max(1e-6), limits.throttle);
         Throttle::smooth(percent, limits.downtime)
     }
 }

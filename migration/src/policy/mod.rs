@@ -8,6 +8,7 @@
 
 mod auto;
 mod auto_converge;
+mod off;
 mod sdps;
 pub mod switch_over;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use auto::Auto;
 pub use auto_converge::AutoConverge;
+pub use off::Off;
 pub use sdps::Sdps;
 pub use switch_over::{Decision, decide};
 
@@ -124,20 +126,6 @@ pub trait Throttling: Send {
     /// How much the guest is to be slowed down from now on. Asked about every [`pace`](Self::pace) and at the
     /// end of each round after which another one comes.
     fn decide(&mut self, look: &Look, costs: &Costs, limits: &Limits) -> Throttle;
-}
-
-/// Never slows the guest down.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Off;
-
-impl Throttling for Off {
-    fn pace(&self) -> Option<Duration> {
-        None
-    }
-
-    fn decide(&mut self, _: &Look, _: &Costs, _: &Limits) -> Throttle {
-        Throttle::default()
-    }
 }
 
 /// The policy of that name, at the beginning of a move.

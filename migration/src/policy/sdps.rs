@@ -1,6 +1,6 @@
-//! `sdps`, "stun during page send", after what vMotion does: once a pass does not take less time than the one
-//! before, the guest pays for the pages that it writes faster than they are sent, in short sleeps, so that it
-//! writes less than is sent until it moves.
+//! `sdps`, "stun during page send", after what vMotion does: where a pass would not take less time than the one
+//! before, the guest pays for the pages that it writes faster than they are sent, in short sleeps. So from the
+//! second pass on it writes less than is sent, until it moves.
 //!
 //! It differs from the original in one thing: without a dirty ring nobody knows which vCPU wrote a page, so all
 //! that run pay alike. How close below the link vMotion holds a guest is not published; here it is [`AIM`].
