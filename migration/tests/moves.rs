@@ -140,24 +140,27 @@ fn greedy() -> (std::sync::Arc<World>, Options) {
 
 #[test]
 fn a_guest_that_writes_faster_than_the_link_is_throttled_until_it_fits() {
-    let (world, options) = greedy();
-    let (moved, arrived) = travel(&world, boot(&world), &options);
-    assert_eq!(
-        moved.report.outcome,
-        Outcome::Completed,
-        "{}",
-        moved.report.reason
-    );
-    let throttles = world.throttles.lock().unwrap().clone();
-    assert!(!throttles.is_empty());
-    assert!(
-        throttles
-            .iter()
-            .all(|(_, slice)| *slice <= options.downtime_limit)
-    );
-    assert!(moved.report.rounds.last().unwrap().throttle_percent[0] > 0);
-    assert!(moved.report.predicted_blackout_ms.unwrap() <= 60.0);
-    verify(&world, arrived.unwrap());
+    for throttle in [ThrottlePolicy::Auto, ThrottlePolicy::Sdps] {
+        let (world, options) = greedy();
+        let options = Options {
+            throttle,
+            ..options
+        };
+        let (moved, arrived) = travel(&world, boot(&world), &options);
+        let report = &moved.report;
+        assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+        let throttles = world.throttles.lock().unwrap().clone();
+        assert!(!throttles.is_empty());
+        let limit = options.downtime_limit;
+        assert!(throttles.iter().all(|(_, slice)| *slice <= limit));
+        // The first round is nobody's fault.
+        assert_eq!(report.rounds[0].throttle_percent, [0, 0]);
+        assert!(report.rounds.iter().any(|r| r.throttle_percent[0] > 0));
+        assert!(report.predicted_blackout_ms.unwrap() <= 60.0);
+        let slept: f64 = report.rounds.iter().map(|r| r.throttled_ms[1]).sum();
+        assert!(slept > 0.0 && (report.throttled_ms[1] - slept).abs() < 0.01);
+        verify(&world, arrived.unwrap());
+    }
 }
 
 #[test]
