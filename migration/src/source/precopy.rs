@@ -9,7 +9,7 @@ use super::courier::{Counts, Load};
 use super::error::MoveError;
 use super::pacer::Pacer;
 use super::stop_and_copy::StopAndCopy;
-use super::streams::{Tally, carry, chunks};
+use super::streams::{Tally, carry};
 use super::trip::{Failed, Trip, give_back, per_second};
 use crate::clock::millis;
 use crate::dirty::DirtyLog;
@@ -166,10 +166,8 @@ impl<G: RunningGuest> Precopy<G> {
             return Ok(0);
         }
         let log = self.guest.dirty_log();
-        for chunk in chunks(layout, UNTOUCHED_CHUNK) {
-            if untouched.words(chunk.clone()).iter().any(|&word| word != 0) {
-                log.rearm(&untouched, chunk)?;
-            }
+        for piece in untouched.pieces(layout, UNTOUCHED_CHUNK) {
+            log.rearm(&untouched, piece)?;
         }
         let Ok(now) = look() else {
             return Ok(0);

@@ -12,7 +12,7 @@ use super::connecting::Link;
 use super::courier::{BATCH, Counts, Courier, Load};
 use super::error::MoveError;
 use super::line::Line;
-use crate::pages::{MemoryLayout, PageSet};
+use crate::pages::Pieces;
 use crate::wire::channel::ChannelError;
 
 /// A further stream is worth its thread from so many pages on.
@@ -41,16 +41,13 @@ impl Tally {
 }
 
 /// The ranges of a round that nobody has taken yet.
-struct WorkList<'a> {
-    set: &'a PageSet,
-    ranges: Mutex<Box<dyn Iterator<Item = Range<u64>> + Send + 'a>>,
-}
+struct WorkList<'a>(Mutex<Pieces<'a>>);
 
 impl WorkList<'_> {
     /// The next range that has pages in it.
     fn take(&self) -> Option<Range<u64>> {
-        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        ranges.find(|range| self.set.words(range.clone()).iter().any(|&word| word != 0))
+        let mut pieces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pieces.next()
     }
 }
 
@@ -63,10 +60,7 @@ pub(super) fn carry(
     link: &mut Link,
     look: &mut dyn FnMut(&Tally) -> Result<(), MoveError>,
 ) -> Result<Counts, MoveError> {
-    let work = WorkList {
-        set: load.set,
-        ranges: Mutex::new(Box::new(chunks(load.layout, chunk))),
-    };
+    let work = WorkList(Mutex::new(load.set.pieces(load.layout, chunk)));
     let tally = Tally::default();
     let helpers = usize::try_from(load.set.len() / WORTHWHILE).unwrap_or(usize::MAX);
     let Link {
@@ -135,55 +129,5 @@ fn together(
         (Ok(all), Ok(one)) => Ok(all.beside(one)),
         (Err(MoveError::Channel(ChannelError::Alarm)) | Ok(_), Err(error)) => Err(error),
         (Err(error), _) => Err(error),
-    }
-}
-
-/// All memory in pieces of at most `pages`, none of them across two regions.
-pub(crate) fn chunks(
-    layout: &MemoryLayout,
-    pages: u64,
-) -> impl Iterator<Item = Range<u64>> + use<> {
-    let ranges: Vec<_> = layout.ranges().map(|(_, range)| range).collect();
-    ranges.into_iter().flat_map(move |range| {
-        let mut start = range.start;
-        std::iter::from_fn(move || {
-            (start < range.end).then(|| {
-                let chunk = start..range.end.min(start + pages);
-                start = chunk.end;
-                chunk
-            })
-        })
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pages::{REGION_ALIGN, Region};
-
-    #[test]
-    fn chunks_cover_all_memory_and_no_chunk_spans_two_regions() {
-        let region = |gpa, bytes| Region { gpa, bytes };
-        let regions = vec![region(0, 3 * REGION_ALIGN), region(4 << 30, REGION_ALIGN)];
-        let layout = MemoryLayout::new(regions).unwrap();
-        let all: Vec<_> = chunks(&layout, 1024).collect();
-        assert_eq!(all, [0..1024, 1024..1536, 1536..2048]);
-    }
-
-    #[test]
-    fn work_without_pages_is_nobodys() {
-        let layout = MemoryLayout::new(vec![Region {
-            gpa: 0,
-            bytes: 4 * REGION_ALIGN,
-        }])
-        .unwrap();
-        let mut set = PageSet::empty(layout.pages());
-        set.insert(700);
-        let work = WorkList {
-            set: &set,
-            ranges: Mutex::new(Box::new(chunks(&layout, 512))),
-        };
-        assert_eq!(work.take(), Some(512..1024));
-        assert_eq!(work.take(), None);
     }
 }

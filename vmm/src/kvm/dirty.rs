@@ -104,11 +104,11 @@ impl DirtyLog for KvmDirtyLog {
                 )
             })?;
             into.insert_words(range.start, &log);
-            // The mapping's own bitmap; the trait's method of the same name gives a view of a part.
-            into.insert_words(range.start, &(**region).bitmap().get_and_reset());
+            // The mapping's own marks; the trait's method of the same name gives a view of a part.
+            (**region).bitmap().take(range.start, into);
         }
         if self.everything.swap(false, Ordering::AcqRel) {
-            into.union(&PageSet::full(self.layout.pages()));
+            into.fill();
         }
         Ok(())
     }

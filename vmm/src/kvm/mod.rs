@@ -7,6 +7,7 @@ pub mod dirty;
 pub mod msr;
 pub mod probe;
 mod raw;
+pub mod tiny;
 pub mod vcpu_state;
 pub mod vm_state;
 
