@@ -39,8 +39,7 @@ impl Writer {
     fn new(gib: u64) -> Self {
         let kvm = kvm::open().unwrap();
         let layout = memory_layout(gib << 30).unwrap();
-        let (vm, mode) = kvm::create_vm(&kvm).unwrap();
-        let vm = Arc::new(vm);
+        let vm = Arc::new(kvm::create_vm(&kvm).unwrap());
         let ram = memory::map(&layout, memory::Backing::Anonymous).unwrap();
         memory::register(&vm, &ram, false).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
@@ -49,7 +48,7 @@ impl Writer {
         let stride = u32::try_from(low / u64::from(PAGES + 1)).unwrap();
         let code = tiny::page_writer(stride, stride, PAGES);
         ram.write_slice(&code, GuestAddress(CODE)).unwrap();
-        let log = KvmDirtyLog::new(vm, ram, layout.clone(), mode);
+        let log = KvmDirtyLog::new(vm, ram, layout.clone());
         Self {
             vcpu,
             log: Arc::new(log),

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
 use devices::bus::{Action, Bus};
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use migration::guest::GuestError;
 
 use super::kick::Kickable;
 use super::throttle::Slice;
 use super::{Buses, EventSender, Order, VmEvent};
+use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::{self, VcpuCaps};
 
 /// Whether the vCPU is let into the guest.
@@ -36,6 +38,7 @@ pub struct Vcpu {
     index: u8,
     caps: VcpuCaps,
     events: EventSender,
+    log: Arc<dyn VmLog>,
     orders: Receiver<Order>,
     slice: Arc<Slice>,
     buses: Option<Buses>,
@@ -49,6 +52,7 @@ impl Vcpu {
         index: u8,
         caps: VcpuCaps,
         events: EventSender,
+        log: Arc<dyn VmLog>,
         orders: Receiver<Order>,
         slice: Arc<Slice>,
     ) -> Self {
@@ -57,6 +61,7 @@ impl Vcpu {
             index,
             caps,
             events,
+            log,
             orders,
             slice,
             buses: None,
@@ -204,6 +209,11 @@ impl Vcpu {
             VcpuExit::MmioWrite(address, data) => act(buses.mmio.write(address, data)),
             VcpuExit::Intr => Next::Kicked,
             VcpuExit::Shutdown => Next::Stop(VmEvent::TripleFault),
+            // The one who writes clears its ring out; the others go on.
+            VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => {
+                self.log.make_room(index);
+                Next::Continue
+            }
             VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => Next::Continue,
             other => Next::Stop(VmEvent::Crashed(format!(
                 "vCPU {index} left the guest with {other:?}, which ferry cannot answer"

@@ -8,7 +8,7 @@ use kvm_ioctls::Kvm;
 use migration::guest::{Description, GuestError, Host};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::blank::{BlankVm, Making};
+use super::blank::{BlankVm, LogChoice, Making};
 use super::devices::Backend;
 use super::shape::{Shape, SlotKind};
 use crate::memory::Backing;
@@ -36,6 +36,8 @@ pub struct ReceivingHost<'a> {
     pub kvm: &'a Kvm,
     /// The most memory that a guest may have here, in bytes.
     pub max_memory: u64,
+    /// How its written pages are found when it is moved on.
+    pub log: LogChoice,
     /// See [`MakeParts`].
     pub make_parts: &'a mut MakeParts<'a>,
     /// See [`OpenTap`].
@@ -82,6 +84,7 @@ impl Host for ReceivingHost<'_> {
                 serial_room: parts.serial_room,
                 backends,
                 events: parts.events,
+                log: self.log,
             },
         )
     }

@@ -29,13 +29,13 @@ use migration::guest::{
 use migration::pages::MemoryLayout;
 use migration::state::{Kind, VmState};
 
-use crate::kvm::dirty::KvmDirtyLog;
+use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::kvm::vm_state;
 use crate::memory;
 use crate::vcpu::{EventSender, Throttle, VcpuHandle};
 
-pub use blank::{BlankVm, Making};
+pub use blank::{BlankVm, LogChoice, Making};
 pub use devices::Backend;
 pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
@@ -51,7 +51,7 @@ const STATE_VERSION: u32 = 1;
 struct Core {
     throttle: Throttle,
     vcpus: Vec<VcpuHandle>,
-    log: Arc<KvmDirtyLog>,
+    log: Arc<dyn VmLog>,
     vm: Arc<VmFd>,
     ram: GuestRam,
     shape: Shape,
@@ -74,7 +74,7 @@ pub struct View {
     pub vcpus: u8,
     /// What sits in the virtio slots.
     pub slots: Vec<SlotKind>,
-    log: Arc<KvmDirtyLog>,
+    log: Arc<dyn VmLog>,
 }
 
 impl View {
