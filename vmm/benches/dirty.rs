@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use migration::dirty::DirtyLog;
 use migration::pages::{MemoryLayout, PageSet};
@@ -44,10 +43,8 @@ impl Writer {
         memory::register(&vm, &ram, false).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
         tiny::enter_protected_mode(&vcpu).unwrap();
-        let low = layout.bytes().min(LOW_RAM_END);
-        let stride = u32::try_from(low / u64::from(PAGES + 1)).unwrap();
-        let code = tiny::page_writer(stride, stride, PAGES);
-        ram.write_slice(&code, GuestAddress(CODE)).unwrap();
+        ram.write_slice(&tiny::PAGE_WRITER, GuestAddress(CODE))
+            .unwrap();
         let log = KvmDirtyLog::new(vm, ram, layout.clone());
         Self {
             vcpu,
@@ -57,11 +54,9 @@ impl Writer {
     }
 
     fn write(&mut self) {
-        let regs = kvm_regs {
-            rip: CODE,
-            rflags: 2,
-            ..Default::default()
-        };
+        let low = self.layout.bytes().min(LOW_RAM_END);
+        let stride = u32::try_from(low / u64::from(PAGES + 1)).unwrap();
+        let regs = tiny::write_pages(CODE, stride, stride, PAGES, 0);
         self.vcpu.set_regs(&regs).unwrap();
         match self.vcpu.run().unwrap() {
             VcpuExit::IoOut(tiny::DONE_PORT, _) => {}

@@ -2,11 +2,35 @@
 //! run without further set-up. The probe counts down with one; tests and benchmarks of the dirty log write
 //! pages with another.
 
-use kvm_bindings::kvm_segment;
+use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 
-/// The port that [`page_writer`] writes to when it is done.
+/// The port that [`PAGE_WRITER`] writes to when it is done.
 pub const DONE_PORT: u16 = 0x10;
+/// Code that counts ESI up and writes it to ECX places, EBX bytes apart from EDI on. It may lie anywhere, and is
+/// started with the registers of [`write_pages`].
+pub const PAGE_WRITER: [u8; 10] = [
+    0x46, // 1: inc esi
+    0x89, 0x37, // mov [edi], esi
+    0x01, 0xdf, // add edi, ebx
+    0x49, // dec ecx
+    0x75, 0xf8, // jnz 1b
+    0xe6, 0x10, // out DONE_PORT, al
+];
+
+/// Registers with which [`PAGE_WRITER`] at `code` writes to `count` places, 1 or more, `stride` bytes apart from `first` on:
+/// the numbers above `above`.
+pub fn write_pages(code: u64, first: u32, stride: u32, count: u32, above: u32) -> kvm_regs {
+    kvm_regs {
+        rip: code,
+        rdi: u64::from(first),
+        rbx: u64::from(stride),
+        rcx: u64::from(count),
+        rsi: u64::from(above),
+        rflags: 2,
+        ..Default::default()
+    }
+}
 
 /// Puts a fresh vCPU into flat 32-bit protected mode: all segments reach from 0 to 4 GiB.
 ///
@@ -32,20 +56,4 @@ pub fn enter_protected_mode(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     (sregs.fs, sregs.gs) = (data, data);
     sregs.cr0 |= 1;
     vcpu.set_sregs(&sregs)
-}
-
-/// Code that writes a word to each of `pages` places, `stride` bytes apart from `first` on, then to
-/// [`DONE_PORT`]. It may lie anywhere.
-pub fn page_writer(first: u32, stride: u32, pages: u32) -> Vec<u8> {
-    let mut code = vec![0xbf];
-    code.extend(first.to_le_bytes()); // mov edi, first
-    code.push(0xb9);
-    code.extend(pages.to_le_bytes()); // mov ecx, pages
-    code.extend([0x89, 0x0f]); // 1: mov [edi], ecx
-    code.extend([0x81, 0xc7]);
-    code.extend(stride.to_le_bytes()); // add edi, stride
-    code.push(0x49); // dec ecx
-    code.extend([0x75, 0xf5]); // jnz 1b
-    code.extend([0xe6, DONE_PORT.to_le_bytes()[0]]); // out DONE_PORT, al
-    code
 }
