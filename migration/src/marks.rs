@@ -28,7 +28,7 @@ impl Marks {
     /// written, or finds it marked again.
     pub fn take(&self, first: u64, into: &mut PageSet) {
         let groups = self.groups.get_and_reset();
-        for (word, bits) in (0usize..).zip(groups) {
+        for (word, bits) in (0usize..).zip(groups).filter(|(_, bits)| *bits != 0) {
             for group in (0..64).filter(|bit| bits >> bit & 1 == 1) {
                 let start = (word * 64 + group) * GROUP_PAGES;
                 for page in start..start + GROUP_PAGES {

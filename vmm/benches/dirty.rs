@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use migration::dirty::DirtyLog;
+use migration::dirty::{DirtyLog, Tracking};
 use migration::pages::{MemoryLayout, PageSet};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::kvm::dirty::KvmDirtyLog;
+use vmm::kvm::ring::log::{LOOK, RingLog};
+use vmm::kvm::ring::{DEFAULT_ENTRIES, offer};
 use vmm::kvm::{self, tiny};
 use vmm::layout::{LOW_RAM_END, memory_layout};
 use vmm::memory;
@@ -35,22 +37,29 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(gib: u64) -> Self {
+    fn new(gib: u64, tracking: Tracking) -> Self {
         let kvm = kvm::open().unwrap();
         let layout = memory_layout(gib << 30).unwrap();
         let vm = Arc::new(kvm::create_vm(&kvm).unwrap());
+        if tracking == Tracking::Ring {
+            offer::enable(&kvm, &vm, DEFAULT_ENTRIES).unwrap();
+        }
         let ram = memory::map(&layout, memory::Backing::Anonymous).unwrap();
         memory::register(&vm, &ram, false).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
         tiny::enter_protected_mode(&vcpu).unwrap();
         ram.write_slice(&tiny::PAGE_WRITER, GuestAddress(CODE))
             .unwrap();
-        let log = KvmDirtyLog::new(vm, ram, layout.clone());
-        Self {
-            vcpu,
-            log: Arc::new(log),
-            layout,
-        }
+        let vcpus = [vcpu];
+        let log: Arc<dyn DirtyLog> = match tracking {
+            Tracking::Bitmap => Arc::new(KvmDirtyLog::new(vm, ram, layout.clone())),
+            Tracking::Ring => {
+                let layout = layout.clone();
+                Arc::new(RingLog::new(vm, ram, layout, &vcpus, DEFAULT_ENTRIES, LOOK).unwrap())
+            }
+        };
+        let [vcpu] = vcpus;
+        Self { vcpu, log, layout }
     }
 
     fn write(&mut self) {
@@ -120,13 +129,10 @@ fn median(mut times: Vec<Duration>) -> f64 {
 fn main() {
     println!("| guest | log | sync us | scan us | arm us |\n|---|---|---|---|---|");
     for gib in SIZES {
-        let mut writer = Writer::new(gib);
-        let Spent { sync, scan, arm } = rounds(&mut writer);
-        println!(
-            "| {gib} GiB | bitmap | {:.1} | {:.1} | {:.1} |",
-            median(sync),
-            median(scan),
-            median(arm)
-        );
+        for tracking in [Tracking::Bitmap, Tracking::Ring] {
+            let Spent { sync, scan, arm } = rounds(&mut Writer::new(gib, tracking));
+            let [sync, scan, arm] = [sync, scan, arm].map(median);
+            println!("| {gib} GiB | {tracking:?} | {sync:.1} | {scan:.1} | {arm:.1} |");
+        }
     }
 }

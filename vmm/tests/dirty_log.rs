@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -14,7 +15,7 @@ use migration::guest::GuestRam;
 use migration::pages::{MemoryLayout, PAGE_SIZE, PageSet};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::kvm::dirty::{KvmDirtyLog, VmLog};
-use vmm::kvm::ring::log::RingLog;
+use vmm::kvm::ring::log::{LOOK, RingLog};
 use vmm::kvm::ring::{DEFAULT_ENTRIES, MIN_ENTRIES, offer};
 use vmm::kvm::{self, tiny};
 use vmm::memory::{self, Backing};
@@ -44,6 +45,10 @@ struct Writer {
 impl Guest {
     /// With rings of so many entries, or with the bitmap.
     fn new(entries: Option<u32>) -> Self {
+        Self::with(entries, LOOK)
+    }
+
+    fn with(entries: Option<u32>, look: Duration) -> Self {
         let kvm = kvm::open().unwrap();
         let vm = Arc::new(kvm::create_vm(&kvm).unwrap());
         let layout = vmm::layout::memory_layout(64 * MIB).unwrap();
@@ -61,7 +66,7 @@ impl Guest {
             None => Arc::new(KvmDirtyLog::new(vm, ram.clone(), layout.clone())),
             Some(entries) => {
                 let (ram, layout) = (ram.clone(), layout.clone());
-                Arc::new(RingLog::new(vm, ram, layout, &vcpus, entries).unwrap())
+                Arc::new(RingLog::new(vm, ram, layout, &vcpus, entries, look).unwrap())
             }
         };
         let [vcpu] = vcpus;
@@ -186,14 +191,19 @@ fn the_ring_tells_who_writes_and_the_bitmap_does_not() {
     guest.start();
     let written = |guest: &Guest| guest.log.written_by_vcpu().unwrap();
     assert_eq!(written(&guest), [0]);
-    guest.writer.write(1, 1, 300);
-    assert_eq!(written(&guest), [300]);
+    // An exact count is not promised: KVM may log a page twice, and does so for every write that it emulates.
+    let grows = |guest: &mut Guest, count: u32| {
+        let before = written(guest)[0];
+        guest.writer.write(1, 1, count);
+        let more = written(guest)[0] - before;
+        assert!(
+            (u64::from(count)..2 * u64::from(count)).contains(&more),
+            "{more}"
+        );
+    };
+    grows(&mut guest, 300);
     guest.take();
-    guest.writer.write(1, 1, 30);
-    assert_eq!(written(&guest), [330]);
-    // A second write to an open page is not logged, but by a KVM that emulates it.
-    guest.writer.write(1, 1, 30);
-    assert!([[330], [360]].contains(&written(&guest)[..].try_into().unwrap()));
+    grows(&mut guest, 30);
     guest.log.stop().unwrap();
     let last = written(&guest);
     guest.writer.write(1, 1, 30);
@@ -205,7 +215,7 @@ fn the_ring_tells_who_writes_and_the_bitmap_does_not() {
 /// The guest writes five times as many pages as the ring holds between two looks.
 #[test]
 fn a_ring_that_fills_loses_nothing_and_goes_on() {
-    let mut guest = Guest::new(Some(MIN_ENTRIES));
+    let mut guest = Guest::with(Some(MIN_ENTRIES), Duration::from_secs(3600));
     guest.start();
     for turn in 1..4 {
         guest.writer.write(turn, 3, 5000);
@@ -213,7 +223,7 @@ fn a_ring_that_fills_loses_nothing_and_goes_on() {
         let expected = pages(turn..turn + 15_000, 3);
         assert!(set.is_superset(&expected), "turn {turn}");
     }
-    assert!(guest.writer.full > 0, "it was never full");
+    assert!(guest.writer.full > 5, "it was never full");
     // Where KVM has let the ring overflow, everything counted as written. Soon it is exact again.
     let exact = (0..5).any(|turn| {
         guest.writer.write(1000 + turn, 1, 50);

@@ -17,7 +17,7 @@ use super::{Core, PausedVm, STATE_VERSION};
 use crate::boot;
 use crate::config::DirtyTracking;
 use crate::kvm::dirty::{KvmDirtyLog, VmLog};
-use crate::kvm::ring::log::RingLog;
+use crate::kvm::ring::log::{LOOK, RingLog};
 use crate::kvm::ring::offer;
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
 use crate::kvm::vm_state::{self, VmCommonState};
@@ -99,9 +99,9 @@ impl BlankVm {
         let (shared, layout) = ((vm.clone(), ram.clone()), shape.layout.clone());
         let log: Arc<dyn VmLog> = match making.log {
             LogChoice::Bitmap => Arc::new(KvmDirtyLog::new(shared.0, shared.1, layout)),
-            LogChoice::Ring { entries } => {
-                Arc::new(RingLog::new(shared.0, shared.1, layout, &fds, entries)?)
-            }
+            LogChoice::Ring { entries } => Arc::new(RingLog::new(
+                shared.0, shared.1, layout, &fds, entries, LOOK,
+            )?),
         };
         let vcpus = start_vcpus(fds, &caps, &making.events, &log)?;
         let throttle =

@@ -18,9 +18,9 @@ use super::rings::Rings;
 use crate::kvm::dirty::{VmLog, set_flag, take_marks};
 use crate::kvm::raw;
 
-/// How often the collector looks, so that rings do not fill while a round is under way. A vCPU that writes a page a
+/// How often the collector looks as a rule, so that rings do not fill while a round is under way. A vCPU that writes a page a
 /// microsecond fills half of 65,536 entries in 33 ms.
-const LOOK: Duration = Duration::from_millis(5);
+pub const LOOK: Duration = Duration::from_millis(5);
 
 /// The rings of a VM's vCPUs, joined with the marks of guest memory itself.
 ///
@@ -36,6 +36,7 @@ pub struct RingLog {
     /// The next `take` names every page.
     everything: AtomicBool,
     on: AtomicBool,
+    look: Duration,
     collector: Mutex<Option<Collector>>,
 }
 
@@ -47,7 +48,7 @@ impl fmt::Debug for RingLog {
 
 impl RingLog {
     /// The log of a VM whose slots are the regions of `layout`, in order, that was made with rings of so many
-    /// `entries`.
+    /// `entries`. Every `look` ([`LOOK`]) it is seen to it that none of them fills.
     ///
     /// # Errors
     /// A vCPU has no such ring.
@@ -57,6 +58,7 @@ impl RingLog {
         layout: MemoryLayout,
         vcpus: &[VcpuFd],
         entries: u32,
+        look: Duration,
     ) -> Result<Self, GuestError> {
         let map = |(index, vcpu): (usize, &VcpuFd)| {
             Mapping::of(vcpu, entries).map_err(|source| {
@@ -73,6 +75,7 @@ impl RingLog {
             layout,
             everything: AtomicBool::new(false),
             on: AtomicBool::new(false),
+            look,
             collector: Mutex::new(None),
         })
     }
@@ -95,7 +98,7 @@ impl RingLog {
 
 impl DirtyLog for RingLog {
     fn start(&self) -> Result<(), GuestError> {
-        let collector = Collector::spawn(self.rings.clone())
+        let collector = Collector::spawn(self.rings.clone(), self.look)
             .map_err(|source| GuestError::new("start the collector of dirty rings", source))?;
         // Before memory is protected: what is lost from then on must not be forgotten.
         self.rings
@@ -163,12 +166,12 @@ struct Collector {
 }
 
 impl Collector {
-    fn spawn(rings: Arc<Rings<Mapping>>) -> std::io::Result<Self> {
+    fn spawn(rings: Arc<Rings<Mapping>>, look: Duration) -> std::io::Result<Self> {
         let (alive, ended) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("dirty-ring".into())
             .spawn(move || {
-                while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                while ended.recv_timeout(look) == Err(RecvTimeoutError::Timeout) {
                     rings.collect();
                 }
             })?;
