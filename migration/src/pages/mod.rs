@@ -5,10 +5,12 @@
 //! bitmap never spans two regions.
 
 mod layout;
+mod runs;
 mod set;
 
 pub use layout::{LayoutError, MemoryLayout, Region};
-pub use set::{PageSet, Pieces, Runs};
+pub use runs::{Pieces, Runs};
+pub use set::PageSet;
 
 /// Bytes in a page. KVM's dirty log counts in these, whatever backs the guest's memory.
 pub const PAGE_SIZE: u64 = 4096;

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::MemoryLayout;
+use super::{MemoryLayout, Pieces, Runs};
 
 /// A set of pages out of `0..pages`. The one bitmap type of Ferry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,23 +161,26 @@ impl PageSet {
 
     /// The runs of neighbouring pages within `range`, each at most `max` pages long.
     pub fn runs(&self, range: Range<u64>, max: u64) -> Runs<'_> {
-        Runs {
-            set: self,
-            next: range.start,
-            end: range.end.min(self.pages),
-            max: max.max(1),
-        }
+        Runs::new(self, range, max)
     }
 
     /// Memory in pieces of `pages` (the last of a region may be shorter), of those that have pages of this set in
     /// them: each within one region, and counted from its beginning.
     pub fn pieces(&self, layout: &MemoryLayout, pages: u64) -> Pieces<'_> {
-        Pieces {
-            set: self,
-            regions: layout.ranges().map(|(_, range)| range).collect(),
-            pages: pages.max(1),
-            next: 0,
+        Pieces::new(self, layout, pages)
+    }
+
+    /// The first page from `page` on that is not in the set; where all are in it, one beyond the last.
+    pub fn first_outside_from(&self, mut page: u64) -> u64 {
+        while page < self.pages {
+            let word = self.words.get(index(page / 64)).copied().unwrap_or(0);
+            let outside = !word & (u64::MAX << (page % 64));
+            if outside != 0 {
+                return ((page & !63) + u64::from(outside.trailing_zeros())).min(self.pages);
+            }
+            page = (page & !63) + 64;
         }
+        page
     }
 
     /// The bits that a word may have.
@@ -219,66 +222,4 @@ fn next_bit(words: &[u64], from: usize) -> Option<usize> {
         word = *words.get(at)?;
     }
     Some(at * 64 + word.trailing_zeros() as usize)
-}
-
-/// Iterator over runs of neighbouring pages; made by [`PageSet::runs`].
-#[derive(Debug)]
-pub struct Runs<'a> {
-    set: &'a PageSet,
-    next: u64,
-    end: u64,
-    max: u64,
-}
-
-impl Runs<'_> {
-    /// The first page from `page` on that is not in the set, or the end.
-    fn first_outside(&self, mut page: u64) -> u64 {
-        while page < self.end {
-            let word = self.set.words.get(index(page / 64)).copied().unwrap_or(0);
-            let outside = !word & (u64::MAX << (page % 64));
-            if outside != 0 {
-                return ((page & !63) + u64::from(outside.trailing_zeros())).min(self.end);
-            }
-            page = (page & !63) + 64;
-        }
-        self.end
-    }
-}
-
-impl Iterator for Runs<'_> {
-    type Item = Range<u64>;
-
-    fn next(&mut self) -> Option<Range<u64>> {
-        let start = self
-            .set
-            .first_from(self.next)
-            .filter(|&page| page < self.end)?;
-        let end = self
-            .first_outside(start)
-            .min(start.saturating_add(self.max));
-        self.next = end;
-        Some(start..end)
-    }
-}
-
-/// Iterator over pieces of memory with pages in them; made by [`PageSet::pieces`].
-#[derive(Debug)]
-pub struct Pieces<'a> {
-    set: &'a PageSet,
-    regions: Vec<Range<u64>>,
-    pages: u64,
-    next: u64,
-}
-
-impl Iterator for Pieces<'_> {
-    type Item = Range<u64>;
-
-    fn next(&mut self) -> Option<Range<u64>> {
-        let page = self.set.first_from(self.next)?;
-        let region = self.regions.iter().find(|region| region.contains(&page))?;
-        let start = page - (page - region.start) % self.pages;
-        let end = region.end.min(start.saturating_add(self.pages));
-        self.next = end;
-        Some(start..end)
-    }
 }

@@ -12,13 +12,11 @@ use std::io::Write;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{Backend, DeviceParts, Devices};
+use super::log::LogChoice;
 use super::shape::Shape;
 use super::{Core, PausedVm, STATE_VERSION};
 use crate::boot;
-use crate::config::DirtyTracking;
-use crate::kvm::dirty::{KvmDirtyLog, VmLog};
-use crate::kvm::ring::log::{LOOK, RingLog};
-use crate::kvm::ring::offer;
+use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
 use crate::kvm::vm_state::{self, VmCommonState};
 use crate::kvm::{self, cpuid};
@@ -47,33 +45,6 @@ pub struct Making {
     pub log: LogChoice,
 }
 
-/// How the pages that a VM's vCPUs write are found; decided before it is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogChoice {
-    /// By KVM's bitmap.
-    Bitmap,
-    /// By a ring a vCPU.
-    Ring {
-        /// Its entries, as [`offer::entries`] gives them.
-        entries: u32,
-    },
-}
-
-impl LogChoice {
-    /// What a person asked for, on this host.
-    ///
-    /// # Errors
-    /// This KVM has not got it.
-    pub fn of(wanted: DirtyTracking, kvm: &Kvm) -> Result<Self, kvm::KvmError> {
-        match wanted {
-            DirtyTracking::Bitmap => Ok(Self::Bitmap),
-            DirtyTracking::Ring { entries } => Ok(Self::Ring {
-                entries: offer::entries(kvm, entries)?,
-            }),
-        }
-    }
-}
-
 fn kvm_error(act: &'static str) -> impl FnOnce(kvm::KvmError) -> GuestError {
     move |error| GuestError::new(act, error)
 }
@@ -85,9 +56,10 @@ impl BlankVm {
     /// KVM or the host refuses a part of it.
     pub fn new(kvm: &Kvm, mut shape: Shape, making: Making) -> Result<Self, GuestError> {
         let vm = Arc::new(kvm::create_vm(kvm).map_err(kvm_error("make a VM"))?);
-        if let LogChoice::Ring { entries } = making.log {
-            offer::enable(kvm, &vm, entries).map_err(kvm_error("make a VM"))?;
-        }
+        making
+            .log
+            .prepare(kvm, &vm)
+            .map_err(kvm_error("make a VM"))?;
         let ram = memory::map(&shape.layout, making.backing)
             .map_err(|e| GuestError::new("cannot make a VM", e))?;
         memory::register(&vm, &ram, false).map_err(|e| {
@@ -96,13 +68,7 @@ impl BlankVm {
         })?;
         kvm::create_interrupt_controllers(&vm).map_err(kvm_error("make a VM"))?;
         let (fds, caps) = create_vcpus(kvm, &vm, &mut shape)?;
-        let (shared, layout) = ((vm.clone(), ram.clone()), shape.layout.clone());
-        let log: Arc<dyn VmLog> = match making.log {
-            LogChoice::Bitmap => Arc::new(KvmDirtyLog::new(shared.0, shared.1, layout)),
-            LogChoice::Ring { entries } => Arc::new(RingLog::new(
-                shared.0, shared.1, layout, &fds, entries, LOOK,
-            )?),
-        };
+        let log = making.log.make(&vm, &ram, &shape.layout, &fds)?;
         let vcpus = start_vcpus(fds, &caps, &making.events, &log)?;
         let throttle =
             Throttle::spawn(&vcpus).map_err(|e| GuestError::new("start the throttle thread", e))?;

@@ -8,8 +8,9 @@ use kvm_ioctls::Kvm;
 use migration::guest::{Description, GuestError, Host};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::blank::{BlankVm, LogChoice, Making};
+use super::blank::{BlankVm, Making};
 use super::devices::Backend;
+use super::log::LogChoice;
 use super::shape::{Shape, SlotKind};
 use crate::memory::Backing;
 use crate::units::Size;

@@ -11,6 +11,7 @@ mod blank;
 mod devices;
 mod host;
 mod io_thread;
+mod log;
 mod shape;
 
 use std::fmt;
@@ -35,10 +36,11 @@ use crate::kvm::vm_state;
 use crate::memory;
 use crate::vcpu::{EventSender, Throttle, VcpuHandle};
 
-pub use blank::{BlankVm, LogChoice, Making};
+pub use blank::{BlankVm, Making};
 pub use devices::Backend;
 pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
+pub use log::LogChoice;
 pub use shape::{Shape, SlotKind};
 
 use devices::Devices;

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use super::entry::{Entry, Place};
 use super::reader::{Course, Ring};
 
-/// KVM stops short where a signal waits for the thread (Linux 6.16 and newer), and having taken nothing may mean that alone. So many
+/// KVM stops short where a signal waits for the thread (Linux 6.17), and having taken nothing may mean that alone. So many
 /// times in a row it is not the reason: each call ends with the signal delivered.
 const FRUITLESS: u32 = 8;
 /// Calls after which it is given up. Each does something, or is one of a few that do not.

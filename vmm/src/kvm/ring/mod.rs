@@ -3,7 +3,7 @@
 //! (Documentation/virt/kvm/api.rst, 8.29 in Linux 6.1).
 //!
 //! The rooms: [`entry`] and [`mapping`] (what KVM shares with us), [`reader`] (one ring), [`hand_back`] (giving what was
-//! read back to KVM), [`rings`] (those of a VM, and what was found in them), [`log`] (the dirty log that stands on
+//! read back to KVM), [`rings`] (those of a VM) with [`found`] (what was read in them), [`log`] (the dirty log that stands on
 //! them), [`offer`] (what a KVM has).
 //!
 //! # The way of an entry
@@ -18,6 +18,7 @@
 //! that may see a page one look later.
 
 mod entry;
+mod found;
 mod hand_back;
 pub mod log;
 mod mapping;

@@ -117,5 +117,7 @@ mod tests {
             refusal.contains("8192") && refusal.contains("4096"),
             "{refusal}"
         );
+        let refusal = KvmError::NoRing.to_string();
+        assert!(refusal.contains("--dirty-tracking bitmap"), "{refusal}");
     }
 }

@@ -1,14 +1,15 @@
-//! The rings of a VM, and what was found in them and not yet taken.
+//! The rings of a VM: who reads them when, and when they are handed back.
 
 use std::io;
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use migration::guest::GuestError;
 use migration::pages::{MemoryLayout, PageSet};
 
-use super::entry::{Entry, Place};
+use super::entry::Entry;
+use super::found::Found;
 use super::hand_back::hand_back;
 use super::reader::{Course, Ring};
 
@@ -30,53 +31,6 @@ struct Inner<M> {
     /// For each ring: its vCPU found it full and there was nothing to clear out, and there has been nothing since.
     stalled: Vec<bool>,
     found: Found,
-}
-
-/// What was read since it was last taken.
-struct Found {
-    /// The pages of each memory slot, by page index.
-    slots: Vec<Range<u64>>,
-    pages: PageSet,
-    /// Entries of each vCPU since the log was started.
-    written: Vec<u64>,
-    /// Pages may be missing in all of that.
-    lost: bool,
-    told: bool,
-}
-
-impl Found {
-    fn note(&mut self, vcpu: usize, Place { slot, offset }: Place) {
-        if let Some(written) = self.written.get_mut(vcpu) {
-            *written += 1;
-        }
-        let pages = usize::try_from(slot)
-            .ok()
-            .and_then(|slot| self.slots.get(slot));
-        match pages {
-            Some(pages) if offset < pages.end - pages.start => {
-                self.pages.insert(pages.start + offset);
-            }
-            _ => self.lose(&format!(
-                "the dirty ring of vCPU {vcpu} names page {offset} of memory slot {slot:#x}, which is not there"
-            )),
-        }
-    }
-
-    /// Everything counts as written from here to the next take.
-    fn lose(&mut self, what: &str) {
-        self.lost = true;
-        if !std::mem::replace(&mut self.told, true) {
-            tracing::warn!(
-                "{what}: all memory counts as written; where this KVM does that often, start the guest with --dirty-tracking bitmap"
-            );
-        }
-    }
-
-    fn overflowed(&mut self, vcpu: usize) {
-        self.lose(&format!(
-            "the dirty ring of vCPU {vcpu} was full to its last entry, and KVM may have left writes out"
-        ));
-    }
 }
 
 impl<M: Deref<Target = [Entry]>> Inner<M> {
@@ -135,13 +89,7 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
     /// The rings of a VM's vCPUs, in order, each with at least one entry; memory slot n is region n of the layout.
     pub fn new(rings: Vec<M>, layout: &MemoryLayout, reset: Box<Reset>) -> Self {
         let rings: Vec<_> = rings.into_iter().map(Ring::new).collect();
-        let found = Found {
-            slots: layout.ranges().map(|(_, pages)| pages).collect(),
-            pages: PageSet::empty(layout.pages()),
-            written: vec![0; rings.len()],
-            lost: false,
-            told: false,
-        };
+        let found = Found::new(layout, rings.len());
         Self {
             reset,
             inner: Mutex::new(Inner {
@@ -208,15 +156,11 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
         inner
             .hand_back(&*self.reset)
             .map_err(|source| GuestError::new("hand KVM's dirty rings back", source))?;
-        if inner.found.lost {
+        if inner.found.is_lost() {
             // A page whose entry was lost is not protected, and nothing would tell of further writes to it.
             protect()?;
-            inner.found.lost = false;
-            into.fill();
-        } else {
-            into.union(&inner.found.pages);
         }
-        inner.found.pages.clear();
+        inner.found.take(into);
         Ok(())
     }
 
@@ -228,9 +172,7 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
         let mut inner = self.lock();
         inner.read_all();
         inner.hand_back(&*self.reset)?;
-        inner.found.pages.clear();
-        inner.found.written.fill(0);
-        inner.found.lost = false;
+        inner.found.forget();
         Ok(())
     }
 
@@ -239,6 +181,6 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
     pub fn written(&self) -> Vec<u64> {
         let mut inner = self.lock();
         inner.read_all();
-        inner.found.written.clone()
+        inner.found.written().to_vec()
     }
 }
