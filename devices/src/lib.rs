@@ -15,6 +15,6 @@ pub mod virtio;
 #[cfg(test)]
 mod golden;
 
-/// Guest memory. Its bitmap is the VMM's half of the dirty log: devices mark what they write, since KVM sees
+/// Guest memory. Its marks are the VMM's half of the dirty log: devices mark what they write, since KVM sees
 /// writes of vCPUs alone.
-pub type GuestRam = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
+pub use migration::guest::GuestRam;

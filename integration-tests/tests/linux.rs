@@ -58,6 +58,10 @@ linux_test! {
 /// Moves the guest and waits until its first VMM has ended in peace.
 fn move_to(source: &mut Ferry, guest: &LinuxGuest, host: &Netns, address: &str) -> (Ferry, Value) {
     let destination = guest.receive(host, address).unwrap();
+    move_into(source, destination, address)
+}
+
+fn move_into(source: &mut Ferry, destination: Ferry, address: &str) -> (Ferry, Value) {
     let moved = source
         .migrate(&format!("tcp:{address}"), &["--insecure-plaintext"])
         .unwrap()
@@ -128,18 +132,28 @@ linux_test! {
             append: "agent.ws=64 agent.rate=2000".into(),
             ..cloud()
         };
-        let mut first = guest.boot(Some(&world.a)).unwrap();
+        // There by the bitmap, back and there once more by the dirty ring.
+        let ring = ["--dirty-tracking", "ring"];
+        let stages = [
+            (&world.b, format!("{}:4700", World::B), "bitmap"),
+            (&world.a, format!("{}:4701", World::A), "ring"),
+            (&world.b, format!("{}:4702", World::B), "ring"),
+        ];
+        let mut ferries = vec![guest.boot(Some(&world.a)).unwrap()];
         let agent = Agent::new(&world.world, 0);
         let before = agent.ask("status", STEP).unwrap();
         let echo = EchoClient::start(&world.world, agent.echo_address().unwrap(), STEP).unwrap();
         echo.wait_more(50, STEP).unwrap();
-        let (mut second, _) = move_to(&mut first, &guest, &world.b, &format!("{}:4700", World::B));
-        echo.wait_more(50, STEP).unwrap();
-        let (third, _) = move_to(&mut second, &guest, &world.a, &format!("{}:4701", World::A));
-        echo.wait_more(50, STEP).unwrap();
+        for (host, address, tracking) in stages {
+            let destination = guest.receive_with(host, &address, &ring).unwrap();
+            let (next, report) = move_into(ferries.last_mut().unwrap(), destination, &address);
+            assert_eq!(report["dirty_tracking"], tracking, "{report}");
+            ferries.push(next);
+            echo.wait_more(50, STEP).unwrap();
+        }
         let after = agent.ask("status", STEP).unwrap();
         assert!(after["uptime_s"].as_f64().unwrap() > before["uptime_s"].as_f64().unwrap());
-        let consoles = [&first, &second, &third].map(|ferry| ferry.console().text());
+        let consoles: Vec<_> = ferries.iter().map(|ferry| ferry.console().text()).collect();
         unharmed(&agent, vec![echo], &consoles);
     }
 }

@@ -2,8 +2,21 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::guest::GuestError;
 use crate::pages::PageSet;
+
+/// How written pages are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tracking {
+    /// One bit a page, read as a whole.
+    #[default]
+    Bitmap,
+    /// A list a vCPU of the pages that it has written.
+    Ring,
+}
 
 /// The log of pages written since the last [`take`](DirtyLog::take), by the guest or by the VMM itself.
 ///
@@ -45,4 +58,15 @@ pub trait DirtyLog: Send + Sync {
     /// # Errors
     /// The log could not be stopped; the guest is slower than it need be, nothing is lost.
     fn stop(&self) -> Result<(), GuestError>;
+
+    /// How it finds pages.
+    fn tracking(&self) -> Tracking {
+        Tracking::Bitmap
+    }
+
+    /// How many pages each vCPU has logged since the log was started; a page that was written again after it was taken
+    /// counts again. Numbers only grow until the next start. `None` where the log cannot tell who writes.
+    fn written_by_vcpu(&self) -> Option<Vec<u64>> {
+        None
+    }
 }

@@ -4,7 +4,7 @@
 //! after a minute, and what a round of a move leaves behind depends on how long the round takes.
 //!
 //! Every page is armed once and looked at until the end, so the guest pays one fault for each page that it writes,
-//! however often it does. Pages written while they are being armed, about 2 ms a GiB, count in the first window.
+//! however often it does; by dirty rings, which arm what they name, one in each window. Pages written while they are being armed, about 2 ms a GiB, count in the first window.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,6 @@ use crate::clock::millis;
 use crate::dirty::DirtyLog;
 use crate::guest::GuestError;
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
-use crate::source::chunks;
 
 /// The shortest window.
 pub const SHORTEST: Duration = Duration::from_millis(125);
@@ -85,8 +84,8 @@ fn watch(
 ) -> Result<(), RateError> {
     let mut written = PageSet::empty(layout.pages());
     log.take(&mut written)?;
-    for chunk in chunks(layout, ARMED) {
-        log.rearm(&written, chunk)?;
+    for piece in written.pieces(layout, ARMED) {
+        log.rearm(&written, piece)?;
     }
     written.clear();
     let began = Instant::now();

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use vm_memory::bitmap::AtomicBitmap;
 
 use crate::dirty::DirtyLog;
+use crate::marks::Marks;
 use crate::pages::MemoryLayout;
 use crate::state::VmState;
 
-/// Guest memory. The bitmap is the VMM's own half of the dirty log: every write of the VMM itself marks it,
+/// Guest memory. Its [`Marks`] are the VMM's own half of the dirty log: every write of the VMM itself makes one,
 /// since KVM's log only knows what vCPUs write.
-pub type GuestRam = vm_memory::GuestMemoryMmap<AtomicBitmap>;
+pub type GuestRam = vm_memory::GuestMemoryMmap<Marks>;
 
 /// Something the VMM was asked for and could not do. The text says the act and the values.
 #[derive(Debug, Error)]

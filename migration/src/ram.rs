@@ -6,10 +6,11 @@
 
 use std::ops::Range;
 
-use vm_memory::bitmap::{AtomicBitmap, BS, BitmapSlice};
+use vm_memory::bitmap::{BS, BitmapSlice};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
 
 use crate::guest::{GuestError, GuestRam};
+use crate::marks::Marks;
 use crate::pages::{MemoryLayout, PAGE_SIZE};
 use crate::wire::frame::Run;
 use crate::wire::iov::{In, Out};
@@ -18,7 +19,7 @@ use crate::wire::iov::{In, Out};
 const PAGE: usize = 4096;
 const _: () = assert!(PAGE as u64 == PAGE_SIZE);
 
-type Slice<'a> = VolatileSlice<'a, BS<'a, AtomicBitmap>>;
+type Slice<'a> = VolatileSlice<'a, BS<'a, Marks>>;
 
 /// A guest's memory, laid out as its description says.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::millis;
+use crate::dirty::Tracking;
 use crate::guest::Heartbeat;
 use crate::options::Options;
 use crate::wire::frame::Figures;
@@ -133,6 +134,8 @@ pub struct Report {
     pub zero_pages: u64,
     /// Pages never touched, that were not even read.
     pub untouched_pages: u64,
+    /// How written pages were found, once their log was on; `null` in a move that needs none.
+    pub dirty_tracking: Option<Tracking>,
     /// Connections that carried pages.
     pub streams: u16,
     /// `wire_bytes` over the time from the first round to the end.
@@ -165,6 +168,7 @@ impl Report {
             delta_bytes: 0,
             zero_pages: 0,
             untouched_pages: 0,
+            dirty_tracking: None,
             streams: 1,
             mean_bandwidth_bytes_per_s: 0,
         }

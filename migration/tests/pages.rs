@@ -74,6 +74,77 @@ proptest! {
     }
 }
 
+/// Sets large enough for both levels to matter: a few runs of pages, anywhere.
+fn sparse(capacity: u64) -> impl Strategy<Value = BTreeSet<u64>> {
+    let runs = proptest::collection::vec((0..capacity, 1u64..200), 0..8);
+    runs.prop_map(move |runs| {
+        let pages = runs.iter().flat_map(|&(start, len)| start..start + len);
+        pages.filter(|&page| page < capacity).collect()
+    })
+}
+
+/// The set of the same pages, put in run by run.
+fn by_runs(capacity: u64, pages: &BTreeSet<u64>) -> PageSet {
+    let mut set = PageSet::empty(capacity);
+    for run in naive_runs(pages, 0..capacity, u64::MAX) {
+        set.insert_run(run);
+    }
+    set
+}
+
+const LARGE: u64 = 3 * 4096 + 70;
+
+proptest! {
+    #[test]
+    fn large_sets_are_what_was_put_in_and_taken_out(
+        pages in sparse(LARGE),
+        other in sparse(LARGE),
+        from in 0..LARGE + 100,
+    ) {
+        let mut a = by_runs(LARGE, &pages);
+        let b = by_runs(LARGE, &other);
+        prop_assert_eq!(&a, &set(LARGE, &pages));
+        let mut words = PageSet::empty(LARGE);
+        words.insert_words(0, a.words(0..LARGE));
+        prop_assert_eq!(&a, &words);
+        prop_assert_eq!(a.len(), u64::try_from(pages.len()).unwrap());
+        prop_assert_eq!(a.first_from(from), pages.range(from..).next().copied());
+        let runs: Vec<_> = a.runs(0..LARGE, u64::MAX).collect();
+        prop_assert_eq!(runs, naive_runs(&pages, 0..LARGE, u64::MAX));
+
+        a.subtract(&b);
+        let less: BTreeSet<_> = pages.difference(&other).copied().collect();
+        prop_assert_eq!(&a, &set(LARGE, &less));
+        prop_assert_eq!(a.is_empty(), less.is_empty());
+        a.union(&b);
+        let both: BTreeSet<_> = less.union(&other).copied().collect();
+        prop_assert_eq!(&a, &set(LARGE, &both));
+        a.clear();
+        prop_assert_eq!(&a, &PageSet::empty(LARGE));
+        a.fill();
+        prop_assert_eq!(a, PageSet::full(LARGE));
+    }
+
+    #[test]
+    fn pieces_are_those_with_pages_and_no_piece_spans_two_regions(
+        first in 1u64..5,
+        second in 1u64..5,
+        pages in sparse(8 * 512),
+        size in prop_oneof![Just(64u64), Just(192), Just(1024), Just(4096)],
+    ) {
+        let regions = vec![region(0, first * REGION_ALIGN), region(4 << 30, second * REGION_ALIGN)];
+        let layout = MemoryLayout::new(regions).unwrap();
+        let pages: BTreeSet<_> = pages.range(..layout.pages()).copied().collect();
+        let all = layout.ranges().flat_map(|(_, range)| {
+            let end = range.end;
+            range.step_by(usize::try_from(size).unwrap()).map(move |start| start..end.min(start + size))
+        });
+        let expected: Vec<_> = all.filter(|piece| pages.range(piece.clone()).next().is_some()).collect();
+        let found: Vec<_> = set(layout.pages(), &pages).pieces(&layout, size).collect();
+        prop_assert_eq!(found, expected);
+    }
+}
+
 #[test]
 fn the_full_set_is_one_run_a_piece() {
     let runs: Vec<_> = PageSet::full(130).runs(0..130, 50).collect();

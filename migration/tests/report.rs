@@ -103,6 +103,7 @@ fn the_schema_refuses_what_is_not_a_report() {
         ("total_ms", json!(-1)),
         ("rounds", json!([{}])),
         ("streams", json!(0)),
+        ("dirty_tracking", json!("by ear")),
         ("surprise", json!(1)),
     ] {
         let mut wrong = report.clone();

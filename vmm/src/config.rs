@@ -13,6 +13,7 @@ use migration::pages::{MAX_MEMORY, REGION_ALIGN};
 use thiserror::Error;
 
 use crate::boot::DEFAULT_CMDLINE;
+use crate::kvm::ring::{DEFAULT_ENTRIES, MIN_ENTRIES};
 use crate::layout::LOW_RAM_END;
 use crate::units::{Size, UnitError};
 
@@ -160,6 +161,8 @@ pub struct GuestConfig {
     pub append: Option<String>,
     /// Its memory.
     pub memory: MemoryConfig,
+    /// How its written pages are found while it is moved.
+    pub dirty_tracking: DirtyTracking,
     /// vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
     /// Network devices; the index is the slot.
@@ -221,6 +224,46 @@ impl FromStr for MemoryConfig {
     }
 }
 
+/// How a guest's written pages are found while it is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DirtyTracking {
+    /// By KVM's bitmap.
+    #[default]
+    Bitmap,
+    /// By a ring a vCPU.
+    Ring {
+        /// Its entries, a power of two; None takes [`DEFAULT_ENTRIES`](crate::kvm::ring::DEFAULT_ENTRIES), or the
+        /// most that KVM has.
+        entries: Option<u32>,
+    },
+}
+
+impl FromStr for DirtyTracking {
+    type Err = String;
+
+    /// `bitmap`, `ring` or `ring,entries=N`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "bitmap" {
+            return Ok(Self::Bitmap);
+        }
+        if text == "ring" {
+            return Ok(Self::Ring { entries: None });
+        }
+        let Some(number) = text.strip_prefix("ring,entries=") else {
+            return Err("take bitmap, ring or ring,entries=N".into());
+        };
+        let entries = number.parse().ok().filter(|&entries: &u32| {
+            entries.is_power_of_two() && (MIN_ENTRIES..=DEFAULT_ENTRIES).contains(&entries)
+        });
+        match entries {
+            Some(_) => Ok(Self::Ring { entries }),
+            None => Err(format!(
+                "\"{number}\" entries: take a power of two from {MIN_ENTRIES} to {DEFAULT_ENTRIES}"
+            )),
+        }
+    }
+}
+
 /// A receiver of guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceiveConfig {
@@ -232,6 +275,8 @@ pub struct ReceiveConfig {
     pub serial: SerialConfig,
     /// The most memory a guest may have, in bytes.
     pub max_memory: u64,
+    /// How the guest's written pages are found when it is moved on.
+    pub dirty_tracking: DirtyTracking,
     /// End when the first attempt failed, instead of waiting for the next.
     pub once: bool,
     /// Where to listen for commands.

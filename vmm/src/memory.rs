@@ -10,10 +10,10 @@ use std::io;
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use migration::guest::GuestRam;
+use migration::marks::Marks;
 use migration::pages::MemoryLayout;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
     GuestMemoryRegionBytes, MemoryRegionAddress,
@@ -22,7 +22,7 @@ use vm_memory::{
 use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
 
-type GuestRegion = vm_memory::GuestRegionMmap<AtomicBitmap>;
+type GuestRegion = vm_memory::GuestRegionMmap<Marks>;
 
 /// Guest memory could not be had.
 #[derive(Debug, Error)]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use migration::dirty::Tracking;
 use migration::dirty_rate::Window;
 use migration::report::{Blackout, BlackoutClock, Outcome, Report, Round};
 use serde::Serialize;
@@ -163,6 +164,7 @@ fn report() -> Report {
         delta_bytes: 0,
         zero_pages: 5,
         untouched_pages: 6,
+        dirty_tracking: Some(Tracking::Ring),
         streams: 1,
         mean_bandwidth_bytes_per_s: 1 << 27,
     }
@@ -177,6 +179,7 @@ fn bare_report() -> Report {
         blackout: None,
         predicted_blackout_ms: None,
         blackout_clock: None,
+        dirty_tracking: None,
         guest_gap_ms: None,
         largest_gap_ms: None,
         guest_work_lost_percent: None,

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
+use migration::pages::{PAGE_SIZE, PageSet};
 use migration::state::{Snapshot, VmState};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use virtio_bindings::virtio_mmio as reg;
@@ -37,8 +38,8 @@ pub fn dirty(ram: &GuestRam, gpa: u64) -> bool {
 /// Takes all marks away.
 pub fn clean(ram: &GuestRam) {
     for region in ram.iter() {
-        GuestMemoryRegion::bitmap(region);
-        vm_memory::mmap::MmapRegion::bitmap(region).reset();
+        let mut marked = PageSet::empty(region.len().div_ceil(PAGE_SIZE));
+        vm_memory::mmap::MmapRegion::bitmap(region).take(0, &mut marked);
     }
 }
 

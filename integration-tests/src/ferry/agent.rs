@@ -125,8 +125,21 @@ impl LinuxGuest {
     /// # Errors
     /// It cannot be started, or its control socket does not answer.
     pub fn receive(&self, netns: &Netns, address: &str) -> Result<Ferry, Error> {
+        self.receive_with(netns, address, &[])
+    }
+
+    /// The same with more words for `ferry receive`.
+    ///
+    /// # Errors
+    /// It cannot be started, or its control socket does not answer.
+    pub fn receive_with(
+        &self,
+        netns: &Netns,
+        address: &str,
+        more: &[&str],
+    ) -> Result<Ferry, Error> {
         let nets: Vec<_> = (0..self.nics).map(|n| format!("{n}=tap=tap{n}")).collect();
-        let mut args = vec!["--insecure-plaintext"];
+        let mut args = [&["--insecure-plaintext"], more].concat();
         for net in &nets {
             args.extend(["--net", net]);
         }

@@ -33,7 +33,15 @@ impl PulseGuest<'_> {
     /// # Errors
     /// It does not.
     pub fn boot(&self, netns: Option<&Netns>) -> Result<Ferry, Error> {
-        self.boot_in(netns, "")
+        self.boot_with(netns, &[])
+    }
+
+    /// The same with more words for `ferry run`.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn boot_with(&self, netns: Option<&Netns>, more: &[&str]) -> Result<Ferry, Error> {
+        self.boot_in(netns, "", more)
     }
 
     /// The same with memory that can be handed to another Ferry as it is.
@@ -41,13 +49,14 @@ impl PulseGuest<'_> {
     /// # Errors
     /// It does not.
     pub fn boot_in_memfd(&self) -> Result<Ferry, Error> {
-        self.boot_in(None, ",backing=memfd")
+        self.boot_in(None, ",backing=memfd", &[])
     }
 
-    fn boot_in(&self, netns: Option<&Netns>, backing: &str) -> Result<Ferry, Error> {
+    fn boot_in(&self, netns: Option<&Netns>, backing: &str, more: &[&str]) -> Result<Ferry, Error> {
         let (cpus, memory) = (self.cpus.to_string(), format!("{}M{backing}", self.mib));
         let mut args = vec!["run", "--pulse", self.words];
         args.extend(["--cpus", &cpus, "--memory", &memory]);
+        args.extend(more);
         let mut ferry = Ferry::start(netns, &args)?;
         ferry.wait_console("pulse's READY", STEP, |line| line.contains("pulse: READY"))?;
         ferry.wait_control(STEP)?;

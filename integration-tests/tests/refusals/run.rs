@@ -42,6 +42,8 @@ fn values_that_make_no_sense() {
         ("--net", "tap=a,mac=5", "MAC address 5: take six hex pairs"),
         ("--net", "tap=a,mac=01:00:00:00:00:01", "nor multicast"),
         ("--net", "fd=1", "take a number above 2"),
+        ("--dirty-tracking", "list", "take bitmap, ring or"),
+        ("--dirty-tracking", "ring,entries=9", "a power of two from"),
         ("--serial", "tty", "stdio, file=PATH, socket=PATH or none"),
         ("--pulse-rate", "5", "unexpected argument '--pulse-rate'"),
     ] {

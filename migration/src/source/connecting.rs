@@ -138,7 +138,11 @@ impl Link {
         trip.report.setup_ms = millis(trip.started.elapsed());
         let started = match self.by_descriptor {
             true => Ok(()),
-            false => guest.dirty_log().start(),
+            false => {
+                let log = guest.dirty_log();
+                trip.report.dirty_tracking = Some(log.tracking());
+                log.start()
+            }
         };
         // Answered first, so that a destination that is about to speak hears why this ends.
         self.agree(session, trip)?;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::error::MoveError;
-use super::streams::chunks;
 use super::trip::Trip;
 use crate::dirty::DirtyLog;
 use crate::guest::GuestRam;
@@ -66,10 +65,8 @@ pub(super) fn leave_out_untouched(
     if untouched.is_empty() {
         return Ok(0);
     }
-    for chunk in chunks(layout, UNTOUCHED_CHUNK) {
-        if untouched.words(chunk.clone()).iter().any(|&word| word != 0) {
-            log.rearm(&untouched, chunk)?;
-        }
+    for piece in untouched.pieces(layout, UNTOUCHED_CHUNK) {
+        log.rearm(&untouched, piece)?;
     }
     let Ok(now) = look() else {
         return Ok(0);

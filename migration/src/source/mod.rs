@@ -16,7 +16,6 @@ mod trip;
 
 pub use error::MoveError;
 pub(crate) use error::chain;
-pub(crate) use streams::chunks;
 
 use self::connecting::Connecting;
 use self::handover::Delivered;

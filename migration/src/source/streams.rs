@@ -13,7 +13,7 @@ use super::courier::{BATCH, Counts, Courier, Load};
 use super::error::MoveError;
 use super::line::Line;
 use crate::dirty::DirtyLog;
-use crate::pages::{MemoryLayout, PageSet};
+use crate::pages::{MemoryLayout, PageSet, Pieces};
 use crate::wire::channel::ChannelError;
 
 /// A further stream is worth its thread from so many pages on.
@@ -54,19 +54,19 @@ pub(super) struct Stand {
 struct WorkList<'a> {
     set: &'a PageSet,
     log: &'a dyn DirtyLog,
-    left: Mutex<Left>,
+    left: Mutex<Left<'a>>,
 }
 
 /// What is left of a round.
-struct Left {
-    ranges: Box<dyn Iterator<Item = Range<u64>> + Send>,
+struct Left<'a> {
+    ranges: Pieces<'a>,
     /// All pages of the round below this one are armed, and none from it on. A multiple of 64, or the end.
     armed: u64,
 }
 
 impl<'a> WorkList<'a> {
     fn new(set: &'a PageSet, log: &'a dyn DirtyLog, layout: &MemoryLayout, chunk: u64) -> Self {
-        let ranges = Box::new(chunks(layout, chunk));
+        let ranges = set.pieces(layout, chunk);
         Self {
             set,
             log,
@@ -78,8 +78,7 @@ impl<'a> WorkList<'a> {
     /// arms for one caller at a time anyway, so nobody waits longer for the lock than for it.)
     fn take(&self) -> Result<Option<Range<u64>>, MoveError> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let some = |range: &Range<u64>| self.set.words(range.clone()).iter().any(|&word| word != 0);
-        let Some(range) = left.ranges.find(some) else {
+        let Some(range) = left.ranges.next() else {
             left.armed = self.set.capacity();
             return Ok(None);
         };
@@ -211,38 +210,11 @@ fn together(
     }
 }
 
-/// All memory in pieces of at most `pages`, none of them across two regions.
-pub(crate) fn chunks(
-    layout: &MemoryLayout,
-    pages: u64,
-) -> impl Iterator<Item = Range<u64>> + use<> {
-    let ranges: Vec<_> = layout.ranges().map(|(_, range)| range).collect();
-    ranges.into_iter().flat_map(move |range| {
-        let mut start = range.start;
-        std::iter::from_fn(move || {
-            (start < range.end).then(|| {
-                let chunk = start..range.end.min(start + pages);
-                start = chunk.end;
-                chunk
-            })
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::guest::GuestError;
     use crate::pages::{REGION_ALIGN, Region};
-
-    #[test]
-    fn chunks_cover_all_memory_and_no_chunk_spans_two_regions() {
-        let region = |gpa, bytes| Region { gpa, bytes };
-        let regions = vec![region(0, 3 * REGION_ALIGN), region(4 << 30, REGION_ALIGN)];
-        let layout = MemoryLayout::new(regions).unwrap();
-        let all: Vec<_> = chunks(&layout, 1024).collect();
-        assert_eq!(all, [0..1024, 1024..1536, 1536..2048]);
-    }
 
     /// Marks as KVM keeps them with manual protect.
     struct Marks(Mutex<PageSet>);

@@ -6,7 +6,7 @@ use super::error::Failure;
 use super::exit;
 use super::net::SlotFlag;
 use super::serial::{self, SerialFlag};
-use crate::config::{ConfigError, ReceiveConfig, Target};
+use crate::config::{ConfigError, DirtyTracking, ReceiveConfig, Target};
 use crate::machine::End;
 use crate::units::Size;
 
@@ -43,6 +43,10 @@ pub struct Args {
     )]
     max_memory: Size,
 
+    /// How written pages are found when the guest is moved on from here: bitmap, ring or ring,entries=N, as of `ferry run`
+    #[arg(long, value_name = "HOW", default_value = "bitmap")]
+    dirty_tracking: DirtyTracking,
+
     /// End when the first attempt fails, instead of waiting for another
     #[arg(long)]
     once: bool,
@@ -68,6 +72,7 @@ impl Args {
                 .collect(),
             serial: self.serial.0,
             max_memory: self.max_memory.0,
+            dirty_tracking: self.dirty_tracking,
             once: self.once,
             control: self.control,
             insecure_plaintext: self.insecure_plaintext,

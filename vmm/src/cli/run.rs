@@ -6,7 +6,9 @@ use super::error::Failure;
 use super::net::NetFlag;
 use super::serial::{self, SerialFlag};
 use super::{exit, receive};
-use crate::config::{ConfigError, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig};
+use crate::config::{
+    ConfigError, DirtyTracking, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig,
+};
 
 /// Boot a guest and stay with it until it ends or has moved away
 #[derive(Debug, clap::Args)]
@@ -65,6 +67,12 @@ pub struct Args {
     #[arg(long, value_name = "WHERE", default_value = "stdio", help = serial::HELP)]
     serial: SerialFlag,
 
+    /// How written pages are found while the guest is moved: bitmap, by one bit for each page of memory; ring, by a list
+    /// a vCPU, which costs less the fewer pages are written, of 65536 entries (or as many as KVM has) or, with
+    /// ring,entries=N, fewer
+    #[arg(long, value_name = "HOW", default_value = "bitmap")]
+    dirty_tracking: DirtyTracking,
+
     /// Listen on this Unix socket for `ferry status`, `ferry migrate` and the like
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
@@ -90,6 +98,7 @@ impl Args {
             cmdline: self.cmdline,
             append: self.append,
             memory: self.memory,
+            dirty_tracking: self.dirty_tracking,
             cpus: self.cpus,
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             serial: self.serial.0,

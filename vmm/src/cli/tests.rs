@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::config::{
-    GuestConfig, KernelConfig, NetConfig, ReceiveConfig, SerialConfig, TapConfig, Target,
+    DirtyTracking, GuestConfig, KernelConfig, NetConfig, ReceiveConfig, SerialConfig, TapConfig,
+    Target,
 };
 
 fn parse(line: &[&str]) -> Result<Args, clap::Error> {
@@ -79,6 +80,8 @@ fn a_guest_with_everything() {
         "socket=/s",
         "--control",
         "/c",
+        "--dirty-tracking",
+        "ring,entries=4096",
     ]);
     let expected = GuestConfig {
         kernel: KernelConfig::File("vmlinuz".into()),
@@ -86,6 +89,9 @@ fn a_guest_with_everything() {
         cmdline: None,
         append: Some("quiet".to_owned()),
         memory: (5 << 30).into(),
+        dirty_tracking: DirtyTracking::Ring {
+            entries: Some(4096),
+        },
         cpus: 4,
         nets: vec![
             NetConfig {
@@ -111,6 +117,7 @@ fn a_guest_with_everything() {
 fn a_guest_with_nothing_has_the_defaults_of_the_help() {
     let config = guest(&["run", "vmlinuz"]);
     assert_eq!((config.memory.bytes, config.cpus), (512 << 20, 1));
+    assert_eq!(config.dirty_tracking, DirtyTracking::Bitmap);
     assert_eq!(config.serial, SerialConfig::Stdio);
     assert_eq!(config.kernel_cmdline(), crate::boot::DEFAULT_CMDLINE);
     let mut whole = command();
@@ -147,6 +154,8 @@ fn a_receiver() {
         "--net",
         "2=fd=9",
         "--once",
+        "--dirty-tracking",
+        "ring",
     ]);
     assert_eq!(config.listen, Target::Tcp("::1".to_owned(), 7000));
     let nets = vec![
@@ -154,6 +163,7 @@ fn a_receiver() {
         (2, TapConfig::Fd(9)),
     ];
     assert_eq!(config.nets, nets);
+    assert_eq!(config.dirty_tracking, DirtyTracking::Ring { entries: None });
     assert_eq!(config.max_memory, crate::config::DEFAULT_MAX_MEMORY);
     assert!(config.once && !config.insecure_plaintext);
 }
@@ -169,6 +179,8 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["run", "a", "--memory", "1gb2"],
         &["run", "a", "--memory", "64M"],
         &["run", "a", "--memory", "511.5M"],
+        &["run", "a", "--dirty-tracking", "pml"],
+        &["run", "a", "--dirty-tracking", "ring,entries=1000"],
         &["run", "a", "--cpus", "0"],
         &["run", "a", "--cpus", "9"],
         &["run", "a", "--cpus", "300"],

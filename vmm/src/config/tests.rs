@@ -9,6 +9,7 @@ fn guest() -> GuestConfig {
         cmdline: None,
         append: None,
         memory: (512 << 20).into(),
+        dirty_tracking: DirtyTracking::default(),
         cpus: 1,
         nets: Vec::new(),
         serial: SerialConfig::None,
@@ -243,6 +244,32 @@ fn macs_are_six_pairs() {
 }
 
 #[test]
+fn dirty_tracking_is_one_of_two_and_rings_have_a_size() {
+    let read = |text: &str| text.parse::<DirtyTracking>();
+    assert_eq!(read("bitmap"), Ok(DirtyTracking::Bitmap));
+    assert_eq!(read("ring"), Ok(DirtyTracking::Ring { entries: None }));
+    for entries in [1024, 65_536] {
+        let wanted = DirtyTracking::Ring {
+            entries: Some(entries),
+        };
+        assert_eq!(read(&format!("ring,entries={entries}")), Ok(wanted));
+    }
+    for (text, hint) in [
+        ("", "take bitmap, ring"),
+        ("Ring", "take bitmap, ring"),
+        ("ring,", "take bitmap, ring"),
+        ("ring,entries=", "power of two from 1024 to 65536"),
+        ("ring,entries=512", "power of two"),
+        ("ring,entries=1025", "power of two"),
+        ("ring,entries=131072", "power of two"),
+        ("ring,entries=-1024", "power of two"),
+    ] {
+        let refusal = read(text).unwrap_err();
+        assert!(refusal.contains(hint), "{text}: {refusal}");
+    }
+}
+
+#[test]
 fn a_receiver_names_each_slot_once() {
     let with = |nets| {
         ReceiveConfig {
@@ -250,6 +277,7 @@ fn a_receiver_names_each_slot_once() {
             nets,
             serial: SerialConfig::None,
             max_memory: DEFAULT_MAX_MEMORY,
+            dirty_tracking: DirtyTracking::default(),
             once: false,
             control: None,
             insecure_plaintext: false,

@@ -77,7 +77,7 @@ pub struct DeviceStatus {
 /// How written pages are found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirtyLogStatus {
-    /// Which of KVM's logs: `manual_protect` or `get_and_clear`.
+    /// Which of KVM's logs: `manual_protect` or `get_and_clear`, its bitmap; `ring`, a list a vCPU.
     pub kind: String,
     /// Whether it is on now.
     pub on: bool,

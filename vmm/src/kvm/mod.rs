@@ -7,15 +7,14 @@ pub mod dirty;
 pub mod msr;
 pub mod probe;
 mod raw;
+pub mod ring;
+pub mod tiny;
 pub mod vcpu_state;
 pub mod vm_state;
 
 use std::io;
 
-use kvm_bindings::{
-    KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
-    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
-};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
 
@@ -40,6 +39,21 @@ pub enum KvmError {
     /// A capability without which nothing works is missing.
     #[error("this KVM lacks {0}, without which ferry cannot run a guest")]
     Missing(&'static str),
+    /// Dirty rings were asked for.
+    #[error(
+        "this KVM has no dirty ring (Linux has it from 5.11 on): start with --dirty-tracking bitmap"
+    )]
+    NoRing,
+    /// Dirty rings were asked for that are too large.
+    #[error(
+        "a dirty ring of {wanted} entries is more than this KVM has: take --dirty-tracking ring,entries={offered} or fewer"
+    )]
+    RingTooLarge {
+        /// How many entries were asked for.
+        wanted: u32,
+        /// How many this KVM has.
+        offered: u32,
+    },
     /// An ioctl failed.
     #[error("KVM: {act}")]
     Ioctl {
@@ -67,17 +81,6 @@ fn open_hint(error: &kvm_ioctls::Error) -> &'static str {
 /// Makes the error of an ioctl.
 fn ioctl(act: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
     move |source| KvmError::Ioctl { act, source }
-}
-
-/// The ways in which KVM can log dirty pages, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogMode {
-    /// Manual protect with all pages set at the start: no stall when the log starts.
-    InitiallySet,
-    /// Manual protect alone.
-    Manual,
-    /// KVM_GET_DIRTY_LOG reads and clears in one go.
-    Plain,
 }
 
 /// Opens /dev/kvm and checks that it has what every guest of Ferry needs.
@@ -114,15 +117,14 @@ pub fn open() -> Result<Kvm, KvmError> {
 ///
 /// # Errors
 /// An ioctl failed.
-pub fn create_vm(kvm: &Kvm) -> Result<(VmFd, LogMode), KvmError> {
+pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     let vm = kvm.create_vm().map_err(ioctl("create a VM"))?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP_START)
         .map_err(ioctl("set the identity map address"))?;
     let tss = usize::try_from(layout::KVM_TSS_START).unwrap_or(usize::MAX);
     vm.set_tss_address(tss)
         .map_err(ioctl("set the TSS address"))?;
-    let mode = enable_manual_protect(&vm);
-    Ok((vm, mode))
+    Ok(vm)
 }
 
 /// Gives a VM its interrupt controllers and its timer: after its memory, since every change of a memory slot
@@ -140,39 +142,6 @@ pub fn create_interrupt_controllers(vm: &VmFd) -> Result<(), KvmError> {
         ..Default::default()
     };
     vm.create_pit2(pit).map_err(ioctl("create the PIT"))
-}
-
-/// Turns manual dirty-log protection on as far as this KVM has it (Documentation/virt/kvm/api.rst, 7.17 in
-/// Linux 6.1: bit 0 manual protect, bit 1 initially set).
-fn enable_manual_protect(vm: &VmFd) -> LogMode {
-    let offered = vm.check_extension_raw(u64::from(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2));
-    let offered = u32::try_from(offered).unwrap_or(0);
-    let has = |flag| offered & flag != 0;
-    let best = match has(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE) {
-        true if has(KVM_DIRTY_LOG_INITIALLY_SET) => LogMode::InitiallySet,
-        true => LogMode::Manual,
-        false => return LogMode::Plain,
-    };
-    match set_manual_protect(vm, best) {
-        Ok(()) => best,
-        Err(_) => LogMode::Plain,
-    }
-}
-
-/// Chooses between the two ways of manual protection for the next start of the log.
-pub(crate) fn set_manual_protect(vm: &VmFd, mode: LogMode) -> Result<(), KvmError> {
-    let flags = match mode {
-        LogMode::InitiallySet => KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
-        LogMode::Manual => KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
-        LogMode::Plain => 0,
-    };
-    let cap = kvm_enable_cap {
-        cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-        args: [u64::from(flags), 0, 0, 0],
-        ..Default::default()
-    };
-    vm.enable_cap(&cap)
-        .map_err(ioctl("choose how the dirty log protects pages"))
 }
 
 impl From<KvmError> for io::Error {

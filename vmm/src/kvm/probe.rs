@@ -5,12 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_bindings::kvm_regs;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::KvmError;
+use super::{KvmError, tiny};
 use crate::memory;
 use migration::pages::{MemoryLayout, REGION_ALIGN, Region};
 
@@ -93,7 +93,7 @@ pub fn measure_with(kvm: &Kvm) -> Result<GuestExecution, ProbeError> {
     ram.write_slice(&CODE, GuestAddress(CODE_START))
         .map_err(make("write its code"))?;
     let mut vcpu = vm.create_vcpu(0).map_err(make("create a vCPU"))?;
-    enter_protected_mode(&vcpu).map_err(make("set its registers"))?;
+    tiny::enter_protected_mode(&vcpu).map_err(make("set its registers"))?;
 
     // The best of several runs: the first carries the cost of first entries, and a busy host interrupts any.
     let mut best = 0;
@@ -116,29 +116,6 @@ fn rate(vcpu: &mut VcpuFd, turns: u32) -> Result<u64, ProbeError> {
     let elapsed = count_down(vcpu, turns)?;
     let instructions = u128::from(turns) * u128::from(PER_TURN) * 1_000_000_000;
     Ok(u64::try_from(instructions / elapsed.as_nanos().max(1)).unwrap_or(u64::MAX))
-}
-
-/// Flat 32-bit protected mode: what both the emulator and every processor run without further set-up.
-fn enter_protected_mode(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
-    let mut sregs = vcpu.get_sregs()?;
-    let flat = |type_, selector| kvm_segment {
-        base: 0,
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
-    // Types: 0xb code, execute/read, accessed; 3 data, read/write, accessed (Intel SDM vol. 3, 3.4.5.1).
-    sregs.cs = flat(0xb, 8);
-    let data = flat(3, 16);
-    (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
-    (sregs.fs, sregs.gs) = (data, data);
-    sregs.cr0 |= 1;
-    vcpu.set_sregs(&sregs)
 }
 
 /// Runs the loop that many times, and tells how long it took.

@@ -1,7 +1,7 @@
-//! The one ioctl that kvm-ioctls does not wrap: KVM_CLEAR_DIRTY_LOG.
+//! The ioctls that kvm-ioctls does not wrap: KVM_CLEAR_DIRTY_LOG and KVM_RESET_DIRTY_RINGS.
 #![allow(
     unsafe_code,
-    reason = "an ioctl whose argument holds a pointer to a bitmap"
+    reason = "ioctls, one of which has an argument that holds a pointer to a bitmap"
 )]
 
 use std::ffi::c_void;
@@ -10,10 +10,11 @@ use std::ops::Range;
 
 use kvm_bindings::{KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1};
 use kvm_ioctls::VmFd;
-use vmm_sys_util::ioctl::ioctl_with_ref;
-use vmm_sys_util::ioctl_iowr_nr;
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
+use vmm_sys_util::{ioctl_io_nr, ioctl_iowr_nr};
 
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 
 /// Clears and write-protects again the pages of a slot that `words` names; bit 0 is page `pages.start` of
 /// the slot (Documentation/virt/kvm/api.rst, 4.117).
@@ -41,4 +42,12 @@ pub fn clear_dirty_log(vm: &VmFd, slot: u32, pages: Range<u64>, words: &[u64]) -
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Has KVM take back the entries of all dirty rings that are marked as read, and protect their pages; says how many
+/// they were (api.rst, 8.29). A signal may end it early, with fewer.
+pub fn reset_dirty_rings(vm: &VmFd) -> io::Result<u32> {
+    // SAFETY: the descriptor is a VM's, and the ioctl has no argument.
+    let result = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) };
+    u32::try_from(result).map_err(|_| io::Error::last_os_error())
 }

@@ -23,7 +23,7 @@ use crate::control::socket::OwnedSocket;
 use crate::control::{self, ControlServer};
 use crate::kvm;
 use crate::vcpu::EventSender;
-use crate::vm::{LocalParts, ReceivingHost, RunningVm};
+use crate::vm::{LocalParts, LogChoice, ReceivingHost, RunningVm};
 use vmm_sys_util::eventfd::EventFd;
 
 /// How long to wait after a connection could not be accepted.
@@ -36,6 +36,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
     let signals = Signals::block().map_err(MachineError::host("block signals"))?;
     let kvm = kvm::open()?;
+    let log = LogChoice::of(config.dirty_tracking, &kvm)?;
     let listener = Listener::bind(&config.listen)?;
     let (call_sender, calls) = control::calls().map_err(MachineError::host("make a queue"))?;
     let server = config
@@ -47,6 +48,7 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
     let supervisor = Supervisor::new(signals, console, calls, server)?;
     let receiver = Receiver {
         kvm,
+        log,
         listener,
         output: supervisor.console().output(),
         serial_room: supervisor.serial_room()?,
@@ -155,6 +157,7 @@ fn from_peer(peer: &str, reason: &str) -> String {
 /// The receiving thread: waits for sources until a guest has come in.
 struct Receiver {
     kvm: Kvm,
+    log: LogChoice,
     listener: Listener,
     output: Output,
     serial_room: EventFd,
@@ -201,6 +204,7 @@ impl Receiver {
         let mut host = ReceivingHost {
             kvm: &self.kvm,
             max_memory: self.config.max_memory,
+            log: self.log,
             make_parts: &mut || self.parts(),
             open_tap: &mut |card| {
                 let tap = tap::open(self.tap(card)?)?;

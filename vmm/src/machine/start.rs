@@ -16,7 +16,7 @@ use crate::control::{self, ControlServer};
 use crate::kvm::{self, cpuid, probe};
 use crate::layout;
 use crate::memory::Backing;
-use crate::vm::{Backend, BlankVm, Making, RunningVm, Shape};
+use crate::vm::{Backend, BlankVm, LogChoice, Making, RunningVm, Shape};
 
 /// Starts a guest and stays with it until it ends, leaves, or is stopped.
 ///
@@ -25,6 +25,7 @@ use crate::vm::{Backend, BlankVm, Making, RunningVm, Shape};
 pub fn run(config: GuestConfig) -> Result<End, MachineError> {
     let signals = Signals::block().map_err(MachineError::host("block signals"))?;
     let kvm = kvm::open()?;
+    let log = LogChoice::of(config.dirty_tracking, &kvm)?;
     let kernel = open_kernel(&config.kernel, &kvm)?;
     let (call_sender, calls) = control::calls().map_err(MachineError::host("make a queue"))?;
     let server = config
@@ -34,7 +35,7 @@ pub fn run(config: GuestConfig) -> Result<End, MachineError> {
         .transpose()?;
     let console = Console::open(&config.serial)?;
     let mut supervisor = Supervisor::new(signals, console, calls, server)?;
-    let (vm, cards) = start(&config, &kvm, &kernel, &supervisor)?;
+    let (vm, cards) = start(&config, &kvm, &kernel, log, &supervisor)?;
     supervisor.adopt(vm, cards);
     supervisor.serve()
 }
@@ -63,6 +64,7 @@ fn start(
     config: &GuestConfig,
     kvm: &Kvm,
     kernel: &Kernel,
+    log: LogChoice,
     supervisor: &Supervisor,
 ) -> Result<(RunningVm, Vec<CardInfo>), MachineError> {
     let (backends, cards) = backends(config)?;
@@ -84,6 +86,7 @@ fn start(
         serial_room: supervisor.serial_room()?,
         backends,
         events: supervisor.event_sender()?,
+        log,
     };
     let vm = BlankVm::new(kvm, shape, making)?;
     let machine = boot::Machine {

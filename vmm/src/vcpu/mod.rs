@@ -16,6 +16,7 @@ use kvm_ioctls::VcpuFd;
 use migration::guest::GuestError;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
 
 pub use throttle::Throttle;
@@ -137,6 +138,7 @@ impl VcpuHandle {
         index: u8,
         caps: VcpuCaps,
         events: EventSender,
+        log: Arc<dyn VmLog>,
     ) -> std::io::Result<Self> {
         kick::install_handler()?;
         let (orders, inbox) = mpsc::channel();
@@ -146,7 +148,7 @@ impl VcpuHandle {
         let thread = std::thread::Builder::new()
             .name(format!("vcpu-{index}"))
             .spawn(move || {
-                let vcpu = run::Vcpu::new(fd, index, caps, events, inbox, slot);
+                let vcpu = run::Vcpu::new(fd, index, caps, events, log, inbox, slot);
                 let _ = started.send(kick::Kick::of_this_thread());
                 vcpu.serve();
             })?;

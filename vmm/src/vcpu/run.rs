@@ -6,12 +6,14 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 use devices::bus::{Action, Bus};
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use migration::guest::GuestError;
 
 use super::kick::Kickable;
 use super::throttle::{Duty, Slot};
 use super::{Buses, EventSender, Order, VmEvent};
+use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::{self, VcpuCaps};
 
 /// Whether the vCPU is let into the guest.
@@ -37,6 +39,7 @@ pub struct Vcpu {
     index: u8,
     caps: VcpuCaps,
     events: EventSender,
+    log: Arc<dyn VmLog>,
     orders: Receiver<Order>,
     duty: Duty,
     buses: Option<Buses>,
@@ -50,6 +53,7 @@ impl Vcpu {
         index: u8,
         caps: VcpuCaps,
         events: EventSender,
+        log: Arc<dyn VmLog>,
         orders: Receiver<Order>,
         slot: Arc<Slot>,
     ) -> Self {
@@ -58,6 +62,7 @@ impl Vcpu {
             index,
             caps,
             events,
+            log,
             orders,
             duty: Duty::new(slot),
             buses: None,
@@ -211,6 +216,11 @@ impl Vcpu {
             VcpuExit::MmioWrite(address, data) => act(buses.mmio.write(address, data)),
             VcpuExit::Intr => Next::Kicked,
             VcpuExit::Shutdown => Next::Stop(VmEvent::TripleFault),
+            // The one who writes clears its ring out; the others go on.
+            VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL) => {
+                self.log.make_room(index);
+                Next::Continue
+            }
             VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => Next::Continue,
             other => Next::Stop(VmEvent::Crashed(format!(
                 "vCPU {index} left the guest with {other:?}, which ferry cannot answer"

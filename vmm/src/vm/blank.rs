@@ -12,10 +12,11 @@ use std::io::Write;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{Backend, DeviceParts, Devices};
+use super::log::LogChoice;
 use super::shape::Shape;
 use super::{Core, PausedVm, STATE_VERSION};
 use crate::boot;
-use crate::kvm::dirty::KvmDirtyLog;
+use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
 use crate::kvm::vm_state::{self, VmCommonState};
 use crate::kvm::{self, cpuid};
@@ -40,6 +41,8 @@ pub struct Making {
     pub backends: Vec<Backend>,
     /// Where vCPUs say what happened.
     pub events: EventSender,
+    /// How written pages are found.
+    pub log: LogChoice,
 }
 
 fn kvm_error(act: &'static str) -> impl FnOnce(kvm::KvmError) -> GuestError {
@@ -52,8 +55,11 @@ impl BlankVm {
     /// # Errors
     /// KVM or the host refuses a part of it.
     pub fn new(kvm: &Kvm, mut shape: Shape, making: Making) -> Result<Self, GuestError> {
-        let (vm, mode) = kvm::create_vm(kvm).map_err(kvm_error("make a VM"))?;
-        let vm = Arc::new(vm);
+        let vm = Arc::new(kvm::create_vm(kvm).map_err(kvm_error("make a VM"))?);
+        making
+            .log
+            .prepare(kvm, &vm)
+            .map_err(kvm_error("make a VM"))?;
         let ram = memory::map(&shape.layout, making.backing)
             .map_err(|e| GuestError::new("cannot make a VM", e))?;
         memory::register(&vm, &ram, false).map_err(|e| {
@@ -61,8 +67,9 @@ impl BlankVm {
             GuestError::new(format!("give KVM {bytes} bytes of guest memory"), e)
         })?;
         kvm::create_interrupt_controllers(&vm).map_err(kvm_error("make a VM"))?;
-        let log = KvmDirtyLog::new(vm.clone(), ram.clone(), shape.layout.clone(), mode);
-        let vcpus = create_vcpus(kvm, &vm, &mut shape, &making.events)?;
+        let (fds, caps) = create_vcpus(kvm, &vm, &mut shape)?;
+        let log = making.log.make(&vm, &ram, &shape.layout, &fds)?;
+        let vcpus = start_vcpus(fds, &caps, &making.events, &log)?;
         let throttle = Throttle::new(&vcpus);
         let parts = DeviceParts::wire(
             &vm,
@@ -75,7 +82,7 @@ impl BlankVm {
         let core = Core {
             throttle,
             vcpus,
-            log: Arc::new(log),
+            log,
             vm,
             ram,
             shape,
@@ -157,13 +164,12 @@ fn tsc_cycles(time: std::time::Duration, khz: Option<u32>) -> u64 {
     u64::try_from(cycles).unwrap_or(0)
 }
 
-/// Makes the vCPUs with their CPUID, and starts their threads.
+/// Makes the vCPUs with their CPUID.
 fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
     shape: &mut Shape,
-    events: &EventSender,
-) -> Result<Vec<VcpuHandle>, GuestError> {
+) -> Result<(Vec<VcpuFd>, VcpuCaps), GuestError> {
     let mut fds: Vec<VcpuFd> = Vec::new();
     for index in 0..shape.vcpus {
         let make = |source| GuestError::new(format!("make vCPU {index}"), source);
@@ -181,12 +187,22 @@ fn create_vcpus(
     let host_khz = first.get_tsc_khz().ok();
     shape.check_tsc(host_khz, kvm.check_extension(Cap::TscControl))?;
     shape.tsc_khz = shape.tsc_khz.or(host_khz);
+    Ok((fds, caps))
+}
+
+/// Starts the threads of vCPUs.
+fn start_vcpus(
+    fds: Vec<VcpuFd>,
+    caps: &VcpuCaps,
+    events: &EventSender,
+    log: &Arc<dyn VmLog>,
+) -> Result<Vec<VcpuHandle>, GuestError> {
     (0u8..)
         .zip(fds)
         .map(|(index, fd)| {
             let start = |source| GuestError::new(format!("start vCPU {index}'s thread"), source);
             let events = events.try_clone().map_err(start)?;
-            VcpuHandle::spawn(fd, index, caps.clone(), events).map_err(start)
+            VcpuHandle::spawn(fd, index, caps.clone(), events, log.clone()).map_err(start)
         })
         .collect()
 }

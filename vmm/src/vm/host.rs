@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::blank::{BlankVm, Making};
 use super::devices::Backend;
+use super::log::LogChoice;
 use super::shape::{Shape, SlotKind};
 use crate::memory::Backing;
 use crate::units::Size;
@@ -36,6 +37,8 @@ pub struct ReceivingHost<'a> {
     pub kvm: &'a Kvm,
     /// The most memory that a guest may have here, in bytes.
     pub max_memory: u64,
+    /// How its written pages are found when it is moved on.
+    pub log: LogChoice,
     /// See [`MakeParts`].
     pub make_parts: &'a mut MakeParts<'a>,
     /// See [`OpenTap`].
@@ -82,6 +85,7 @@ impl Host for ReceivingHost<'_> {
                 serial_room: parts.serial_room,
                 backends,
                 events: parts.events,
+                log: self.log,
             },
         )
     }

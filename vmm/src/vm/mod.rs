@@ -11,6 +11,7 @@ mod blank;
 mod devices;
 mod host;
 mod io_thread;
+mod log;
 mod shape;
 
 use std::fmt;
@@ -29,7 +30,7 @@ use migration::guest::{
 use migration::pages::MemoryLayout;
 use migration::state::{Kind, VmState};
 
-use crate::kvm::dirty::KvmDirtyLog;
+use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::kvm::vm_state;
 use crate::memory;
@@ -39,6 +40,7 @@ pub use blank::{BlankVm, Making};
 pub use devices::Backend;
 pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
+pub use log::LogChoice;
 pub use shape::{Shape, SlotKind};
 
 use devices::Devices;
@@ -51,7 +53,7 @@ const STATE_VERSION: u32 = 1;
 struct Core {
     throttle: Throttle,
     vcpus: Vec<VcpuHandle>,
-    log: Arc<KvmDirtyLog>,
+    log: Arc<dyn VmLog>,
     vm: Arc<VmFd>,
     ram: GuestRam,
     shape: Shape,
@@ -74,7 +76,7 @@ pub struct View {
     pub vcpus: u8,
     /// What sits in the virtio slots.
     pub slots: Vec<SlotKind>,
-    log: Arc<KvmDirtyLog>,
+    log: Arc<dyn VmLog>,
 }
 
 impl View {

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::cli::error::chain;
 use crate::kvm::probe::GuestExecution;
+use crate::kvm::ring::offer::Offer;
 use crate::ui;
 
 /// The capabilities that are looked at, by KVM's names (Documentation/virt/kvm/api.rst).
@@ -31,6 +32,10 @@ const CAPABILITIES: &[(&str, u32)] = &[
         kvm::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
     ),
     ("dirty_log_ring", kvm::KVM_CAP_DIRTY_LOG_RING),
+    (
+        "dirty_log_ring_acq_rel",
+        kvm::KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+    ),
     ("tsc_control", kvm::KVM_CAP_TSC_CONTROL),
     ("xsave2", kvm::KVM_CAP_XSAVE2),
     ("nr_memslots", kvm::KVM_CAP_NR_MEMSLOTS),
@@ -45,7 +50,7 @@ pub(super) struct Facts {
     /// KVM_GET_DIRTY_LOG; every KVM has it.
     pub(super) dirty_log: bool,
     pub(super) manual_protect: bool,
-    /// Entries a vCPU; 0 if there is no ring.
+    /// The most entries a vCPU; 0 if there is no ring.
     pub(super) dirty_ring_entries: u32,
     pub(super) irqchip: bool,
     pub(super) tsc_deadline: bool,
@@ -118,8 +123,13 @@ pub(super) fn gather(
         },
     };
     let has = |name: &str| kvm.capabilities.get(name).copied().unwrap_or(0);
-    // The capability is the size of the ring in bytes; an entry has 16 (struct kvm_dirty_gfn).
-    let dirty_ring_entries = u32::try_from(has("dirty_log_ring")).unwrap_or(0) / 16;
+    let offer = Offer::find(|capability| {
+        let found = CAPABILITIES
+            .iter()
+            .find(|(_, number)| *number == capability);
+        found.map_or(0, |(name, _)| has(name))
+    });
+    let dirty_ring_entries = offer.map_or(0, |offer| offer.entries);
     let (memory_total_bytes, memory_available_bytes) = memory();
     Facts {
         guest_execution,
@@ -229,7 +239,10 @@ impl Facts {
         };
         let ring = match self.dirty_ring_entries {
             0 => "no".to_owned(),
-            entries => format!("yes, {} entries a vCPU", ui::count(u64::from(entries))),
+            entries => format!(
+                "yes, up to {} entries a vCPU (--dirty-tracking ring)",
+                ui::count(u64::from(entries))
+            ),
         };
         let memory = format!(
             "{}, {} available",

@@ -71,7 +71,8 @@ fn an_emulating_host_runs_and_moves_bare_guests_alone() {
     assert!(
         table.contains("hang")
             && table.lines().all(|line| line.len() <= 80)
-            && table.contains("2,400,000 instructions/s"),
+            && table.contains("2,400,000 instructions/s")
+            && table.contains("65,536 entries"),
         "{table}"
     );
 }
@@ -110,6 +111,8 @@ fn this_host_is_looked_at_without_a_panic() {
         })
     });
     assert!(facts.memory_total_bytes > 0 && facts.cpus > 0);
+    // Every Linux with one capability of the ring says so by its size, a power of two.
+    assert!(facts.dirty_ring_entries == 0 || facts.dirty_ring_entries.is_power_of_two());
     // Measured exactly where there is a KVM to measure.
     let kind = if facts.kvm.error.is_none() {
         "native"

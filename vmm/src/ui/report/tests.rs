@@ -1,5 +1,6 @@
 //! Tables of sample moves, as text.
 
+use migration::dirty::Tracking;
 use migration::report::Round;
 
 use super::*;
@@ -53,6 +54,7 @@ pub(crate) fn sample(rounds: u32) -> Report {
         delta_bytes: 0,
         zero_pages: 12_345,
         untouched_pages: 0,
+        dirty_tracking: Some(Tracking::Bitmap),
         streams: 1,
         mean_bandwidth_bytes_per_s: 117_312_000,
     }

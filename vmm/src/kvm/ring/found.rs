@@ -1,0 +1,94 @@
+//! What was found in the rings of a VM and not yet taken.
+
+use std::ops::Range;
+
+use migration::pages::{MemoryLayout, PageSet};
+
+use super::entry::Place;
+
+/// What was read since it was last taken.
+#[derive(Debug)]
+pub struct Found {
+    /// The pages of each memory slot, by page index.
+    slots: Vec<Range<u64>>,
+    pages: PageSet,
+    /// Entries of each vCPU since the log was started.
+    written: Vec<u64>,
+    /// Pages may be missing in all of that.
+    lost: bool,
+    told: bool,
+}
+
+impl Found {
+    /// Nothing yet, in the rings of so many vCPUs.
+    pub fn new(layout: &MemoryLayout, vcpus: usize) -> Self {
+        Self {
+            slots: layout.ranges().map(|(_, pages)| pages).collect(),
+            pages: PageSet::empty(layout.pages()),
+            written: vec![0; vcpus],
+            lost: false,
+            told: false,
+        }
+    }
+
+    /// An entry of a vCPU's ring.
+    pub fn note(&mut self, vcpu: usize, Place { slot, offset }: Place) {
+        if let Some(written) = self.written.get_mut(vcpu) {
+            *written += 1;
+        }
+        let pages = usize::try_from(slot)
+            .ok()
+            .and_then(|slot| self.slots.get(slot));
+        match pages {
+            Some(pages) if offset < pages.end - pages.start => {
+                self.pages.insert(pages.start + offset);
+            }
+            _ => self.lose(&format!(
+                "the dirty ring of vCPU {vcpu} names page {offset} of memory slot {slot:#x}, which is not there"
+            )),
+        }
+    }
+
+    /// Everything counts as written up to the next take, and a person is told why, once.
+    pub fn lose(&mut self, what: &str) {
+        self.lost = true;
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::warn!(
+                "{what}: all memory counts as written; where this KVM does that often, start the guest with --dirty-tracking bitmap"
+            );
+        }
+    }
+
+    /// A vCPU's ring was full.
+    pub fn overflowed(&mut self, vcpu: usize) {
+        self.lose(&format!(
+            "the dirty ring of vCPU {vcpu} was full to its last entry, and KVM may have left writes out"
+        ));
+    }
+
+    /// Whether everything counts as written.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Adds the pages to a set.
+    pub fn take(&mut self, into: &mut PageSet) {
+        match std::mem::take(&mut self.lost) {
+            true => into.fill(),
+            false => into.union(&self.pages),
+        }
+        self.pages.clear();
+    }
+
+    /// Entries of each vCPU since all was forgotten.
+    pub fn written(&self) -> &[u64] {
+        &self.written
+    }
+
+    /// Begins anew.
+    pub fn forget(&mut self) {
+        self.pages.clear();
+        self.written.fill(0);
+        self.lost = false;
+    }
+}

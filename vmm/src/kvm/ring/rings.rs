@@ -1,0 +1,186 @@
+//! The rings of a VM: who reads them when, and when they are handed back.
+
+use std::io;
+use std::ops::Deref;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use migration::guest::GuestError;
+use migration::pages::{MemoryLayout, PageSet};
+
+use super::entry::Entry;
+use super::found::Found;
+use super::hand_back::hand_back;
+use super::reader::{Course, Ring};
+
+/// A vCPU that found no room in its ring and nothing to clear out waits for so long before it tries again.
+const NOTHING_TO_CLEAR: Duration = Duration::from_millis(1);
+
+/// Tells KVM to take back what was read, and says how many entries that were.
+pub type Reset = dyn Fn() -> io::Result<u32> + Send + Sync;
+
+/// All rings of a VM, shared by its vCPUs, the collector and the log.
+pub struct Rings<M> {
+    reset: Box<Reset>,
+    /// One thread at a time reads and hands back. KVM itself goes on writing.
+    inner: Mutex<Inner<M>>,
+}
+
+struct Inner<M> {
+    rings: Vec<Ring<M>>,
+    /// For each ring: its vCPU found it full and there was nothing to clear out, and there has been nothing since.
+    stalled: Vec<bool>,
+    found: Found,
+}
+
+impl<M: Deref<Target = [Entry]>> Inner<M> {
+    /// Reads one ring. Says how many entries it had.
+    fn read(&mut self, vcpu: usize) -> u64 {
+        let Self {
+            rings,
+            stalled,
+            found,
+        } = self;
+        let (Some(ring), Some(stalled)) = (rings.get_mut(vcpu), stalled.get_mut(vcpu)) else {
+            return 0;
+        };
+        let look = ring.read(&mut |place| found.note(vcpu, place));
+        *stalled &= look.pages == 0;
+        if look.overflow {
+            found.overflowed(vcpu);
+        }
+        look.pages
+    }
+
+    /// KVM says that a ring is full, and there is nothing in it. If it says so again, then there are entries where
+    /// none should be.
+    fn search(&mut self, vcpu: usize) {
+        let Self {
+            rings,
+            stalled,
+            found,
+        } = self;
+        let (Some(ring), Some(stalled)) = (rings.get_mut(vcpu), stalled.get_mut(vcpu)) else {
+            return;
+        };
+        if std::mem::replace(stalled, true) {
+            ring.sweep(&mut |place| found.note(vcpu, place));
+            found.overflowed(vcpu);
+        }
+    }
+
+    fn read_all(&mut self) {
+        for vcpu in 0..self.rings.len() {
+            self.read(vcpu);
+        }
+    }
+
+    fn hand_back(&mut self, reset: &Reset) -> io::Result<()> {
+        let Self { rings, found, .. } = self;
+        let overflow = hand_back(rings, reset, &mut |vcpu, place| found.note(vcpu, place));
+        if overflow? {
+            found.lose("a dirty ring was full to its last entry, and KVM may have left writes out");
+        }
+        Ok(())
+    }
+}
+
+impl<M: Deref<Target = [Entry]>> Rings<M> {
+    /// The rings of a VM's vCPUs, in order, each with at least one entry; memory slot n is region n of the layout.
+    pub fn new(rings: Vec<M>, layout: &MemoryLayout, reset: Box<Reset>) -> Self {
+        let rings: Vec<_> = rings.into_iter().map(Ring::new).collect();
+        let found = Found::new(layout, rings.len());
+        Self {
+            reset,
+            inner: Mutex::new(Inner {
+                stalled: vec![false; rings.len()],
+                rings,
+                found,
+            }),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner<M>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For a vCPU that left the guest because its ring is full, by its own thread: clears it out. The others go on.
+    pub fn make_room(&self, vcpu: usize) {
+        let mut inner = self.lock();
+        let entries = inner.read(vcpu);
+        let waiting = inner.rings.get(vcpu).map_or(0, Ring::unreturned);
+        // The collector may have come before us, once.
+        let nothing = entries == 0 && waiting == 0;
+        if nothing {
+            inner.search(vcpu);
+        }
+        if let Err(error) = inner.hand_back(&*self.reset) {
+            // The next take meets the same, and tells who waits for it.
+            tracing::debug!("make room in the dirty ring of vCPU {vcpu}: {error}");
+        }
+        drop(inner);
+        if nothing {
+            std::thread::sleep(NOTHING_TO_CLEAR);
+        }
+    }
+
+    /// Reads all rings, and hands back where one is half full: not sooner, since a page that is handed back costs the
+    /// guest another fault when it is written again.
+    pub fn collect(&self) {
+        let mut inner = self.lock();
+        inner.read_all();
+        let full = |ring: &Ring<M>| {
+            ring.unreturned() >= ring.size() / 2
+                || (ring.course() != Course::Sure && ring.unreturned() > 0)
+        };
+        if inner.rings.iter().any(full)
+            && let Err(error) = inner.hand_back(&*self.reset)
+        {
+            // The next take meets the same, and tells who waits for it.
+            tracing::debug!("hand back the dirty rings: {error}");
+        }
+    }
+
+    /// Adds all pages found since the last time to `into`, every one of them protected again. Where pages may be missing,
+    /// `protect` has to protect all memory, and every page is added.
+    ///
+    /// # Errors
+    /// Pages could not be protected; nothing was taken.
+    pub fn take(
+        &self,
+        into: &mut PageSet,
+        protect: &dyn Fn() -> Result<(), GuestError>,
+    ) -> Result<(), GuestError> {
+        let mut inner = self.lock();
+        inner.read_all();
+        inner
+            .hand_back(&*self.reset)
+            .map_err(|source| GuestError::new("hand KVM's dirty rings back", source))?;
+        if inner.found.is_lost() {
+            // A page whose entry was lost is not protected, and nothing would tell of further writes to it.
+            protect()?;
+        }
+        inner.found.take(into);
+        Ok(())
+    }
+
+    /// Forgets everything found so far, in the rings and out of them.
+    ///
+    /// # Errors
+    /// KVM does not take the entries back.
+    pub fn forget(&self) -> io::Result<()> {
+        let mut inner = self.lock();
+        inner.read_all();
+        inner.hand_back(&*self.reset)?;
+        inner.found.forget();
+        Ok(())
+    }
+
+    /// How many pages each vCPU has logged since [`forget`](Self::forget): one that was taken and then
+    /// written again counts again.
+    pub fn written(&self) -> Vec<u64> {
+        let mut inner = self.lock();
+        inner.read_all();
+        inner.found.written().to_vec()
+    }
+}
