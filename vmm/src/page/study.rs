@@ -121,6 +121,8 @@ fn policies(summary: &Summary) -> Markup {
             series: series.collect(),
         }
     });
+    // What nothing is known of is not drawn.
+    let charts = charts.filter(|chart| chart.series.iter().any(|series| !series.points.is_empty()));
     html! {
         h2 { "Policy against policy" }
         p.lead { "Medians over all patterns, sizes and limits of this study, by how fast the guest was to write." }

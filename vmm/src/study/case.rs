@@ -110,7 +110,7 @@ impl Case {
         let mib = |bytes: u64| bytes >> 20;
         let mut name = format!(
             "{}_{}m-{}m_{}",
-            self.sweep.replace(' ', "-"),
+            self.sweep.replace(' ', "-").replace(',', ""),
             mib(self.memory_bytes),
             mib(self.working_set_bytes),
             word(&self.pattern)

@@ -252,10 +252,10 @@ impl TryFrom<Raw> for Sweep {
 
     fn try_from(raw: Raw) -> Result<Self, String> {
         let name = raw.name.clone();
-        let good = |c: char| c.is_ascii_alphanumeric() || " -.".contains(c);
+        let good = |c: char| c.is_ascii_alphanumeric() || " -.,".contains(c);
         if name.is_empty() || name.len() > 60 || !name.chars().all(good) {
             return Err(format!(
-                "a sweep called \"{}\": take 1 to 60 letters, digits, blanks, hyphens and dots",
+                "a sweep called \"{}\": take 1 to 60 letters, digits, blanks, hyphens, commas and dots",
                 name.escape_debug()
             ));
         }

@@ -140,13 +140,13 @@ pub fn run(
         }
         false => None,
     };
-    if case.link == Link::Loopback {
-        warm(case.memory_bytes);
-    }
     source.wait_beating(stop)?;
     let before = check(&source)?;
     tell("at work");
     pause(WARM_UP, stop)?;
+    if case.link == Link::Loopback {
+        warm(case.memory_bytes);
+    }
     let report = follow(&source, &request, stop, tell)?;
     let verified_pages = match report.outcome {
         Outcome::Completed => {
