@@ -27,6 +27,9 @@ pub enum ThrottlePolicy {
     /// Late, and as far as the remaining rounds need it.
     #[default]
     Auto,
+    /// Each vCPU that writes faster than its limit, until it writes at it. Needs a dirty log that knows who writes
+    /// ([`crate::dirty::DirtyLog::written_by_vcpu`]).
+    DirtyLimit,
 }
 
 /// What the steps of the blackout cost that the engine cannot measure beforehand. The VMM may know better

@@ -298,14 +298,15 @@ fn percents(policy: ThrottlePolicy, downtime: Duration, looks: &[At]) -> Vec<u8>
             pages: at.pages,
             unsent: at.unsent,
             written: at.written,
+            written_by_vcpu: Vec::new(),
             wire_bytes: (sent_before + sent) * 4096,
             over: at.over,
-            throttle,
+            throttle: throttle.clone(),
         };
         sent_before += if at.over { sent } else { 0 };
         throttle = policy.decide(&look, &costs(), &limits);
         assert!(throttle.slice <= downtime.max(ms(990)), "{throttle:?}");
-        throttle.percent.get()
+        throttle.percents.strongest().get()
     };
     looks.iter().map(one).collect()
 }
@@ -473,6 +474,7 @@ fn slices_are_as_short_as_they_can_be() {
             pages: 2_872,
             unsent: 0,
             written,
+            written_by_vcpu: Vec::new(),
             wire_bytes: 2 << 30,
             over: true,
             throttle: Throttle::default(),
@@ -489,7 +491,7 @@ fn slices_are_as_short_as_they_can_be() {
             ..costs()
         };
         let throttle = throttling(ThrottlePolicy::Auto).decide(&look, &full, &limits);
-        assert_eq!(throttle.percent.get(), percent);
+        assert_eq!(throttle.percents.strongest().get(), percent);
         assert_eq!(throttle.slice, slice);
     }
 }

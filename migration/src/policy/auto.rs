@@ -14,14 +14,16 @@
 //!   quarter, or less strongly where that is enough to fit the limit. At a standstill it would lose about a
 //!   sixth less of its work, but that would be a blackout. Held down less, it would lose more, and take longer.
 //! - How fast it writes at a given throttle is measured, not computed: guests have idle time to catch up in, and
-//!   other things to do than write. The throttle is raised at once and let go of within a second or so, since a
+//!   other things to do than write. Where the dirty log knows which vCPU writes, those that write too much are slowed down and no
+//!   others ([`Writers`]). The throttle is raised at once and let go of within a second or so, since a
 //!   guest that sweeps through its memory writes nothing that counts for a while, and then all the more.
 //!
 //! `tests/convergence.rs` has the simulation in which these figures were chosen.
 
 use std::time::Duration;
 
-use super::{Limits, Look, Throttle, Throttling, link_pages, percent_for, precise, speed};
+use super::writers::Writers;
+use super::{Limits, Look, Throttle, Throttling, link_pages, precise};
 use crate::predict::{self, Costs};
 
 /// Slow enough to count some hundred pages, quick against a round that is worth the trouble.
@@ -43,25 +45,26 @@ const FILL: f64 = 0.6;
 const HALF_LIFE: f64 = 0.5;
 
 /// Ferry's own policy.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Auto {
     /// The last look that said enough.
     before: Option<Look>,
     /// Pages written again a second, as last measured.
     rate: f64,
-    /// What that would be at full speed; while throttled, the highest lately.
-    full_rate: f64,
+    /// What that would be at full speed, and who it is; while throttled, the highest lately.
+    writers: Writers,
 }
 
 impl Auto {
     /// Measures since the look before; `false` if that is too short to say anything.
     fn measure(&mut self, look: &Look) -> bool {
-        let before = self.before.filter(|before| before.round == look.round);
+        let before = self.before.as_ref();
+        let before = before.filter(|before| before.round == look.round);
         let (unsent, written, from) = before.map_or((look.pages, 0, Duration::ZERO), |before| {
             (before.unsent, before.written, before.duration)
         });
         let time = look.duration.saturating_sub(from);
-        let slowed = look.throttle.percent.get() > 0;
+        let slowed = look.throttle.is_on();
         let enough = if look.over {
             // The last bit of a round is mostly waiting for what is under way.
             before.is_none() || time >= SHORTEST
@@ -72,13 +75,15 @@ impl Auto {
         };
         if enough {
             let seconds = time.as_secs_f64().max(1e-6);
-            self.before = Some(*look);
             self.rate = precise(look.written.saturating_sub(written)) / seconds;
             let remembered = match slowed {
-                true => self.full_rate * (-seconds / HALF_LIFE).exp2(),
+                true => (-seconds / HALF_LIFE).exp2(),
                 false => 0.0,
             };
-            self.full_rate = remembered.max(self.rate / speed(look.throttle.percent));
+            self.writers.learn(look, self.rate, remembered);
+            self.before = Some(look.clone());
+        } else if look.over {
+            self.writers.skip(look);
         }
         enough || look.over
     }
@@ -91,15 +96,16 @@ impl Throttling for Auto {
 
     fn decide(&mut self, look: &Look, costs: &Costs, limits: &Limits) -> Throttle {
         let Some(link) = link_pages(costs).filter(|_| look.round > 0) else {
+            self.writers.skip(look);
             return Throttle::default();
         };
         if !self.measure(look) {
-            return look.throttle;
+            return look.throttle.clone();
         }
         let fixed = predict::blackout(0, costs);
         let room = limits.downtime.saturating_sub(fixed).as_secs_f64() * link;
         let (left, written) = (precise(look.unsent), precise(look.written));
-        if look.throttle.percent.get() == 0 {
+        if !look.throttle.is_on() {
             let (pages, remainder) = (precise(look.pages), written + self.rate * left / link);
             // The link may carry less than it did when it was measured.
             let nowhere = self.rate >= ENGAGE * link || look.over && written >= ENGAGE * pages;
@@ -120,7 +126,7 @@ impl Throttling for Auto {
             true => AIM.max(FILL * room / pages),
             false => AIM,
         };
-        let percent = percent_for(aim * carried / self.full_rate.max(1e-6), limits.throttle);
-        Throttle::smooth(percent, limits.downtime)
+        let percents = self.writers.held_to(aim * carried, limits.throttle);
+        Throttle::smooth(percents, limits.downtime)
     }
 }

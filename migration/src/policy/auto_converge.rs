@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use super::{Limits, Look, Throttle, Throttling};
+use super::{Limits, Look, Percents, Throttle, Throttling};
 use crate::guest::ThrottlePercent;
 use crate::pages::PAGE_SIZE;
 use crate::predict::Costs;
@@ -88,7 +88,7 @@ impl Throttling for AutoConverge {
         }
         let percent = ThrottlePercent::new(self.percent).min(limits.throttle);
         Throttle {
-            percent,
+            percents: Percents::All(percent),
             slice: RUNS * u32::from(percent.get()) / u32::from(100 - percent.get()),
         }
     }

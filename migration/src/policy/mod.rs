@@ -8,17 +8,22 @@
 
 mod auto;
 mod auto_converge;
+mod dirty_limit;
 mod off;
 mod sdps;
 pub mod switch_over;
+mod throttle;
+mod writers;
 
 use std::time::Duration;
 
 pub use auto::Auto;
 pub use auto_converge::AutoConverge;
+pub use dirty_limit::DirtyLimit;
 pub use off::Off;
 pub use sdps::Sdps;
 pub use switch_over::{Decision, decide};
+pub use throttle::{Percents, Throttle};
 
 use crate::guest::ThrottlePercent;
 use crate::options::{OnTimeout, Options, ThrottlePolicy};
@@ -34,7 +39,7 @@ pub struct Facts {
     pub remainder: u64,
     /// How long it took, until its last byte had arrived.
     pub duration: Duration,
-    /// How much vCPUs were slowed down at its end.
+    /// How much the vCPU that was slowed down most was at its end.
     pub throttle: ThrottlePercent,
 }
 
@@ -69,7 +74,7 @@ impl From<&Options> for Limits {
 }
 
 /// How a round stands in the middle of it, or at its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
     /// Time since the dirty log was started.
     pub elapsed: Duration,
@@ -83,44 +88,15 @@ pub struct Look {
     pub unsent: u64,
     /// Pages written since they were sent, or that do not belong to the round: the next one has to send them.
     pub written: u64,
+    /// Pages that each vCPU has logged since the log was started ([`crate::dirty::DirtyLog::written_by_vcpu`]); empty where the log
+    /// does not know.
+    pub written_by_vcpu: Vec<u64>,
     /// Bytes on the wire since the move began.
     pub wire_bytes: u64,
     /// The round is over.
     pub over: bool,
     /// What has been in force since the look before.
     pub throttle: Throttle,
-}
-
-/// How vCPUs are slowed down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Throttle {
-    /// The share of its time that a busy vCPU sleeps.
-    pub percent: ThrottlePercent,
-    /// How long it sleeps at a time.
-    pub slice: Duration,
-}
-
-/// The shortest slice, and the least that a vCPU runs between two of them: long against the cost of entering
-/// and leaving a guest.
-const LEAST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_micros(200));
-
-impl Throttle {
-    /// The share of its time that it leaves a busy vCPU.
-    pub fn share(&self) -> f64 {
-        speed(self.percent)
-    }
-
-    /// A throttle as smooth as can be: the shortest slices in which a vCPU still gets something done, and none
-    /// longer than an eighth of the blackout that is allowed. The last sign of life before the stop is not older
-    /// than that.
-    fn smooth(percent: ThrottlePercent, downtime: Duration) -> Self {
-        let (sleep, run) = LEAST;
-        let fair = run * u32::from(percent.get()) / u32::from(100 - percent.get());
-        Self {
-            percent,
-            slice: fair.max(sleep).min(downtime / 8),
-        }
-    }
 }
 
 /// A throttling policy.
@@ -140,6 +116,7 @@ pub fn throttling(policy: ThrottlePolicy) -> Box<dyn Throttling> {
         ThrottlePolicy::AutoConverge => Box::new(AutoConverge::default()),
         ThrottlePolicy::Sdps => Box::new(Sdps::default()),
         ThrottlePolicy::Auto => Box::new(Auto::default()),
+        ThrottlePolicy::DirtyLimit => Box::new(DirtyLimit::default()),
     }
 }
 

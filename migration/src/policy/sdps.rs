@@ -2,12 +2,14 @@
 //! before, the guest pays for the pages that it writes faster than they are sent, in short sleeps. So from the
 //! second pass on it writes less than is sent, until it moves.
 //!
-//! It differs from the original in one thing: without a dirty ring nobody knows which vCPU wrote a page, so all
-//! that run pay alike. How close below the link vMotion holds a guest is not published; here it is [`AIM`].
+//! It differs from the original in one thing: all vCPUs that run pay alike, since without a dirty ring nobody knows which of
+//! them wrote a page. How close below the link vMotion holds a guest is not published; here it is [`AIM`].
 
 use std::time::Duration;
 
-use super::{Limits, Look, Throttle, Throttling, link_pages, percent_for, precise, speed};
+use super::{
+    Limits, Look, Percents, Throttle, Throttling, link_pages, percent_for, precise, speed,
+};
 use crate::predict::Costs;
 
 const PACE: Duration = Duration::from_millis(100);
@@ -20,7 +22,7 @@ const AIM: f64 = 0.8;
 const STEP: f64 = 1.1;
 
 /// Holds a guest just below the link.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Sdps {
     before: Option<Look>,
 }
@@ -34,19 +36,20 @@ impl Throttling for Sdps {
         let Some(link) = link_pages(costs).filter(|_| look.round > 0) else {
             return Throttle::default();
         };
-        let before = self.before.filter(|before| before.round == look.round);
-        let (written, from) = before.map_or((0, Duration::ZERO), |before| {
+        let before = self.before.take().filter(|last| last.round == look.round);
+        let (written, from) = before.as_ref().map_or((0, Duration::ZERO), |before| {
             (before.written, before.duration)
         });
         let time = look.duration.saturating_sub(from);
         if time < SHORTEST && before.is_some() {
-            return look.throttle;
+            self.before = before;
+            return look.throttle.clone();
         }
-        self.before = Some(*look);
+        self.before = Some(look.clone());
         let rate = precise(look.written.saturating_sub(written)) / time.as_secs_f64().max(1e-6);
-        let now = speed(look.throttle.percent);
+        let now = speed(look.throttle.percents.strongest());
         let wanted = now * AIM * link / rate.max(1e-6);
         let percent = percent_for(wanted.min(now * STEP), limits.throttle);
-        Throttle::smooth(percent, limits.downtime)
+        Throttle::smooth(Percents::All(percent), limits.downtime)
     }
 }

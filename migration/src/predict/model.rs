@@ -23,6 +23,8 @@ pub struct Part {
     pub writing: Writing,
     /// When; all the time if not said.
     pub bursts: Option<Bursts>,
+    /// The vCPU that writes them.
+    pub vcpu: u8,
 }
 
 /// How pages are written.
@@ -65,7 +67,14 @@ impl GuestModel {
         pages.fold(0, u64::saturating_add)
     }
 
-    /// How fast it works under a throttle that leaves it `share` of its time, compared with no throttle at all.
+    /// How many vCPUs it has: up to the last that any part names. One of them that no part names, or that never writes, computes
+    /// and nothing else.
+    pub fn vcpus(&self) -> usize {
+        let last = self.parts.iter().map(|part| part.vcpu).max();
+        usize::from(last.unwrap_or(0)) + 1
+    }
+
+    /// How fast a vCPU of it works under a throttle that leaves that `share` of its time, compared with no throttle at all.
     pub(super) fn speed(&self, share: f64) -> f64 {
         let busy = if self.busy > 0.0 { self.busy } else { 1.0 };
         (share / busy).clamp(0.0, 1.0)
@@ -80,6 +89,7 @@ impl Part {
             zero: 0.0,
             writing: Writing::Never,
             bursts: None,
+            vcpu: 0,
         }
     }
 
@@ -109,6 +119,11 @@ impl Part {
             bursts: Some(Bursts { on, every }),
             ..self
         }
+    }
+
+    /// The same by another vCPU than the first.
+    pub fn by_vcpu(self, vcpu: u8) -> Self {
+        Self { vcpu, ..self }
     }
 
     /// Writes a second while it is written; 0 for a rate that is no number.

@@ -36,6 +36,8 @@ pub struct Setting {
     /// The most pages that are looked at one by one in each part of the guest's memory. Above that one stands for
     /// several.
     pub grain: u32,
+    /// The dirty log knows which vCPU wrote a page, as that on rings does.
+    pub knows_writers: bool,
 }
 
 impl Default for Setting {
@@ -43,6 +45,7 @@ impl Default for Setting {
         Self {
             seed: 1,
             grain: 8192,
+            knows_writers: false,
         }
     }
 }
@@ -60,8 +63,10 @@ pub struct Simulated {
     pub blackout: Duration,
     /// Pages sent, those of the blackout counted.
     pub sent_pages: u64,
-    /// Of the guest's work, what throttling cost it: so long would it take at full speed.
+    /// Of the guest's work, what throttling cost the vCPU that it cost most: so long would it take at full speed.
     pub lost: Duration,
+    /// The same of each vCPU.
+    pub lost_by_vcpu: Vec<Duration>,
     /// The strongest throttle.
     pub strongest: ThrottlePercent,
 }
@@ -106,7 +111,9 @@ pub fn simulate(
         random,
         throttle: Throttle::default(),
         now: 0.0,
-        lost: 0.0,
+        lost: vec![0.0; guest.vcpus()],
+        logged: vec![0.0; guest.vcpus()],
+        knows_writers: setting.knows_writers,
         sent: 0.0,
         strongest: ThrottlePercent::default(),
         rounds: Vec::new(),
@@ -126,7 +133,11 @@ struct Run<'a> {
     random: Random,
     throttle: Throttle,
     now: f64,
-    lost: f64,
+    /// Of each vCPU.
+    lost: Vec<f64>,
+    /// Pages that each vCPU has logged.
+    logged: Vec<f64>,
+    knows_writers: bool,
     /// Pages.
     sent: f64,
     strongest: ThrottlePercent,
@@ -207,7 +218,7 @@ impl Run<'_> {
             pages: whole(round.pages),
             remainder: self.written(),
             duration: duration(self.now - round.began),
-            throttle: self.throttle.percent,
+            throttle: self.throttle.percents.strongest(),
         });
         None
     }
@@ -242,18 +253,23 @@ impl Run<'_> {
 
     /// Lets time pass.
     fn pass(&mut self, seconds: f64) {
-        let speed = self.guest.speed(self.throttle.share());
         let (from, to) = (self.now, self.now + seconds);
-        let mut longest: f64 = 0.0;
-        let mut writes = false;
-        for part in &mut self.parts {
-            let active = part.pass(from, to, speed);
-            if part.part.writes_per_s() > 0.0 {
-                longest = longest.max(active);
-                writes = true;
+        for (vcpu, lost) in self.lost.iter_mut().enumerate() {
+            let speed = self.guest.speed(self.throttle.share(vcpu));
+            let mut longest: f64 = 0.0;
+            let mut writes = false;
+            let of_vcpu = |part: &&mut Live<'_>| usize::from(part.part.vcpu) == vcpu;
+            for part in self.parts.iter_mut().filter(of_vcpu) {
+                let before = part.written();
+                let active = part.pass(from, to, speed);
+                self.logged[vcpu] += part.written() - before;
+                if part.part.writes_per_s() > 0.0 {
+                    longest = longest.max(active);
+                    writes = true;
+                }
             }
+            *lost += (1.0 - speed) * if writes { longest } else { seconds };
         }
-        self.lost += (1.0 - speed) * if writes { longest } else { seconds };
         self.now = to;
     }
 
@@ -266,14 +282,18 @@ impl Run<'_> {
             pages: whole(round.pages),
             unsent: whole(round.unsent),
             written: self.written(),
+            written_by_vcpu: match self.knows_writers {
+                true => self.logged.iter().copied().map(whole).collect(),
+                false => Vec::new(),
+            },
             wire_bytes: whole(self.sent).saturating_mul(PAGE_SIZE + RUN_HEADER),
             over,
-            throttle: self.throttle,
+            throttle: self.throttle.clone(),
         };
         let wanted = self.policy.decide(&look, &self.known, &self.limits);
-        let percent = wanted.percent.min(self.limits.throttle);
-        self.throttle = Throttle { percent, ..wanted };
-        self.strongest = self.strongest.max(percent);
+        let percents = wanted.percents.at_most(self.limits.throttle);
+        self.strongest = self.strongest.max(percents.strongest());
+        self.throttle = Throttle { percents, ..wanted };
     }
 
     /// Pages that the next round would have to send.
@@ -305,7 +325,8 @@ impl Run<'_> {
             brownout: duration(self.now),
             blackout: costs::blackout(left, &self.known),
             sent_pages: whole(sent),
-            lost: duration(self.lost),
+            lost: duration(self.lost.iter().copied().fold(0.0, f64::max)),
+            lost_by_vcpu: self.lost.into_iter().map(duration).collect(),
             strongest: self.strongest,
             rounds: self.rounds,
         }

@@ -20,13 +20,13 @@ pub(super) struct Brake {
     policy: Box<dyn Throttling>,
     limits: Limits,
     throttle: Throttle,
-    /// What was last told.
-    told: ThrottlePercent,
+    /// What was last told, vCPU by vCPU.
+    told: Vec<ThrottlePercent>,
     vcpus: usize,
     /// Since when the throttle is what it is, or the round goes on.
     since: Instant,
-    /// Percent times seconds, and seconds, of this round so far.
-    weighted: (f64, f64),
+    /// Percent times seconds of each vCPU, and seconds, of this round so far.
+    weighted: (Vec<f64>, f64),
     /// What each vCPU had slept before the move, and before this round.
     slept: (Vec<Duration>, Vec<Duration>),
 }
@@ -41,14 +41,15 @@ pub(super) struct Slowed {
 
 impl Brake {
     pub fn new(options: &Options, vcpus: u32, slept: Vec<Duration>) -> Self {
+        let vcpus = usize::try_from(vcpus.min(MAX_VCPUS)).unwrap_or(0);
         Self {
             policy: throttling(options.throttle),
             limits: Limits::from(options),
             throttle: Throttle::default(),
-            told: ThrottlePercent::default(),
-            vcpus: usize::try_from(vcpus.min(MAX_VCPUS)).unwrap_or(0),
+            told: vec![ThrottlePercent::default(); vcpus],
+            vcpus,
             since: Instant::now(),
-            weighted: (0.0, 0.0),
+            weighted: (vec![0.0; vcpus], 0.0),
             slept: (slept.clone(), slept),
         }
     }
@@ -60,7 +61,7 @@ impl Brake {
 
     /// The throttle in force.
     pub fn throttle(&self) -> Throttle {
-        self.throttle
+        self.throttle.clone()
     }
 
     /// Does what the policy says.
@@ -72,31 +73,35 @@ impl Brake {
         trip: &mut Trip<'_>,
     ) {
         let wanted = self.policy.decide(look, costs, &self.limits);
-        let percent = wanted.percent.min(self.limits.throttle);
-        let wanted = Throttle { percent, ..wanted };
+        let percents = wanted.percents.at_most(self.limits.throttle);
+        let list = percents.list(self.vcpus);
+        let wanted = Throttle { percents, ..wanted };
         if wanted == self.throttle {
             return;
         }
         self.weigh();
         self.throttle = wanted;
-        guest.throttle(&vec![percent; self.vcpus], wanted.slice);
-        let (now, told) = (percent.get(), self.told.get());
-        if now.abs_diff(told) >= TELLING || (now == 0) != (told == 0) {
-            self.told = percent;
+        guest.throttle(&list, self.throttle.slice);
+        if differs(&list, &self.told) {
             trip.tell(Event::ThrottleChanged {
-                percent: vec![now; self.vcpus],
+                percent: list.iter().map(|percent| percent.get()).collect(),
                 reason: reason(look),
             });
+            self.told = list;
         }
     }
 
     /// Ends the accounts of a round; `slept` is what each vCPU has slept by now.
     pub fn round_over(&mut self, slept: Vec<Duration>, trip: &mut Trip<'_>) -> Slowed {
         self.weigh();
-        let (percent, seconds) = std::mem::take(&mut self.weighted);
-        // A mean of percentages is one; what is more than nothing is at least one.
-        #[expect(clippy::cast_possible_truncation)]
-        let mean = (percent / seconds.max(1e-9)).ceil().clamp(0.0, 99.0) as u8;
+        let none = (vec![0.0; self.vcpus], 0.0);
+        let (percents, seconds) = std::mem::replace(&mut self.weighted, none);
+        let mean = |percent: &f64| {
+            // A mean of percentages is one; what is more than nothing is at least one.
+            #[expect(clippy::cast_possible_truncation)]
+            let mean = (percent / seconds.max(1e-9)).ceil().clamp(0.0, 99.0) as u8;
+            mean
+        };
         let since = |before: &[Duration]| -> Vec<f64> {
             let before = before.iter().chain(std::iter::repeat(&Duration::ZERO));
             let times = slept.iter().zip(before);
@@ -108,7 +113,7 @@ impl Brake {
         let throttled_ms = since(&self.slept.1);
         self.slept.1 = slept;
         Slowed {
-            percent: vec![mean; self.vcpus],
+            percent: percents.iter().map(mean).collect(),
             throttled_ms,
         }
     }
@@ -117,9 +122,19 @@ impl Brake {
     fn weigh(&mut self) {
         let seconds = self.since.elapsed().as_secs_f64();
         self.since = Instant::now();
-        self.weighted.0 += f64::from(self.throttle.percent.get()) * seconds;
+        for (vcpu, weighted) in self.weighted.0.iter_mut().enumerate() {
+            *weighted += f64::from(self.throttle.percents.of(vcpu).get()) * seconds;
+        }
         self.weighted.1 += seconds;
     }
+}
+
+/// Whether a person is to be told.
+fn differs(now: &[ThrottlePercent], told: &[ThrottlePercent]) -> bool {
+    now.iter().zip(told).any(|(now, told)| {
+        let (now, told) = (now.get(), told.get());
+        now.abs_diff(told) >= TELLING || (now == 0) != (told == 0)
+    })
 }
 
 fn reason(look: &Look) -> String {

@@ -207,6 +207,7 @@ impl<G: RunningGuest> Precopy<G> {
                         pages,
                         unsent: stand.unsent,
                         written: stand.written,
+                        written_by_vcpu: log.written_by_vcpu().unwrap_or_default(),
                         wire_bytes,
                         over: false,
                         throttle: self.brake.throttle(),
@@ -258,7 +259,7 @@ impl<G: RunningGuest> Precopy<G> {
             pages: round.dirty_pages,
             remainder,
             duration,
-            throttle: self.brake.throttle().percent,
+            throttle: self.brake.throttle().percents.strongest(),
         });
         trip.report.zero_pages += round.zero_pages;
         self.link.account(&mut trip.report);
@@ -285,6 +286,7 @@ impl<G: RunningGuest> Precopy<G> {
                 pages: last.pages,
                 unsent: 0,
                 written: last.remainder,
+                written_by_vcpu: self.guest.dirty_log().written_by_vcpu().unwrap_or_default(),
                 wire_bytes: self.link.sent_bytes(),
                 over: true,
                 throttle: self.brake.throttle(),

@@ -62,6 +62,8 @@ pub enum Throttle {
     /// Late, and as far as the remaining rounds need it.
     #[default]
     Auto,
+    /// Each vCPU that writes faster than its limit. Needs the dirty ring.
+    DirtyLimit,
 }
 
 impl From<Throttle> for ThrottlePolicy {
@@ -71,6 +73,7 @@ impl From<Throttle> for ThrottlePolicy {
             Throttle::AutoConverge => ThrottlePolicy::AutoConverge,
             Throttle::Sdps => ThrottlePolicy::Sdps,
             Throttle::Auto => ThrottlePolicy::Auto,
+            Throttle::DirtyLimit => ThrottlePolicy::DirtyLimit,
         }
     }
 }

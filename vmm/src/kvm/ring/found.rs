@@ -71,12 +71,18 @@ impl Found {
         self.lost
     }
 
-    /// Adds the pages to a set.
-    pub fn take(&mut self, into: &mut PageSet) {
-        match std::mem::take(&mut self.lost) {
+    /// Adds the pages to a set, and keeps them.
+    pub fn peek(&self, into: &mut PageSet) {
+        match self.lost {
             true => into.fill(),
             false => into.union(&self.pages),
         }
+    }
+
+    /// Adds the pages to a set.
+    pub fn take(&mut self, into: &mut PageSet) {
+        self.peek(into);
+        self.lost = false;
         self.pages.clear();
     }
 

@@ -12,6 +12,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use migration::dirty::{DirtyLog, Tracking};
 use migration::guest::{GuestError, GuestRam};
 use migration::pages::{MemoryLayout, PageSet};
+use vm_memory::GuestMemoryRegion;
 
 use super::mapping::Mapping;
 use super::rings::Rings;
@@ -121,9 +122,14 @@ impl DirtyLog for RingLog {
         Ok(())
     }
 
-    /// Not offered: what a ring holds is known once it was taken out.
-    fn peek(&self, _: &mut PageSet) -> Result<bool, GuestError> {
-        Ok(false)
+    /// Reads the rings and keeps what was in them for the next `take`. A page that was written before it is sent in this
+    /// round is among them, as the next round sends it again: unlike a bitmap, a ring cannot be told to forget it.
+    fn peek(&self, into: &mut PageSet) -> Result<bool, GuestError> {
+        self.rings.peek(into);
+        for (region, (_, range)) in self.ram.iter().zip(self.layout.ranges()) {
+            (**region).bitmap().peek(range.start, into);
+        }
+        Ok(true)
     }
 
     /// Nothing: `take` has handed back what it took, and that has protected the pages. What else there is has been protected

@@ -180,6 +180,14 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
         Ok(())
     }
 
+    /// Adds all pages found since the last [`take`](Self::take) to `into`, and keeps them for the next one. They are not
+    /// protected again.
+    pub fn peek(&self, into: &mut PageSet) {
+        let mut inner = self.lock();
+        inner.read_all();
+        inner.found.peek(into);
+    }
+
     /// Forgets everything found so far, in the rings and out of them.
     ///
     /// # Errors
