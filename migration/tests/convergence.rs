@@ -222,6 +222,88 @@ fn sdps_completes_and_holds_the_guest_below_the_link() {
     }
 }
 
+/// A guest of three vCPUs: the first only computes, the second writes a little, the third this much more than the link
+/// carries.
+fn with_others(pattern: Pattern, times: f64) -> GuestModel {
+    let greedy = guest(pattern, 256, times);
+    let little = Part::random(mib(16), 200.0 / SCALE as f64).by_vcpu(1);
+    let parts = greedy.parts.into_iter().map(|part| part.by_vcpu(2));
+    GuestModel::new(parts.chain([little]).collect())
+}
+
+#[test]
+fn who_computes_or_writes_little_is_left_alone_where_the_log_knows_who_writes() {
+    for policy in [ThrottlePolicy::Auto, ThrottlePolicy::DirtyLimit] {
+        for pattern in PATTERNS {
+            for times in [1.5, 3.0, 8.0] {
+                let options = Options {
+                    throttle: policy,
+                    ..options(50)
+                };
+                let knows = |knows_writers| {
+                    let setting = Setting {
+                        knows_writers,
+                        ..Setting::default()
+                    };
+                    simulate(
+                        &with_others(pattern, times),
+                        &costs(LINK),
+                        &options,
+                        &setting,
+                    )
+                };
+                let ran = knows(true);
+                println!(
+                    "{policy:?} {pattern:?} {times}: {:.1} s, {} rounds, lost {:?}",
+                    total_s(&ran),
+                    ran.rounds.len(),
+                    ran.lost_by_vcpu
+                );
+                assert!(
+                    completed(&ran, 50),
+                    "{policy:?} {pattern:?} {times}: {ran:?}"
+                );
+                assert!(
+                    ran.rounds.len() <= 40,
+                    "{policy:?} {pattern:?} {times}: {ran:?}"
+                );
+                assert!(ran.rounds[0].throttle.get() == 0, "throttled in round 0");
+                assert_eq!(ran.lost_by_vcpu[..2], [Duration::ZERO; 2], "{ran:?}");
+                if times >= 3.0 && policy == ThrottlePolicy::Auto && pattern != Pattern::Bursts {
+                    assert!(ran.lost_by_vcpu[2] > Duration::ZERO, "{ran:?}");
+                    // Without that all of them pay.
+                    let blind = knows(false);
+                    assert!(blind.lost_by_vcpu[0] > Duration::ZERO, "{blind:?}");
+                    assert_eq!(blind.lost_by_vcpu[0], blind.lost_by_vcpu[2], "{blind:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dirty_limit_completes_and_holds_writers_to_half_of_the_link() {
+    let setting = Setting {
+        knows_writers: true,
+        ..Setting::default()
+    };
+    for pattern in PATTERNS {
+        for times in [0.0, 0.25, 1.0, 2.0, 8.0] {
+            let options = Options {
+                throttle: ThrottlePolicy::DirtyLimit,
+                ..options(50)
+            };
+            let guest = guest(pattern, 512, times);
+            let ran = simulate(&guest, &costs(LINK), &options, &setting);
+            assert!(completed(&ran, 50), "{guest:?}: {ran:?}");
+            assert!(ran.rounds.len() <= 40, "{guest:?}: {ran:?}");
+            if times <= 0.25 {
+                assert_eq!(lost_s(&ran), 0.0, "{guest:?}: {ran:?}");
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
@@ -230,7 +312,8 @@ proptest! {
     #[test]
     fn every_policy_ends(
         pattern in 0usize..4,
-        policy in 0usize..4,
+        policy in 0usize..5,
+        knows_writers in any::<bool>(),
         working_set in 1u64..4096,
         per_s in 0.0f64..40_000.0,
         downtime in 1u64..2_000,
@@ -244,6 +327,7 @@ proptest! {
             ThrottlePolicy::AutoConverge,
             ThrottlePolicy::Sdps,
             ThrottlePolicy::Auto,
+            ThrottlePolicy::DirtyLimit,
         ][policy];
         let options = Options {
             max_rounds: rounds,
@@ -251,7 +335,8 @@ proptest! {
             throttle: policy,
             ..options(downtime)
         };
-        let ran = simulate(&guest, &costs(bandwidth), &options, &Setting::default());
+        let setting = Setting { knows_writers, ..Setting::default() };
+        let ran = simulate(&guest, &costs(bandwidth), &options, &setting);
         prop_assert!(ran.rounds.len() <= usize::try_from(rounds).unwrap());
         prop_assert!(ran.strongest.get() <= most);
         match &ran.decision {

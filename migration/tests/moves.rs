@@ -121,6 +121,21 @@ fn there_and_back_again() {
     verify(&world, guest);
 }
 
+#[test]
+fn dirty_limit_is_refused_where_the_log_does_not_know_who_writes() {
+    let world = World::idle(&[4]);
+    let options = Options {
+        throttle: ThrottlePolicy::DirtyLimit,
+        ..options()
+    };
+    let (moved, arrived) = travel(&world, boot(&world), &options);
+    assert_eq!(moved.report.outcome, Outcome::Failed);
+    let reason = &moved.report.reason;
+    assert!(reason.contains("--dirty-tracking ring"), "{reason}");
+    assert!(arrived.is_err());
+    assert_eq!(world.running(), 1);
+}
+
 /// Writes all of its 8 MiB about every 2 ms, on a link of 32 MB/s.
 fn greedy() -> (std::sync::Arc<World>, Options) {
     let writer = Writer {

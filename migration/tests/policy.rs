@@ -495,3 +495,63 @@ fn slices_are_as_short_as_they_can_be() {
         assert_eq!(throttle.slice, slice);
     }
 }
+
+/// What `dirty-limit` makes of one look after another at three vCPUs, in percent.
+fn limited(looks: &[(At, [u64; 3])]) -> Vec<[u8; 3]> {
+    let mut policy = throttling(ThrottlePolicy::DirtyLimit);
+    let mut throttle = Throttle::default();
+    let one = |(at, counts): &(At, [u64; 3])| {
+        let look = Look {
+            elapsed: ms(at.elapsed_ms),
+            round: at.round,
+            duration: ms(at.duration_ms),
+            pages: at.pages,
+            unsent: at.unsent,
+            written: at.written,
+            written_by_vcpu: counts.to_vec(),
+            wire_bytes: 0,
+            over: at.over,
+            throttle: throttle.clone(),
+        };
+        throttle = policy.decide(&look, &costs(), &limits());
+        [0, 1, 2].map(|vcpu| throttle.percents.of(vcpu).get())
+    };
+    looks.iter().map(one).collect()
+}
+
+/// 1 Gbit/s carries 28,725 pages a second, so all vCPUs together may write 14,362.
+#[test]
+fn dirty_limit_slows_down_those_above_it() {
+    // At most half is dirtied: not needed. More: from now on it holds, even when there is little left.
+    let looks = [
+        (mid(0, 500, 100_000, 10_000, 5_000), [50, 5_000, 0]),
+        (end(5_000, 0, 4_000, 100_000, 50_000), [100, 50_000, 0]),
+        (end(7_000, 1, 2_000, 50_000, 25_500), [200, 76_000, 0]),
+        (mid(2, 20, 25_500, 100, 300), [201, 76_300, 0]),
+        (mid(2, 1_000, 25_500, 20_000, 12_750), [250, 90_000, 0]),
+        (end(8_000, 2, 1_100, 25_500, 14_000), [260, 91_000, 0]),
+    ];
+    let percents = limited(&looks);
+    assert_eq!(percents[..2], [[0, 0, 0]; 2], "{percents:?}");
+    assert_eq!(percents[2], [0, 0, 0], "12,750 a second is below it");
+    let percents = limited(&[
+        looks[1],
+        (end(7_000, 1, 1_000, 50_000, 40_000), [300, 93_000, 0]),
+        (mid(2, 1_000, 40_000, 28_000, 14_362), [350, 106_000, 0]),
+        (end(8_000, 2, 100, 500, 3), [360, 106_003, 0]),
+    ]);
+    // 40,000 a second by the second vCPU alone.
+    assert_eq!(percents[1], [0, 64, 0]);
+    assert_eq!(
+        percents[2],
+        [0, 64, 0],
+        "it writes at its limit and stays there"
+    );
+    assert!(percents[3][1] > 0, "it holds to the end: {percents:?}");
+    // Two that write too much, one more than the other, and one that writes less than a third of the limit.
+    let percents = limited(&[(
+        end(7_000, 1, 1_000, 90_000, 62_000),
+        [2_000, 20_000, 40_000],
+    )]);
+    assert_eq!(percents, [[0, 69, 85]]);
+}

@@ -7,33 +7,40 @@
 use super::{Look, Percents, percent_for, precise, speed};
 use crate::guest::ThrottlePercent;
 
+/// Fewer pages than this do not say who writes: in the last rounds, which have a few pages each, one page of a vCPU that
+/// computes would be much.
+const SAMPLE: f64 = 256.0;
+
 /// What the vCPUs of a guest write, as last seen.
 #[derive(Debug, Clone, Default)]
 pub struct Writers {
     /// What each had logged when that was last looked at.
     counted: Vec<u64>,
+    /// Which part of what was written since each had written then.
+    shares: Vec<f64>,
     /// What each would write at full speed, pages a second; one number for all of them together where the log does not say.
     full: Vec<f64>,
 }
 
 impl Writers {
-    /// Who has written what part of what was written since this was last asked; the parts add up to 1. One part where nobody
-    /// knows.
-    fn shares(&mut self, look: &Look) -> Vec<f64> {
+    /// Which part of what was lately written each vCPU has written; the parts add up to 1. One part where nobody knows.
+    fn shares(&mut self, look: &Look) -> &[f64] {
         let now = &look.written_by_vcpu;
-        let before = std::mem::replace(&mut self.counted, now.clone());
-        let before = before.iter().chain(std::iter::repeat(&0));
+        let before = self.counted.iter().chain(std::iter::repeat(&0));
         let since = now.iter().zip(before);
         let since: Vec<_> = since
             .map(|(now, before)| precise(now.saturating_sub(*before)))
             .collect();
         let all: f64 = since.iter().sum();
-        match since.len() {
-            0 => vec![1.0],
-            // Nobody did; then nobody is to be told from another.
-            vcpus if all <= 0.0 => vec![1.0 / precise(vcpus as u64); vcpus],
-            _ => since.iter().map(|pages| pages / all).collect(),
+        let vcpus = since.len().max(1);
+        if all >= SAMPLE {
+            self.shares = since.iter().map(|pages| pages / all).collect();
+            self.counted.clone_from(now);
+        } else if self.shares.len() != vcpus {
+            // Nobody is to be told from another.
+            self.shares = vec![1.0 / precise(vcpus as u64); vcpus];
         }
+        &self.shares
     }
 
     /// A round is over, and what was written in it says nothing of the next.
@@ -44,9 +51,9 @@ impl Writers {
     /// Pages are written at this rate, all in all, since the look before. Of what was learned before that share is `remembered`,
     /// if it is more.
     pub fn learn(&mut self, look: &Look, rate: f64, remembered: f64) {
-        let shares = self.shares(look);
-        self.full.resize(shares.len(), 0.0);
-        for (vcpu, (full, share)) in self.full.iter_mut().zip(shares).enumerate() {
+        let vcpus = self.shares(look).len();
+        self.full.resize(vcpus, 0.0);
+        for (vcpu, (full, share)) in self.full.iter_mut().zip(&self.shares).enumerate() {
             let speed = speed(look.throttle.percents.of(vcpu));
             *full = (*full * remembered).max(rate * share / speed);
         }
@@ -58,7 +65,7 @@ impl Writers {
         let percent = |full: &f64| percent_for(level / full.max(1e-6), most);
         match &self.full[..] {
             [] => Percents::default(),
-            [all] if self.counted.is_empty() => Percents::All(percent(all)),
+            [all] => Percents::All(percent(all)),
             each => Percents::Each(each.iter().map(percent).collect()),
         }
     }
@@ -139,12 +146,16 @@ mod tests {
         // 10 and 990 a second: the second may write 490.
         assert_eq!(percents(&writers, 500.0), [0, 51, 0]);
         assert_eq!(percents(&writers, 2000.0), [0, 0, 0]);
-        // At a tenth of its speed it writes 90: at full speed that would be 900, and it is remembered.
+        // At a tenth of its speed it writes 90 of 110: at full speed that would be 900, and it is remembered.
         let slowed = Percents::Each(vec![percent(0), percent(90), percent(0)]);
-        writers.learn(&look(&[520, 10_080, 0], slowed), 100.0, 0.5);
-        assert_eq!(percents(&writers, 100.0), [0, 90, 0]);
-        // Nobody is to be told from another: all alike.
-        writers.learn(&look(&[520, 10_080, 0], Percents::default()), 900.0, 0.0);
+        writers.learn(&look(&[710, 10_890, 0], slowed.clone()), 110.0, 0.5);
+        assert_eq!(percents(&writers, 100.0), [0, 91, 0]);
+        // Too little to say anything else of who it is.
+        writers.learn(&look(&[720, 10_891, 0], slowed), 110.0, 0.0);
+        assert_eq!(percents(&writers, 100.0), [0, 91, 0]);
+        // By now it is all of them, one as much as another.
+        let alike = look(&[10_710, 20_890, 10_000], Percents::default());
+        writers.learn(&alike, 900.0, 0.0);
         assert_eq!(percents(&writers, 450.0), [50, 50, 50]);
     }
 

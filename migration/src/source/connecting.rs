@@ -17,7 +17,7 @@ use crate::cancel::CancelToken;
 use crate::clock::{boot_id, millis, session_id};
 use crate::event::Event;
 use crate::guest::{Description, GuestError, GuestRam, RunningGuest};
-use crate::options::Options;
+use crate::options::{Options, ThrottlePolicy};
 use crate::pack::Compress;
 use crate::pack::packer::{Packer, Resent};
 use crate::pages::PAGE_SIZE;
@@ -52,7 +52,13 @@ impl<G: RunningGuest> Connecting<G> {
     pub fn run(self, trip: &mut Trip<'_>) -> Result<Precopy<G>, Box<Failed<G>>> {
         let description = self.guest.describe();
         trip.report.memory_bytes = description.layout.bytes();
-        let mut link = match Link::open(trip, description) {
+        let blind = trip.options.throttle == ThrottlePolicy::DirtyLimit
+            && self.guest.dirty_log().written_by_vcpu().is_none();
+        let opened = match blind {
+            true => Err(MoveError::WritersUnknown),
+            false => Link::open(trip, description),
+        };
+        let mut link = match opened {
             Ok(link) => link,
             // Nothing was started, so nothing needs stopping.
             Err(error) => {

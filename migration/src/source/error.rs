@@ -50,6 +50,11 @@ pub enum MoveError {
     /// The guest could not do what a move needs.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// The policy needs to know who writes.
+    #[error(
+        "dirty-limit slows down the vCPUs that write, and the dirty log of this guest does not know which those are: start it with --dirty-tracking ring, or ask for --throttle auto"
+    )]
+    WritersUnknown,
     /// Neither LIVE nor FAILED came after GO.
     #[error(
         "the destination was told to run the guest and nobody knows whether it does: the guest stays paused here until somebody decides"

@@ -132,9 +132,7 @@ impl DirtyLog for KvmDirtyLog {
             return Ok(false);
         }
         self.read(into)?;
-        for (region, (_, range)) in self.ram.iter().zip(self.layout.ranges()) {
-            (**region).bitmap().peek(range.start, into);
-        }
+        peek_marks(&self.ram, &self.layout, into);
         Ok(true)
     }
 
@@ -194,6 +192,13 @@ pub(super) fn take_marks(ram: &GuestRam, layout: &MemoryLayout, into: &mut PageS
     for (region, (_, range)) in ram.iter().zip(layout.ranges()) {
         // The mapping's own marks; the trait's method of the same name gives a view of a part.
         (**region).bitmap().take(range.start, into);
+    }
+}
+
+/// The same, and they stay.
+pub(super) fn peek_marks(ram: &GuestRam, layout: &MemoryLayout, into: &mut PageSet) {
+    for (region, (_, range)) in ram.iter().zip(layout.ranges()) {
+        (**region).bitmap().peek(range.start, into);
     }
 }
 

@@ -12,11 +12,10 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use migration::dirty::{DirtyLog, Tracking};
 use migration::guest::{GuestError, GuestRam};
 use migration::pages::{MemoryLayout, PageSet};
-use vm_memory::GuestMemoryRegion;
 
 use super::mapping::Mapping;
 use super::rings::Rings;
-use crate::kvm::dirty::{VmLog, set_flag, take_marks};
+use crate::kvm::dirty::{VmLog, peek_marks, set_flag, take_marks};
 use crate::kvm::raw;
 
 /// How often the collector looks as a rule, so that rings do not fill while a round is under way. A vCPU that writes a page a
@@ -126,9 +125,7 @@ impl DirtyLog for RingLog {
     /// round is among them, as the next round sends it again: unlike a bitmap, a ring cannot be told to forget it.
     fn peek(&self, into: &mut PageSet) -> Result<bool, GuestError> {
         self.rings.peek(into);
-        for (region, (_, range)) in self.ram.iter().zip(self.layout.ranges()) {
-            (**region).bitmap().peek(range.start, into);
-        }
+        peek_marks(&self.ram, &self.layout, into);
         Ok(true)
     }
 
