@@ -82,8 +82,6 @@ impl Auto {
             };
             self.writers.learn(look, self.rate, remembered);
             self.before = Some(look.clone());
-        } else if look.over {
-            self.writers.skip(look);
         }
         enough || look.over
     }
@@ -96,7 +94,6 @@ impl Throttling for Auto {
 
     fn decide(&mut self, look: &Look, costs: &Costs, limits: &Limits) -> Throttle {
         let Some(link) = link_pages(costs).filter(|_| look.round > 0) else {
-            self.writers.skip(look);
             return Throttle::default();
         };
         if !self.measure(look) {

@@ -44,7 +44,6 @@ impl Throttling for DirtyLimit {
 
     fn decide(&mut self, look: &Look, costs: &Costs, limits: &Limits) -> Throttle {
         let Some(link) = link_pages(costs).filter(|_| look.round > 0 || look.over) else {
-            self.writers.skip(look);
             return Throttle::default();
         };
         let before = self.before.take().filter(|last| last.round == look.round);

@@ -33,7 +33,7 @@ impl Writers {
             .collect();
         let all: f64 = since.iter().sum();
         let vcpus = since.len().max(1);
-        if all >= SAMPLE {
+        if all >= SAMPLE || all > 0.0 && self.shares.len() != vcpus {
             self.shares = since.iter().map(|pages| pages / all).collect();
             self.counted.clone_from(now);
         } else if self.shares.len() != vcpus {
@@ -41,11 +41,6 @@ impl Writers {
             self.shares = vec![1.0 / precise(vcpus as u64); vcpus];
         }
         &self.shares
-    }
-
-    /// A round is over, and what was written in it says nothing of the next.
-    pub fn skip(&mut self, look: &Look) {
-        self.counted.clone_from(&look.written_by_vcpu);
     }
 
     /// Pages are written at this rate, all in all, since the look before. Of what was learned before that share is `remembered`,
@@ -141,20 +136,19 @@ mod tests {
         let percent = ThrottlePercent::new;
         let mut writers = Writers::default();
         assert_eq!(percents(&writers, 10.0), [0, 0, 0]);
-        writers.skip(&look(&[500, 9000, 0], Percents::default()));
-        writers.learn(&look(&[510, 9990, 0], Percents::default()), 1000.0, 0.0);
+        writers.learn(&look(&[10, 990, 0], Percents::default()), 1000.0, 0.0);
         // 10 and 990 a second: the second may write 490.
         assert_eq!(percents(&writers, 500.0), [0, 51, 0]);
         assert_eq!(percents(&writers, 2000.0), [0, 0, 0]);
         // At a tenth of its speed it writes 90 of 110: at full speed that would be 900, and it is remembered.
         let slowed = Percents::Each(vec![percent(0), percent(90), percent(0)]);
-        writers.learn(&look(&[710, 10_890, 0], slowed.clone()), 110.0, 0.5);
+        writers.learn(&look(&[210, 1_890, 0], slowed.clone()), 110.0, 0.5);
         assert_eq!(percents(&writers, 100.0), [0, 91, 0]);
         // Too little to say anything else of who it is.
-        writers.learn(&look(&[720, 10_891, 0], slowed), 110.0, 0.0);
+        writers.learn(&look(&[220, 1_891, 0], slowed), 110.0, 0.0);
         assert_eq!(percents(&writers, 100.0), [0, 91, 0]);
         // By now it is all of them, one as much as another.
-        let alike = look(&[10_710, 20_890, 10_000], Percents::default());
+        let alike = look(&[10_210, 11_890, 10_000], Percents::default());
         writers.learn(&alike, 900.0, 0.0);
         assert_eq!(percents(&writers, 450.0), [50, 50, 50]);
     }

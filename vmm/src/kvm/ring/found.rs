@@ -12,7 +12,7 @@ pub struct Found {
     /// The pages of each memory slot, by page index.
     slots: Vec<Range<u64>>,
     pages: PageSet,
-    /// Entries of each vCPU since the log was started.
+    /// Pages of each vCPU since the log was started.
     written: Vec<u64>,
     /// Pages may be missing in all of that.
     lost: bool,
@@ -31,17 +31,21 @@ impl Found {
         }
     }
 
-    /// An entry of a vCPU's ring.
+    /// An entry of a vCPU's ring. A page counts once until it is taken, for who was the first to write it: a KVM that emulates
+    /// guest code makes an entry of each write, and a vCPU that writes one page all the time does not write much.
     pub fn note(&mut self, vcpu: usize, Place { slot, offset }: Place) {
-        if let Some(written) = self.written.get_mut(vcpu) {
-            *written += 1;
-        }
         let pages = usize::try_from(slot)
             .ok()
             .and_then(|slot| self.slots.get(slot));
         match pages {
             Some(pages) if offset < pages.end - pages.start => {
-                self.pages.insert(pages.start + offset);
+                let page = pages.start + offset;
+                if !self.pages.contains(page)
+                    && let Some(written) = self.written.get_mut(vcpu)
+                {
+                    *written += 1;
+                }
+                self.pages.insert(page);
             }
             _ => self.lose(&format!(
                 "the dirty ring of vCPU {vcpu} names page {offset} of memory slot {slot:#x}, which is not there"
@@ -86,7 +90,7 @@ impl Found {
         self.pages.clear();
     }
 
-    /// Entries of each vCPU since all was forgotten.
+    /// Pages of each vCPU since all was forgotten.
     pub fn written(&self) -> &[u64] {
         &self.written
     }
