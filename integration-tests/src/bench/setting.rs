@@ -129,7 +129,7 @@ pub const ONE_STREAM: QemuSetting = QemuSetting {
 };
 /// For a guest that writes faster than the link carries.
 pub const AUTO_CONVERGE: QemuSetting = QemuSetting {
-    name: "auto-converge, 50 ms",
+    name: "auto-converge",
     downtime_ms: Some(50),
     auto_converge: true,
     ..ONE_STREAM
