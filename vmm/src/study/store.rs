@@ -72,6 +72,20 @@ impl Record {
         (report.outcome == Outcome::Completed && !self.lost).then_some(report)
     }
 
+    /// What the vCPUs that only compute lost of their work: in percent of what they did before the move, and of what
+    /// they did in a second of their threads' processor time. The worst of them.
+    pub fn computing_lost(&self) -> Option<(f64, f64)> {
+        let report = self.completed()?;
+        let worst = |lost: &[f64]| {
+            let computing = lost.iter().skip(usize::from(self.case.writers)).copied();
+            computing.reduce(f64::max)
+        };
+        Some((
+            worst(&report.vcpu_work_lost_percent)?,
+            worst(&report.vcpu_work_per_cpu_s_lost_percent)?,
+        ))
+    }
+
     /// What is to be said of a move that did not complete.
     pub fn failure(&self) -> Option<String> {
         match (&self.error, &self.report) {
