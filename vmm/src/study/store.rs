@@ -76,9 +76,9 @@ impl Record {
     /// they did in a second of their threads' processor time. The worst of them.
     pub fn computing_lost(&self) -> Option<(f64, f64)> {
         let report = self.completed()?;
-        let worst = |lost: &[f64]| {
-            let computing = lost.iter().skip(usize::from(self.case.writers)).copied();
-            computing.reduce(f64::max)
+        let worst = |lost: &[Option<f64>]| {
+            let computing = lost.iter().skip(usize::from(self.case.writers));
+            computing.copied().flatten().reduce(f64::max)
         };
         Some((
             worst(&report.vcpu_work_lost_percent)?,
