@@ -105,6 +105,11 @@ pub struct Throttle {
 const LEAST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_micros(200));
 
 impl Throttle {
+    /// The share of its time that it leaves a busy vCPU.
+    pub fn share(&self) -> f64 {
+        speed(self.percent)
+    }
+
     /// A throttle as smooth as can be: the shortest slices in which a vCPU still gets something done, and none
     /// longer than an eighth of the blackout that is allowed. The last sign of life before the stop is not older
     /// than that.

@@ -1,0 +1,326 @@
+//! A move of a [`GuestModel`] over a link of a given bandwidth, round by round, as the engine makes it.
+//!
+//! Nothing is simulated that does not matter: not each write, but for each page, when it was sent, the time of the
+//! first write after that. Until then the page is clean, from then on it has to be sent again, and further writes
+//! change nothing. So the work is that of the pages sent, however fast the guest writes. Of a large part of memory only
+//! [`Setting::grain`] pages are looked at, each for many: times and means stay what they are, since each page is
+//! still written as often and sent as soon; only chance weighs more.
+
+mod live;
+
+use std::time::Duration;
+
+use self::live::Live;
+use super::costs::{self, Costs, RUN_HEADER};
+use super::model::GuestModel;
+use super::random::Random;
+use crate::guest::ThrottlePercent;
+use crate::options::{OnTimeout, Options};
+use crate::pages::PAGE_SIZE;
+use crate::policy::{Decision, Facts, Limits, Look, Throttle, Throttling, decide, throttling};
+
+/// The most rounds that a simulated move takes, whatever is allowed: one that needs more does not end.
+pub const MAX_ROUNDS: u32 = 1000;
+/// A policy is asked no more often than this, in seconds, and later in a long round by this part of its time so far: a
+/// round of any length is then over after some thousand looks.
+const SHORTEST: f64 = 1e-3;
+const LOOKS: f64 = 4096.0;
+/// To see that a page is all zeros takes so many seconds; see docs/performance.md.
+const ZERO_SCAN: f64 = 2e-7;
+
+/// What does not matter to a real move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setting {
+    /// Where chance begins.
+    pub seed: u64,
+    /// The most pages that are looked at one by one in each part of the guest's memory. Above that one stands for
+    /// several.
+    pub grain: u32,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            grain: 8192,
+        }
+    }
+}
+
+/// A simulated move that is over.
+#[derive(Debug, Clone)]
+pub struct Simulated {
+    /// Its rounds while the guest ran.
+    pub rounds: Vec<Facts>,
+    /// How it ended.
+    pub decision: Decision,
+    /// From the start of the dirty log until the guest is stopped, or the move given up.
+    pub brownout: Duration,
+    /// How long the guest stands still; what would be expected, for a move that is given up.
+    pub blackout: Duration,
+    /// Pages sent, those of the blackout counted.
+    pub sent_pages: u64,
+    /// Of the guest's work, what throttling cost it: so long would it take at full speed.
+    pub lost: Duration,
+    /// The strongest throttle.
+    pub strongest: ThrottlePercent,
+}
+
+impl Simulated {
+    /// Whether the guest was moved.
+    pub fn completed(&self) -> bool {
+        matches!(self.decision, Decision::SwitchOver(_))
+    }
+
+    /// Brown-out and, if the guest was moved, blackout.
+    pub fn total(&self) -> Duration {
+        match self.completed() {
+            true => self.brownout + self.blackout,
+            false => self.brownout,
+        }
+    }
+}
+
+/// Moves a guest until the policies end it. The same for the same arguments.
+pub fn simulate(
+    guest: &GuestModel,
+    costs: &Costs,
+    options: &Options,
+    setting: &Setting,
+) -> Simulated {
+    let mut limits = Limits::from(options);
+    limits.rounds = limits.rounds.min(MAX_ROUNDS);
+    let mut random = Random::new(setting.seed);
+    let live = |part| Live::new(part, setting.grain.max(1), &mut random);
+    let run = Run {
+        parts: guest.parts.iter().map(live).collect(),
+        guest,
+        costs,
+        // As the engine: until the first round has shown it, nobody knows the bandwidth.
+        known: Costs {
+            bandwidth: 0,
+            ..*costs
+        },
+        policy: throttling(options.throttle),
+        limits,
+        random,
+        throttle: Throttle::default(),
+        now: 0.0,
+        lost: 0.0,
+        sent: 0.0,
+        strongest: ThrottlePercent::default(),
+        rounds: Vec::new(),
+    };
+    run.play()
+}
+
+/// A move under way. Times are seconds since the dirty log was started.
+struct Run<'a> {
+    guest: &'a GuestModel,
+    parts: Vec<Live<'a>>,
+    /// The link as it is, and as the engine knows it.
+    costs: &'a Costs,
+    known: Costs,
+    policy: Box<dyn Throttling>,
+    limits: Limits,
+    random: Random,
+    throttle: Throttle,
+    now: f64,
+    lost: f64,
+    /// Pages.
+    sent: f64,
+    strongest: ThrottlePercent,
+    rounds: Vec<Facts>,
+}
+
+/// A round under way.
+struct Round {
+    began: f64,
+    pages: f64,
+    unsent: f64,
+    /// When the policy was last asked.
+    asked: f64,
+}
+
+impl Run<'_> {
+    fn play(mut self) -> Simulated {
+        let mut todo = self.all();
+        loop {
+            if let Some(decision) = self.round(&todo) {
+                return self.over(decision);
+            }
+            self.known = *self.costs;
+            match decide(&self.rounds, duration(self.now), &self.known, &self.limits) {
+                Decision::NextRound => {}
+                decision => return self.over(decision),
+            }
+            if let Some(last) = self.rounds.last() {
+                let round = Round {
+                    began: self.now - last.duration.as_secs_f64(),
+                    pages: last.pages as f64,
+                    unsent: 0.0,
+                    asked: self.now,
+                };
+                self.ask(&round, true);
+            }
+            todo = self.take();
+        }
+    }
+
+    /// Sends all pages; gives the end of the move, if that comes in the middle.
+    fn round(&mut self, todo: &[(usize, Vec<u32>)]) -> Option<Decision> {
+        let first = self.rounds.is_empty();
+        let pages_of =
+            |run: &Self, part: usize, cells: &[u32]| run.parts[part].weight * cells.len() as f64;
+        let pages = (todo
+            .iter()
+            .map(|(part, cells)| pages_of(self, *part, cells)))
+        .sum();
+        let mut round = Round {
+            began: self.now,
+            pages,
+            unsent: pages,
+            asked: self.now,
+        };
+        let page = (PAGE_SIZE + RUN_HEADER) as f64 / self.costs.bandwidth.max(1) as f64;
+        for (part, cells) in todo {
+            for cell in cells {
+                let live = &mut self.parts[*part];
+                live.send(*cell, &mut self.random);
+                let zero = if first {
+                    live.part.zero.clamp(0.0, 1.0)
+                } else {
+                    0.0
+                };
+                let (weight, data) = (live.weight, live.weight * (1.0 - zero));
+                round.unsent = (round.unsent - weight).max(0.0);
+                self.sent += data;
+                if let Some(over) = self.spend(data * page + weight * zero * ZERO_SCAN, &mut round)
+                {
+                    return Some(over);
+                }
+            }
+        }
+        // What is under way arrives, an idle connection is measured, the log is read.
+        self.pass((self.costs.round_trip * 2 + self.costs.sync).as_secs_f64());
+        self.rounds.push(Facts {
+            pages: whole(round.pages),
+            remainder: self.written(),
+            duration: duration(self.now - round.began),
+            throttle: self.throttle.percent,
+        });
+        None
+    }
+
+    /// Lets so many seconds of a round pass, and asks the policy whenever it wants to be asked. Gives the end of
+    /// the move, if the time is over.
+    fn spend(&mut self, seconds: f64, round: &mut Round) -> Option<Decision> {
+        let until = self.now + seconds;
+        while let Some(pace) = self.policy.pace() {
+            let sparse = (round.asked - round.began) / LOOKS;
+            let due = round.asked + pace.as_secs_f64().max(sparse).max(SHORTEST);
+            // The last look of a round is that at its end.
+            if due > until || round.unsent <= 0.0 {
+                break;
+            }
+            self.pass((due - self.now).max(0.0));
+            round.asked = due;
+            self.ask(round, false);
+        }
+        self.pass((until - self.now).max(0.0));
+        let allowed = self.limits.total;
+        (self.limits.on_timeout == OnTimeout::GiveUp && self.now >= allowed.as_secs_f64()).then(
+            || {
+                Decision::GiveUp(format!(
+                    "{:.1} s are over in the middle of a round, {:.1} s were allowed: allow more time",
+                    self.now,
+                    allowed.as_secs_f64()
+                ))
+            },
+        )
+    }
+
+    /// Lets time pass.
+    fn pass(&mut self, seconds: f64) {
+        let speed = self.guest.speed(self.throttle.share());
+        let (from, to) = (self.now, self.now + seconds);
+        let mut longest: f64 = 0.0;
+        let mut writes = false;
+        for part in &mut self.parts {
+            let active = part.pass(from, to, speed);
+            if part.part.writes_per_s() > 0.0 {
+                longest = longest.max(active);
+                writes = true;
+            }
+        }
+        self.lost += (1.0 - speed) * if writes { longest } else { seconds };
+        self.now = to;
+    }
+
+    fn ask(&mut self, round: &Round, over: bool) {
+        let done = u32::from(over);
+        let look = Look {
+            elapsed: duration(self.now),
+            round: u32::try_from(self.rounds.len()).unwrap_or(u32::MAX) - done,
+            duration: duration(self.now - round.began),
+            pages: whole(round.pages),
+            unsent: whole(round.unsent),
+            written: self.written(),
+            wire_bytes: whole(self.sent).saturating_mul(PAGE_SIZE + RUN_HEADER),
+            over,
+            throttle: self.throttle,
+        };
+        let wanted = self.policy.decide(&look, &self.known, &self.limits);
+        let percent = wanted.percent.min(self.limits.throttle);
+        self.throttle = Throttle { percent, ..wanted };
+        self.strongest = self.strongest.max(percent);
+    }
+
+    /// Pages that the next round would have to send.
+    fn written(&self) -> u64 {
+        whole(self.parts.iter().map(Live::written).sum())
+    }
+
+    /// These pages, for the next round.
+    fn take(&mut self) -> Vec<(usize, Vec<u32>)> {
+        self.parts.iter_mut().map(Live::take).enumerate().collect()
+    }
+
+    /// All pages there are.
+    fn all(&self) -> Vec<(usize, Vec<u32>)> {
+        let parts = self.parts.iter().enumerate();
+        parts
+            .map(|(part, live)| (part, (0..live.cells).collect()))
+            .collect()
+    }
+
+    fn over(self, decision: Decision) -> Simulated {
+        let left = self.written();
+        let sent = match decision {
+            Decision::SwitchOver(_) => self.sent + left as f64,
+            _ => self.sent,
+        };
+        Simulated {
+            decision,
+            brownout: duration(self.now),
+            blackout: costs::blackout(left, &self.known),
+            sent_pages: whole(sent),
+            lost: duration(self.lost),
+            strongest: self.strongest,
+            rounds: self.rounds,
+        }
+    }
+}
+
+/// Seconds as a duration; what is too long for one is the longest.
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
+}
+
+/// A number of pages as a whole one.
+fn whole(pages: f64) -> u64 {
+    // Saturates, and no number at all is none.
+    #[expect(clippy::cast_possible_truncation)]
+    let whole = pages.round() as u64;
+    whole
+}
