@@ -8,7 +8,7 @@ TOOLS = gcc make objcopy busybox cpio ip tc lz4 qemu-system-x86_64 xz zstd apt-g
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps build image-cloud ## move a stock Linux guest between two hosts while somebody talks to it
@@ -28,6 +28,15 @@ BENCH ?=
 .PHONY: bench
 bench: deps build ## move guests by Ferry and by QEMU, verify each and print what it cost; about 20 minutes
 	$(CARGO) run --release --quiet -p integration-tests --bin bench -- $(BENCH)
+
+FERRY = target/x86_64-unknown-linux-gnu/release/ferry
+
+.PHONY: study study-full
+study: deps build ## run real moves at many loads under each policy, predict each, draw target/study/index.html; about 30 minutes
+	$(FERRY) study integration-tests/studies/study.toml --out target/study
+
+study-full: deps build ## the whole product of loads, policies and limits; many hours, goes on where it was
+	$(FERRY) study integration-tests/studies/study-full.toml --out target/study-full
 
 .PHONY: lint
 lint: ## formatting, clippy, licences and advisories of dependencies

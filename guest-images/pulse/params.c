@@ -85,12 +85,26 @@ static int choice(const char *text, const char *zero, const char *one, u32 base,
 	return 1;
 }
 
+static int phases(const char *text, struct cpu_config *cpu)
+{
+	return number(&text, &cpu->on_ms) && skip(&text, ":") && number(&text, &cpu->off_ms) &&
+	       !*text && cpu->on_ms >= 1 && cpu->off_ms >= 1 && cpu->on_ms <= MAX_PHASE_MS &&
+	       cpu->off_ms <= MAX_PHASE_MS;
+}
+
 static int cpu_word(const char *word, struct cpu_config *cpu)
 {
 	if (skip(&word, "ws="))
 		return working_set(word, cpu);
-	if (skip(&word, "pattern="))
+	if (skip(&word, "phases="))
+		return phases(word, cpu);
+	if (skip(&word, "pattern=")) {
+		if (equal(word, "zipf")) {
+			cpu->pattern = PATTERN_ZIPF;
+			return 1;
+		}
 		return choice(word, "uniform", "sweep", PATTERN_UNIFORM, &cpu->pattern);
+	}
 	if (skip(&word, "role="))
 		return choice(word, "write", "compute", ROLE_WRITE, &cpu->role);
 	if (!skip(&word, "rate="))
@@ -158,6 +172,8 @@ static void check_working_sets(void)
 			refuse("bad parameter ", "ws (not all of it is memory)");
 		if (a->rate && (!a->ws_mib || a->role == ROLE_COMPUTE))
 			refuse("bad parameter ", "rate (without ws, or with role=compute)");
+		if (a->on_ms && !a->rate)
+			refuse("bad parameter ", "phases (without rate)");
 		if (i >= config.cpus && (a->ws_mib || a->rate || a->role != ROLE_WRITE))
 			refuse("bad parameter ", "cpuN (no such vCPU, see cpus=)");
 		for (u32 j = 0; j < i; j++) {

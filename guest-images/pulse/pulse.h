@@ -47,6 +47,10 @@
 
 /* The most pages that one step of work writes. */
 #define MAX_STEP	1024
+/* The most ms of a burst, or of the calm after it. */
+#define MAX_PHASE_MS	60000
+/* What spreads the ranks of pattern=zipf over the pages: a prime. */
+#define SCATTER		0x9e3779b1
 
 #ifndef __ASSEMBLER__
 
@@ -57,7 +61,7 @@ typedef unsigned long long u64;
 
 enum { STATE_STARTING = 1, STATE_RUNNING = 2, STATE_REFUSED = 3 };
 enum { ROLE_WRITE = 1, ROLE_COMPUTE = 2 };
-enum { PATTERN_UNIFORM = 0, PATTERN_SWEEP = 1 };
+enum { PATTERN_UNIFORM = 0, PATTERN_SWEEP = 1, PATTERN_ZIPF = 2 };
 #define RATE_MAX	0xffffffffu
 
 /* The status page. */
@@ -89,6 +93,8 @@ struct vcpu {
 	u64 forgiven_tsc;
 	u32 halts;
 	u32 tsc_backwards;
+	u32 on_ms;
+	u32 off_ms;
 };
 
 #define status_page ((volatile struct status *)STATUS)
@@ -101,6 +107,8 @@ struct cpu_config {
 	u32 rate;
 	u32 pattern;
 	u32 role;
+	u32 on_ms;
+	u32 off_ms;
 };
 
 struct config {
@@ -129,6 +137,7 @@ __attribute__((noreturn)) void work(u32 index);
 /* entry.S */
 void wait_for_interrupt(void);
 u32 write_uniform(u32 first_address, u32 pages, u32 table, u32 stamp, u32 seed, u32 count);
+u32 write_zipf(u32 first_address, u32 pages, u32 table, u32 stamp, u32 seed, u32 count, u32 octaves);
 void write_sweep(u32 address, u32 table_entry, u32 stamp, u32 count);
 void count_loops(u32 count);
 

@@ -11,7 +11,10 @@ struct clockwork {
 	u64 next_beat;
 	u64 next_step;
 	u64 next_publish;
+	u64 next_phase;
 	u64 loops;
+	u32 resting;
+	u32 octaves;
 	u32 seed;
 	u32 position;
 };
@@ -46,6 +49,10 @@ void prepare(u32 index)
 		page->step = 1;
 	if (page->step > MAX_STEP)
 		page->step = MAX_STEP;
+	page->on_ms = cpu->on_ms;
+	page->off_ms = cpu->off_ms;
+	for (u32 pages = page->ws_pages; pages; pages >>= 1)
+		clockworks[index].octaves++;
 	for (; number < end; number++)
 		*(volatile u32 *)((number << 12) + 4) = number ^ IDENTITY;
 	clockworks[index].seed = index * 0x9e3779b9u << 1 | 1;
@@ -77,6 +84,9 @@ static void write_step(volatile struct vcpu *page, struct clockwork *clock)
 		clock->position += count;
 		if (clock->position == page->ws_pages)
 			clock->position = 0;
+	} else if (page->pattern == PATTERN_ZIPF) {
+		clock->seed = write_zipf(first, page->ws_pages, page->table, stamp, clock->seed,
+					 count, clock->octaves);
 	} else {
 		clock->seed = write_uniform(first, page->ws_pages, page->table, stamp,
 					    clock->seed, count);
@@ -103,6 +113,7 @@ static u64 read_clock(u32 index, struct clockwork *clock)
 		if (index == 0)
 			status_page->tsc_backwards++;
 		clock->next_beat = clock->next_step = clock->next_publish = now;
+		clock->next_phase = now;
 	}
 	clock->last_tsc = now;
 	return now;
@@ -118,6 +129,19 @@ static void compute(volatile struct vcpu *page, struct clockwork *clock, u64 now
 	}
 }
 
+/* Bursts and calm in turn. A phase that was slept through in a pause is not made up for. */
+static void advance_phase(volatile struct vcpu *page, struct clockwork *clock, u64 now)
+{
+	u64 length;
+
+	clock->resting = !clock->resting;
+	length = cycles_of_ms(clock->resting ? page->off_ms : page->on_ms);
+	clock->next_phase += length;
+	if (clock->next_phase <= now)
+		clock->next_phase = now + length;
+	clock->next_step = now;
+}
+
 void work(u32 index)
 {
 	volatile struct vcpu *page = vcpu_page(index);
@@ -127,6 +151,7 @@ void work(u32 index)
 	if (page->rate != 0 && page->rate != RATE_MAX)
 		interval = divide((u64)page->step * config.tsc_khz * 1000, page->rate);
 	clock->next_beat = clock->next_step = clock->next_publish = rdtsc();
+	clock->next_phase = clock->next_beat + cycles_of_ms(page->on_ms);
 	for (;;) {
 		u64 now = read_clock(index, clock), wake = ~0ull;
 
@@ -143,11 +168,17 @@ void work(u32 index)
 			compute(page, clock, now);
 			continue;
 		}
-		if (page->rate == RATE_MAX) {
+		if (page->on_ms) {
+			if (now >= clock->next_phase)
+				advance_phase(page, clock, now);
+			if (clock->next_phase < wake)
+				wake = clock->next_phase;
+		}
+		if (page->rate == RATE_MAX && !clock->resting) {
 			write_step(page, clock);
 			continue;
 		}
-		if (page->rate) {
+		if (page->rate && !clock->resting) {
 			if (now >= clock->next_step) {
 				write_step(page, clock);
 				advance_step(page, clock, interval, now);

@@ -2,14 +2,15 @@
 //!
 //! Words are separated by blanks. Of the whole guest: `beat=MS`, `cpus=N`, `tsc_khz=K`, `wait=hlt|spin`. Of one vCPU, with
 //! the prefix `cpuN.` (without it: of vCPU 0): `ws=BASE:SIZE` in MiB, `rate=PAGES_PER_S|max`,
-//! `pattern=uniform|sweep`, `role=write|compute`. The last of two equal words counts.
+//! `pattern=uniform|sweep|zipf`, `phases=ON:OFF` in ms (bursts at the rate, and calm), `role=write|compute`. The last of
+//! two equal words counts.
 
 use std::fmt;
 use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::pulse::{MAX_VCPUS, Pattern, WS_END_MIB, WS_MIN_MIB};
+use crate::pulse::{MAX_PHASE_MS, MAX_VCPUS, Pattern, Phases, WS_END_MIB, WS_MIN_MIB};
 
 /// The highest rate that can be asked for by number, in pages a second.
 pub const MAX_RATE: u32 = 10_000_000;
@@ -53,6 +54,8 @@ pub struct VcpuConfig {
     pub rate: Rate,
     /// Which of them.
     pub pattern: Pattern,
+    /// When; None is all the time.
+    pub phases: Option<Phases>,
 }
 
 impl Default for VcpuConfig {
@@ -62,6 +65,7 @@ impl Default for VcpuConfig {
             ws: None,
             rate: Rate::PerSecond(0),
             pattern: Pattern::Uniform,
+            phases: None,
         }
     }
 }
@@ -145,6 +149,19 @@ fn working_set(text: &str) -> Result<WorkingSet, String> {
     Ok(WorkingSet { base_mib, mib })
 }
 
+fn phases(text: &str) -> Result<Phases, String> {
+    let expected = || {
+        format!(
+            "expected ON:OFF in milliseconds, each from 1 to {MAX_PHASE_MS}, for example phases=200:800"
+        )
+    };
+    let (on, off) = text.split_once(':').ok_or_else(expected)?;
+    Ok(Phases {
+        on_ms: in_range(on, 1, MAX_PHASE_MS).map_err(|_| expected())?,
+        off_ms: in_range(off, 1, MAX_PHASE_MS).map_err(|_| expected())?,
+    })
+}
+
 impl VcpuConfig {
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         match (key, value) {
@@ -153,13 +170,15 @@ impl VcpuConfig {
             ("rate", _) => self.rate = Rate::PerSecond(in_range(value, 0, MAX_RATE)?),
             ("pattern", "uniform") => self.pattern = Pattern::Uniform,
             ("pattern", "sweep") => self.pattern = Pattern::Sweep,
-            ("pattern", _) => return Err("expected uniform or sweep".to_owned()),
+            ("pattern", "zipf") => self.pattern = Pattern::Zipf,
+            ("pattern", _) => return Err("expected uniform, sweep or zipf".to_owned()),
+            ("phases", _) => self.phases = Some(phases(value)?),
             ("role", "write") => self.role = Role::Write,
             ("role", "compute") => self.role = Role::Compute,
             ("role", _) => return Err("expected write or compute".to_owned()),
             _ => {
                 return Err(
-                    "unknown; there are beat, cpus, tsc_khz, wait, and ws, rate, pattern, role (of vCPU N: cpuN.ws …)"
+                    "unknown; there are beat, cpus, tsc_khz, wait, and ws, rate, pattern, phases, role (of vCPU N: cpuN.ws …)"
                         .to_owned(),
                 );
             }
@@ -201,6 +220,9 @@ impl Config {
                     "a rate needs a working set (ws=BASE:SIZE) and role=write".to_owned(),
                 );
             }
+            if a.phases.is_some() && a.rate == Rate::PerSecond(0) {
+                return wrong("phases need a rate: bursts of it, and calm".to_owned());
+            }
             for (other, b) in self.vcpus[..vcpu].iter().enumerate() {
                 if let (Some(x), Some(y)) = (a.ws, b.ws)
                     && x.base_mib < y.base_mib + y.mib
@@ -240,12 +262,33 @@ impl FromStr for Config {
         if let Some(index) = beyond.iter().position(|v| *v != VcpuConfig::default()) {
             return Err(ConfigError::Vcpu {
                 vcpu: cpus as usize + index,
-                reason: format!("the guest has {cpus} vCPU(s): give it more with --cpus"),
+                reason: format!(
+                    "the guest has {cpus} vCPU(s): give it more with --cpus, or with cpus=N"
+                ),
             });
         }
         config.check()?;
         Ok(config)
     }
+}
+
+/// How many vCPUs the words ask for by `cpus=`; None where they leave it open.
+///
+/// # Errors
+/// Its value is no number, or not one that pulse takes.
+pub fn cpus_asked_for(line: &str) -> Result<Option<u32>, ConfigError> {
+    let mut asked = None;
+    for word in line.split_ascii_whitespace() {
+        if let Some(value) = word.strip_prefix("cpus=") {
+            asked = Some(
+                in_range(value, 1, MAX_VCPUS).map_err(|expected| ConfigError::Word {
+                    word: word.to_owned(),
+                    expected,
+                })?,
+            );
+        }
+    }
+    Ok(asked)
 }
 
 impl fmt::Display for Config {
@@ -264,6 +307,7 @@ impl fmt::Display for Config {
                 ws,
                 rate,
                 pattern,
+                phases,
             } = config;
             if *role == Role::Compute {
                 write!(f, " cpu{vcpu}.role=compute")?;
@@ -276,8 +320,13 @@ impl fmt::Display for Config {
                 Rate::PerSecond(pages) => write!(f, " cpu{vcpu}.rate={pages}")?,
                 Rate::Max => write!(f, " cpu{vcpu}.rate=max")?,
             }
-            if *pattern == Pattern::Sweep {
-                write!(f, " cpu{vcpu}.pattern=sweep")?;
+            match pattern {
+                Pattern::Uniform => (),
+                Pattern::Sweep => write!(f, " cpu{vcpu}.pattern=sweep")?,
+                Pattern::Zipf => write!(f, " cpu{vcpu}.pattern=zipf")?,
+            }
+            if let Some(Phases { on_ms, off_ms }) = phases {
+                write!(f, " cpu{vcpu}.phases={on_ms}:{off_ms}")?;
             }
         }
         Ok(())
@@ -291,12 +340,24 @@ mod tests {
 
     #[test]
     fn a_command_line_says_what_it_was_made_from() {
-        let line = "beat=5 cpus=3 tsc_khz=2600000 wait=spin cpu0.ws=16:256 cpu0.rate=100000 \
-                    cpu1.role=compute cpu2.ws=272:64 cpu2.rate=max cpu2.pattern=sweep";
+        let line = "beat=5 cpus=4 tsc_khz=2600000 wait=spin cpu0.ws=16:256 cpu0.rate=100000 \
+                    cpu1.role=compute cpu2.ws=272:64 cpu2.rate=max cpu2.pattern=sweep \
+                    cpu3.ws=336:64 cpu3.rate=1000 cpu3.pattern=zipf cpu3.phases=200:800";
         let config: Config = line.parse().unwrap();
         assert_eq!(config.to_string(), line);
         assert_eq!(config.vcpus[2].rate, Rate::Max);
         assert_eq!(Config::default().to_string().parse(), Ok(Config::default()));
+    }
+
+    #[test]
+    fn the_number_of_vcpus_is_asked_for_by_the_last_word_that_does() {
+        assert_eq!(cpus_asked_for("cpus=2 rate=1 cpus=4"), Ok(Some(4)));
+        assert_eq!(cpus_asked_for("cpu1.rate=1"), Ok(None));
+        let error = cpus_asked_for("cpus=many").unwrap_err().to_string();
+        assert!(
+            error.contains("\"cpus=many\"") && error.contains("1 to 16"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -322,7 +383,10 @@ mod tests {
             ("cpu16.role=compute", "0 to 15"),
             ("ws=16:8 role=compute rate=1", "role=write"),
             ("cpus=2 ws=16:16 cpu1.ws=31:8", "overlaps 16:16 of vCPU 0"),
-            ("pattern=zigzag", "uniform or sweep"),
+            ("pattern=zigzag", "uniform, sweep or zipf"),
+            ("ws=16:8 rate=1 phases=5", "ON:OFF"),
+            ("ws=16:8 rate=1 phases=0:5", "1 to 60000"),
+            ("ws=16:8 phases=5:5", "need a rate"),
         ] {
             let error = line.parse::<Config>().unwrap_err().to_string();
             assert!(error.contains(part), "{line}: {error}");

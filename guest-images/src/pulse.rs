@@ -30,6 +30,10 @@ pub const WS_END_MIB: u32 = 3584;
 pub const MAX_VCPUS: u32 = 16;
 /// The most pages that one step of work writes.
 pub const MAX_STEP: u32 = 1024;
+/// The most milliseconds of a burst, or of the calm after it.
+pub const MAX_PHASE_MS: u32 = 60_000;
+/// What spreads the ranks of [`Pattern::Zipf`] over the pages: a prime greater than any working set.
+const SCATTER: u64 = 0x9e37_79b1;
 /// The identity word of a page of a working set is its number (GPA / 4096) xor this.
 pub const IDENTITY: u32 = 0x5055_4c53;
 /// The first line on the serial port begins with this once all vCPUs are at work.
@@ -164,6 +168,25 @@ pub enum Pattern {
     Uniform,
     /// One page after the other, ascending, over and over.
     Sweep,
+    /// A hot spot: the probability of a page falls as 1 / its rank (Zipf's law, exponent 1, in octaves of ranks). Hot
+    /// pages lie apart: see [`page_of_rank`].
+    Zipf,
+}
+
+/// The page of a working set of `pages` that has this `rank` (0 is the hottest) under [`Pattern::Zipf`]; both count from
+/// 0, and each page has one rank.
+pub fn page_of_rank(rank: u32, pages: u32) -> u32 {
+    let page = u64::from(rank) * SCATTER % u64::from(pages.max(1));
+    u32::try_from(page).expect("less than `pages`")
+}
+
+/// Bursts and calm in turn, beginning with a burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phases {
+    /// Milliseconds in which it writes at its rate, 1 to [`MAX_PHASE_MS`].
+    pub on_ms: u32,
+    /// Milliseconds in which it rests, 1 to [`MAX_PHASE_MS`].
+    pub off_ms: u32,
 }
 
 /// The page of one vCPU.
@@ -191,6 +214,8 @@ pub struct Vcpu {
     pub halts: u32,
     /// How often it saw its TSC go backwards.
     pub tsc_backwards: u32,
+    /// Bursts and calm; None writes all the time.
+    pub phases: Option<Phases>,
 }
 
 impl Vcpu {
@@ -208,6 +233,7 @@ impl Vcpu {
             pattern: match word(page, 8) {
                 0 => Pattern::Uniform,
                 1 => Pattern::Sweep,
+                2 => Pattern::Zipf,
                 other => {
                     return Err(ParseError::Value {
                         field: "pattern",
@@ -224,6 +250,13 @@ impl Vcpu {
             forgiven_tsc: long(page, 48),
             halts: word(page, 56),
             tsc_backwards: word(page, 60),
+            phases: match (
+                bounded("burst", word(page, 64), MAX_PHASE_MS)?,
+                bounded("calm", word(page, 68), MAX_PHASE_MS)?,
+            ) {
+                (0, _) | (_, 0) => None,
+                (on_ms, off_ms) => Some(Phases { on_ms, off_ms }),
+            },
         })
     }
 }

@@ -4,7 +4,7 @@
 //! the table first, then the head, then the tail, and counts a step as done after its last page; so in a
 //! stopped guest only pages of one unfinished step may disagree, in a way that this order allows:
 //!
-//! - `uniform`: at most one page a vCPU, the one with the newest stamp in the table;
+//! - `uniform` and `zipf`: at most one page a vCPU, the one with the newest stamp in the table;
 //! - `sweep`: a run of neighbouring pages that ends with the last page of the step, since the table is
 //!   ahead of the pages for the whole step; at most its first page is half written.
 //!
@@ -308,7 +308,7 @@ impl Found {
     }
 
     /// Whether a vCPU that stopped in the middle of writing this page leaves it so. What the write replaces
-    /// may itself be of the step in flight: a uniform step may draw the same page twice.
+    /// may itself be of the step in flight: a step that draws its pages may draw the same one twice.
     fn half_written(&self, done: u32) -> bool {
         let untouched = self.head == self.tail && newer(self.after, self.head);
         let head_only = self.head == self.after && newer(self.after, self.tail);
@@ -373,7 +373,7 @@ impl<M: ReadGuest> Checker<'_, M> {
             last.map(|l| (l + 1).saturating_sub(u32::try_from(disagree.len()).unwrap_or(u32::MAX)));
         for (position, found) in (0u32..).zip(disagree) {
             let allowed = match self.vcpu.pattern {
-                Pattern::Uniform => {
+                Pattern::Uniform | Pattern::Zipf => {
                     disagree.len() == 1 && uncounted.iter().all(|u| !newer(u.after, found.after))
                 }
                 Pattern::Sweep => {

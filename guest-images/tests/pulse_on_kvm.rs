@@ -6,7 +6,7 @@
 
 mod runner;
 
-use guest_images::pulse::{Phase, VCPU_GPA};
+use guest_images::pulse::{Pattern, Phase, Phases, VCPU_GPA, page_of_rank};
 use guest_images::verify::{self, Mode, Summary, VerifyError};
 use runner::{Guest, Stopped, reader};
 
@@ -82,7 +82,7 @@ fn four_vcpus_do_each_their_own() {
 
 #[test]
 fn a_guest_stopped_anywhere_verifies() {
-    for pattern in ["uniform", "sweep"] {
+    for pattern in ["uniform", "sweep", "zipf"] {
         for _ in 0..5 {
             let stopped = well_worn(pattern);
             let summary = check(&stopped).unwrap();
@@ -91,9 +91,85 @@ fn a_guest_stopped_anywhere_verifies() {
     }
 }
 
+/// By how long ago each page was written, in writes, since stamps are numbers of writes.
+#[test]
+fn a_hot_spot_is_hot_as_zipf_says_and_scattered() {
+    // No power of two: octaves have no round ends.
+    let guest = at_work(64, 1, "ws=16:9 rate=max pattern=zipf");
+    guest.wait_until("page writes", |g| written(g, 0) > 60_000);
+    let stopped = guest.stop();
+    let vcpu = verify::vcpu(&reader(&stopped.memory), 0).unwrap();
+    assert_eq!((vcpu.pattern, vcpu.ws_pages), (Pattern::Zipf, 2304));
+    let done = stopped.get(VCPU_GPA + 32);
+    let median_age = |ranks: std::ops::Range<u32>| {
+        let mut ages: Vec<u32> = ranks
+            .map(|rank| {
+                let entry = u64::from(page_of_rank(rank, vcpu.ws_pages)) * 4;
+                done.saturating_sub(stopped.get(u64::from(vcpu.table_gpa) + entry))
+            })
+            .collect();
+        ages.sort_unstable();
+        ages[ages.len() / 2]
+    };
+    // Twelve octaves: a page of an octave of n pages is written every 12 n writes, the median 0.69 of that ago.
+    for (octave, expected) in [(36..72, 299), (288..576, 2395), (1152..2304, 9580)] {
+        let age = median_age(octave.clone());
+        assert!(
+            (expected / 2..expected * 2).contains(&age),
+            "ranks {octave:?}: median age {age}, expected {expected}"
+        );
+    }
+    let neighbours = (0..1000).filter(|&rank| {
+        page_of_rank(rank, vcpu.ws_pages).abs_diff(page_of_rank(rank + 1, vcpu.ws_pages)) < 16
+    });
+    assert_eq!(neighbours.count(), 0, "hot pages lie apart");
+}
+
+#[test]
+fn every_page_has_one_rank() {
+    for pages in [1, 2, 255, 256, 2304, 65_536, 915_456] {
+        let mut seen = vec![false; pages as usize];
+        for rank in 0..pages {
+            let page = page_of_rank(rank, pages) as usize;
+            assert!(!std::mem::replace(&mut seen[page], true), "{pages}: {page}");
+        }
+    }
+}
+
+/// Beats and steps come out of the same loop, so that many beats without a step are a calm, however slow the host is.
+#[test]
+fn bursts_and_calm_take_turns() {
+    for rate in ["20000", "max"] {
+        let line = format!("ws=16:8 rate={rate} phases=40:120 cpu1.role=compute");
+        let guest = at_work(64, 2, &line);
+        let vcpu = verify::vcpu(&reader(&guest.memory), 0).unwrap();
+        let phases = Phases {
+            on_ms: 40,
+            off_ms: 120,
+        };
+        assert_eq!(vcpu.phases, Some(phases));
+        let loops = || verify::vcpu(&reader(&guest.memory), 1).unwrap().loops;
+        let begun = loops();
+        for _ in 0..3 {
+            let seen = std::cell::Cell::new((0, 0));
+            guest.wait_until("calm", |g| {
+                let (beat, now) = (g.beat(), written(g, 0));
+                if now != seen.get().1 {
+                    seen.set((beat, now));
+                }
+                beat - seen.get().0 > 50
+            });
+            let rested = written(&guest, 0);
+            guest.wait_until("burst", |g| written(g, 0) > rested);
+        }
+        assert!(loops() > begun, "the other vCPU knows no calm");
+        check(&guest.stop()).unwrap();
+    }
+}
+
 #[test]
 fn a_page_lost_or_stale_is_found() {
-    for pattern in ["uniform", "sweep"] {
+    for pattern in ["uniform", "sweep", "zipf"] {
         let stopped = well_worn(pattern);
         let page = |number: u64| (16 << 20) + number * 4096;
         // Some page that was not being written when the guest was stopped.
@@ -180,6 +256,15 @@ fn what_pulse_does_not_understand_it_says() {
             "rate=1",
             "pulse: bad parameter rate (without ws, or with role=compute)\n",
         ),
+        (
+            "ws=16:8 phases=10:10",
+            "pulse: bad parameter phases (without rate)\n",
+        ),
+        (
+            "ws=16:8 rate=1 phases=10:0",
+            "pulse: bad parameter phases=10:0\n",
+        ),
+        ("pattern=zipfel", "pulse: bad parameter pattern=zipfel\n"),
         (
             "cpus=2",
             "pulse: a vCPU did not start, fewer than cpus= asks for\n",

@@ -25,6 +25,9 @@ pub enum Error {
         /// Its complaint.
         said: String,
     },
+    /// No network, or not as wanted.
+    #[error(transparent)]
+    Network(#[from] vmm::study::netns::NetnsError),
     /// apt does not know the package.
     #[error("apt offers no kernel package by {0}: run `apt-get update` first (Debian only)")]
     NoPackage(&'static str),

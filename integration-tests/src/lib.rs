@@ -7,7 +7,6 @@ pub mod bench;
 mod error;
 pub mod ferry;
 pub mod nested;
-pub mod process;
 pub mod programs;
 
 pub use error::Error;

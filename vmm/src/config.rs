@@ -55,6 +55,16 @@ pub enum ConfigError {
     /// The bare test guest would not take its parameters.
     #[error(transparent)]
     Pulse(#[from] guest_images::config::ConfigError),
+    /// The bare test guest is told of more vCPUs than it has, or of fewer.
+    #[error(
+        "pulse parameter \"cpus={words}\" and --cpus {cpus}: the guest has one number of vCPUs; give it once"
+    )]
+    PulseCpus {
+        /// By its parameters.
+        words: u32,
+        /// By the configuration.
+        cpus: u8,
+    },
     /// The bare test guest is to write to what is no memory.
     #[error(
         "pulse parameters of vCPU {vcpu}: its working set ends at {end_mib} MiB, guest memory below the 32-bit gap at \
@@ -332,6 +342,18 @@ impl GuestConfig {
         Ok(self)
     }
 
+    /// The vCPUs that the bare test guest's own parameters ask for; None where they leave it open, or for another guest.
+    ///
+    /// # Errors
+    /// It is a number that no guest has, or none.
+    pub fn cpus_of_pulse(&self) -> Result<Option<u8>, ConfigError> {
+        let KernelConfig::Pulse(_) = self.kernel else {
+            return Ok(None);
+        };
+        let asked = guest_images::config::cpus_asked_for(&self.kernel_cmdline())?;
+        Ok(asked.map(|cpus| u8::try_from(cpus).unwrap_or(u8::MAX)))
+    }
+
     /// The whole command line that the kernel gets.
     pub fn kernel_cmdline(&self) -> String {
         let base = match (&self.cmdline, &self.kernel) {
@@ -454,6 +476,11 @@ fn check_memory(bytes: u64, least: u64) -> Result<(), ConfigError> {
 
 /// Asks for what the bare test guest would refuse, and then hang: it has no other way to say no than its console.
 fn check_pulse(line: &str, cpus: u8, memory: u64) -> Result<(), ConfigError> {
+    if let Some(words) = guest_images::config::cpus_asked_for(line)?
+        && words != u32::from(cpus)
+    {
+        return Err(ConfigError::PulseCpus { words, cpus });
+    }
     let config: guest_images::config::Config = format!("{line} cpus={cpus}").parse()?;
     let memory_mib = memory.min(LOW_RAM_END) >> 20;
     for (vcpu, config) in config.vcpus.iter().enumerate() {

@@ -82,7 +82,7 @@ impl Place {
     /// The namespace cannot be entered.
     pub fn at_source<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         match self.source() {
-            Some(netns) => netns.within(work),
+            Some(netns) => Ok(netns.within(work)?),
             None => Ok(work()),
         }
     }

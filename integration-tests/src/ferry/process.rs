@@ -10,8 +10,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{Lines, Netns};
-use crate::process::spawn_bound;
 use crate::{Error, programs};
+use vmm::study::child::spawn_bound;
 
 /// How long the end of a process may take to be read from its pipes.
 const LAST_LINES: Duration = Duration::from_secs(10);

@@ -15,7 +15,7 @@ use super::frames::{Command, Ended, Frame, Ready};
 use super::kernel::Kernel;
 use super::{CONTROL_PORT, ROOT_TAG, SHARE_TAG, default_cache, initramfs};
 use crate::Error;
-use crate::process::spawn_bound;
+use vmm::study::child::spawn_bound;
 
 /// How long the nested kernel may take to its init. Seen: 4 s; busy machines are given much more.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);

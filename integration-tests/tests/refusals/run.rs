@@ -77,9 +77,19 @@ fn parameters_of_the_bare_guest() {
         ("ws=16:1000", ["ends at 1016 MiB", "more --memory"]),
         ("rate=5", ["vCPU 0", "a rate needs a working set"]),
         ("cpu1.role=compute", ["has 1 vCPU(s)", "--cpus"]),
+        ("cpus=9", ["9 vCPUs", "take 1 to 8"]),
+        (
+            "pattern=zigzag",
+            ["\"pattern=zigzag\"", "uniform, sweep or zipf"],
+        ),
     ] {
         refuses(ferry(&pulse(words, &["--memory", "64M"])), USAGE, &parts);
     }
+    refuses(
+        ferry(&pulse("cpus=4", &["--cpus", "1"])),
+        USAGE,
+        &["\"cpus=4\" and --cpus 1", "give it once"],
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use integration_tests::ferry::{Ferry, Lines, Netns};
-use integration_tests::{process, programs};
+use integration_tests::programs;
 
 /// Time for anything that is quick on an idle machine.
 pub const STEP: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ pub fn refused(mut command: Command) -> Refusal {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let shown = format!("{command:?}");
-    let mut child = process::spawn_bound(command, Vec::new()).unwrap();
+    let mut child = vmm::study::child::spawn_bound(command, Vec::new()).unwrap();
     let out = Lines::collect(child.stdout.take().unwrap());
     let err = Lines::collect(child.stderr.take().unwrap());
     let began = Instant::now();

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use crate::config::Target;
 use crate::console::Signals;
 use crate::control::client::{Client, Told};
 use crate::control::{Compress, MigrateRequest, MoveEvent, OnTimeout, Throttle};
+use crate::page;
 use crate::ui::{self, MoveView, Style};
 use crate::units::{Rate, Size, Span};
 
@@ -87,6 +88,10 @@ pub struct Args {
     /// Write the figures into this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+
+    /// Draw how it went into this file, as a page for a browser
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 
     /// Send beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
     #[arg(long)]
@@ -209,14 +214,8 @@ impl Args {
     pub(super) fn run(self) -> Result<u8, Failure> {
         let request = self.request()?;
         // Opened before the move: afterwards it would be late to learn that it cannot be.
-        let report_file = self.report.as_ref().map(|path| match File::create(path) {
-            Ok(file) => Ok((file, path.clone())),
-            Err(source) => Err(Failure::error(MoveError::Report {
-                path: path.clone(),
-                source,
-            })),
-        });
-        let report_file = report_file.transpose()?;
+        let report_file = self.report.as_ref().map(Output::create).transpose()?;
+        let page_file = self.html.as_ref().map(Output::create).transpose()?;
         // Before any thread, so that no thread takes a signal the old way.
         let signals =
             Signals::block().map_err(|error| Failure::error(MoveError::Signals(error)))?;
@@ -235,14 +234,38 @@ impl Args {
         if let Some(error) = undone(&report, &request.target) {
             eprintln!("{}", Failure::error(error));
         }
-        if let Some((file, path)) = report_file
-            && let Err(source) = write_report(file, &report)
-        {
-            // The exit status tells of the guest, not of the file.
-            let error = MoveError::Report { path, source };
-            eprintln!("{}", Failure::error(error));
+        let json = serde_json::to_string_pretty(&report).map(|text| text + "\n");
+        let page = page::moves::page(&report, &request.target.to_string());
+        // The exit status tells of the guest, not of the files.
+        for (file, text) in [(report_file, json), (page_file, Ok(page))] {
+            if let Some(Err(failure)) = file.map(|file| file.write(text)) {
+                eprintln!("{failure}");
+            }
         }
         Ok(exit::of_outcome(report.outcome))
+    }
+}
+
+/// A file that is to be written when the move is over.
+struct Output {
+    file: File,
+    path: PathBuf,
+}
+
+impl Output {
+    fn create(path: impl AsRef<Path>) -> Result<Self, Failure> {
+        let path = path.as_ref().to_owned();
+        match File::create(&path) {
+            Ok(file) => Ok(Self { file, path }),
+            Err(source) => Err(Failure::error(MoveError::Report { path, source })),
+        }
+    }
+
+    fn write(mut self, text: serde_json::Result<String>) -> Result<(), Failure> {
+        let text = text.map_err(std::io::Error::other);
+        let written = text.and_then(|text| self.file.write_all(text.as_bytes()));
+        let path = self.path;
+        written.map_err(|source| Failure::error(MoveError::Report { path, source }))
     }
 }
 
@@ -285,12 +308,6 @@ fn follow(moving: Told<MoveEvent>, view: &mut MoveView) -> Result<Report, MoveEr
         }
     }
     Err(MoveError::Silent(None))
-}
-
-fn write_report(mut file: File, report: &Report) -> std::io::Result<()> {
-    let mut text = serde_json::to_string_pretty(report).map_err(std::io::Error::other)?;
-    text.push('\n');
-    file.write_all(text.as_bytes())
 }
 
 /// Starts the thread that turns the first signal into a cancel, and the second into the end of this process; it ends with

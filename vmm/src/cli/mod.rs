@@ -14,6 +14,7 @@ mod receive;
 mod run;
 mod serial;
 mod status;
+mod study;
 mod usage;
 
 use std::ffi::OsString;
@@ -55,6 +56,7 @@ enum Command {
     Migrate(migrate::Args),
     Status(status::Args),
     DirtyRate(dirty_rate::Args),
+    Study(study::Args),
     Pause(orders::PauseArgs),
     Resume(orders::ResumeArgs),
     Cancel(orders::CancelArgs),
@@ -93,6 +95,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Migrate(args) => args.run(),
         Command::Status(args) => args.run(),
         Command::DirtyRate(args) => args.run(),
+        Command::Study(args) => args.run(),
         Command::Pause(args) => args.run(),
         Command::Resume(args) => args.run(),
         Command::Cancel(args) => args.run(),

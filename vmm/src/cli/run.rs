@@ -55,9 +55,9 @@ pub struct Args {
     )]
     memory: MemoryConfig,
 
-    /// vCPUs, 1 to 8
-    #[arg(long, short, value_name = "N", default_value_t = 1, value_parser = parse_cpus, allow_hyphen_values = true)]
-    cpus: u8,
+    /// vCPUs, 1 to 8 [default: 1; with --pulse as many as its cpus=N says]
+    #[arg(long, short, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
+    cpus: Option<u8>,
 
     /// A network device on tap=NAME (exists), create=NAME (made here, gone afterwards) or fd=N (passed open), optionally
     /// with ,mac=52:54:00:12:34:56. May be given several times
@@ -92,19 +92,22 @@ impl Args {
             // clap has made sure that there is one of the two.
             (None, parameters) => KernelConfig::Pulse(parameters.unwrap_or_default()),
         };
-        GuestConfig {
+        let mut config = GuestConfig {
             kernel,
             initramfs: self.initramfs,
             cmdline: self.cmdline,
             append: self.append,
             memory: self.memory,
             dirty_tracking: self.dirty_tracking,
-            cpus: self.cpus,
+            cpus: self.cpus.unwrap_or(1),
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             serial: self.serial.0,
             control: self.control,
+        };
+        if self.cpus.is_none() {
+            config.cpus = config.cpus_of_pulse()?.unwrap_or(config.cpus);
         }
-        .checked()
+        config.checked()
     }
 
     pub(super) fn run(self) -> Result<u8, Failure> {

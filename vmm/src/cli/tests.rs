@@ -114,6 +114,17 @@ fn a_guest_with_everything() {
 }
 
 #[test]
+fn the_bare_guest_says_itself_how_many_vcpus_it_has_unless_the_flag_does() {
+    let cpus = |args: &[&str]| guest(&[&["run", "--pulse"], args].concat()).cpus;
+    assert_eq!(cpus(&["cpus=4 cpu3.role=compute"]), 4);
+    assert_eq!(cpus(&["cpus=2", "--append", "cpus=3"]), 3);
+    assert_eq!(cpus(&["cpu1.role=compute", "--cpus", "2"]), 2);
+    assert_eq!(cpus(&["beat=5"]), 1);
+    // A kernel's own parameters are its own affair.
+    assert_eq!(guest(&["run", "vmlinuz", "--append", "cpus=4"]).cpus, 1);
+}
+
+#[test]
 fn a_guest_with_nothing_has_the_defaults_of_the_help() {
     let config = guest(&["run", "vmlinuz"]);
     assert_eq!((config.memory.bytes, config.cpus), (512 << 20, 1));

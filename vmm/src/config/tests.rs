@@ -314,9 +314,11 @@ fn the_bare_guests_parameters_are_read_before_it_is_started() {
     };
     assert!(pulse("ws=16:48 rate=max", 1).is_ok());
     assert!(pulse("cpu1.role=compute", 2).is_ok());
+    assert!(pulse("cpus=2 cpu1.role=compute", 2).is_ok());
     for (words, part) in [
         ("tempo=3", "tempo=3"),
         ("cpu1.role=compute", "--cpus"),
+        ("cpus=4", "\"cpus=4\" and --cpus 1"),
         ("ws=16:49", "ends at 65 MiB"),
     ] {
         let text = pulse(words, 1).unwrap_err().to_string();

@@ -9,6 +9,7 @@ mod progress;
 mod report;
 mod rounds;
 mod status;
+mod study;
 mod style;
 mod text;
 
@@ -17,5 +18,6 @@ pub use number::{bytes, count, millis, rate};
 pub use progress::{MoveView, Notes, round_line};
 pub use report::report_table;
 pub use status::status_table;
+pub use study::{study_line, study_table};
 pub use style::{Colour, Style};
 pub use text::{hang, plain};

@@ -10,8 +10,8 @@ use super::Package;
 use super::qmp::Qmp;
 use crate::bench::setting::QemuSetting;
 use crate::ferry::{Lines, Netns};
-use crate::process::spawn_bound;
 use crate::{Error, chain};
+use vmm::study::child::spawn_bound;
 
 /// Time for anything that is quick on an idle machine.
 const STEP: Duration = Duration::from_secs(60);

@@ -1,0 +1,294 @@
+//! One move of a study, from boot to verification.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest_images::fill;
+use guest_images::verify::{self, Mode, Summary};
+use migration::report::{Outcome, Report};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::case::{Case, Link, Tracking};
+use super::host::Host;
+use super::netns::NetnsError;
+use super::place::Place;
+use crate::config::{ConfigError, Target};
+use crate::control::client::ClientError;
+use crate::control::{MigrateRequest, MoveEvent};
+
+/// Seed of the guest's memory.
+const SEED: u64 = 0x0f0e_0d0c;
+/// From here on memory is filled from outside: below lie pulse itself and its tables.
+const FILLED: u64 = 8 << 20;
+/// How long a guest works before its move: what it gets done then is what it loses some of.
+const WARM_UP: Duration = Duration::from_millis(2500);
+
+/// Why a trial came to nothing.
+#[derive(Debug, Error)]
+pub enum TrialError {
+    /// A process did not do its part.
+    #[error("waited for {what} of ferry {name}, and {end}; it said: {said}")]
+    Waited {
+        /// Its subcommand.
+        name: &'static str,
+        /// What was waited for.
+        what: &'static str,
+        /// Whether it ended.
+        end: String,
+        /// Its last words.
+        said: String,
+    },
+    /// The system refused something.
+    #[error("cannot {act}")]
+    Io {
+        /// What was tried.
+        act: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No link.
+    #[error(transparent)]
+    Network(#[from] NetnsError),
+    /// A VM did not answer, or refused.
+    #[error(transparent)]
+    Control(#[from] ClientError),
+    /// An address that Ferry does not take.
+    #[error(transparent)]
+    Target(#[from] ConfigError),
+    /// The guest did not arrive as it left.
+    #[error("THE GUEST DID NOT ARRIVE WHOLE: {0}")]
+    Lost(String),
+    /// The VM ended in the middle of its tale.
+    #[error("the VM stopped telling how the move goes")]
+    Silent,
+    /// Somebody asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl TrialError {
+    /// What the system refused.
+    pub(super) fn io(act: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { act, source }
+    }
+}
+
+/// A figure that was predicted.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Expected {
+    /// The likeliest.
+    pub expected: f64,
+    /// Nine of ten lie above.
+    pub low: f64,
+    /// Nine of ten lie below.
+    pub high: f64,
+}
+
+/// What was predicted right before the move.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    /// Whether it comes within the limit.
+    pub converges: bool,
+    /// Why, or why not.
+    pub reason: String,
+    /// In all.
+    pub total_ms: Expected,
+    /// The guest's standstill.
+    pub blackout_ms: Expected,
+}
+
+/// A move that was made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Made {
+    /// Its report.
+    pub report: Report,
+    /// What was predicted.
+    pub predicted: Option<Predicted>,
+    /// Stamped pages that were found as they have to be.
+    pub verified_pages: u64,
+}
+
+/// Makes one move. `tell` hears its steps.
+///
+/// # Errors
+/// A process or a link is not to be had, or the guest did not arrive whole. A move that is given up is no error:
+/// the report says so.
+pub fn run(
+    case: &Case,
+    place: &Place,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Made, TrialError> {
+    tell("booting");
+    let mut source = boot(case, place, stop)?;
+    fill(&source)?;
+    let target = place.target()?;
+    let target: Target = target.parse()?;
+    let max_memory = case.memory_bytes.to_string();
+    let address = target.to_string();
+    let mut args = vec!["--listen", &address, "--once", "--max-memory", &max_memory];
+    args.extend(place.leaves_loopback().then_some("--insecure-plaintext"));
+    let destination = Host::start(place.destination(), "receive", &args, stop)?;
+    let request = request(case, place, target);
+    let predicted = match case.predict {
+        true => {
+            tell("predicting");
+            Some(predict(&source, &request)?)
+        }
+        false => None,
+    };
+    source.wait_beating(stop)?;
+    let before = check(&source)?;
+    tell("at work");
+    pause(WARM_UP, stop)?;
+    if case.link == Link::Loopback {
+        warm(case.memory_bytes);
+    }
+    let report = follow(&source, &request, stop, tell)?;
+    let verified_pages = match report.outcome {
+        Outcome::Completed => {
+            tell("verifying");
+            arrived(&destination, &before)?
+        }
+        _ => check(&source)?.pages_checked,
+    };
+    Ok(Made {
+        report,
+        predicted,
+        verified_pages,
+    })
+}
+
+fn boot(case: &Case, place: &Place, stop: &AtomicBool) -> Result<Host, TrialError> {
+    let (words, cpus) = (case.words(), case.vcpus().to_string());
+    let memory = case.memory_bytes.to_string();
+    let tracking = match case.tracking {
+        Tracking::Bitmap => "bitmap",
+        Tracking::Ring => "ring",
+    };
+    let args = [
+        "--pulse",
+        &words,
+        "--cpus",
+        &cpus,
+        "--memory",
+        &memory,
+        "--dirty-tracking",
+        tracking,
+    ];
+    let mut host = Host::start(place.source(), "run", &args, stop)?;
+    host.wait_beating(stop)?;
+    Ok(host)
+}
+
+/// Fills the guest's memory, working sets included, with what nothing compresses.
+fn fill(host: &Host) -> Result<(), TrialError> {
+    let memory = host.memory()?;
+    for piece in host.mappings()? {
+        let from = piece.gpa.max(FILLED);
+        let gpas = from..(piece.gpa + piece.bytes).max(from);
+        fill::write(SEED, gpas, |gpa, bytes| memory.write(gpa, bytes)).map_err(|error| {
+            TrialError::Io {
+                act: "fill the guest's memory",
+                source: io::Error::other(error),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn request(case: &Case, place: &Place, target: Target) -> MigrateRequest {
+    MigrateRequest {
+        downtime_ms: Some(case.downtime_ms),
+        bandwidth_bytes_per_s: place.cap(),
+        streams: Some(case.streams),
+        timeout_ms: Some(case.timeout_ms),
+        on_timeout: case.on_timeout,
+        throttle: case.throttle,
+        insecure_plaintext: place.leaves_loopback(),
+        ..MigrateRequest::to(target)
+    }
+}
+
+/// Touches and frees so much memory: where the host is a guest itself that gives free memory back, memory that has
+/// rested is many times slower at its first touch, and that is not what a study of links is about.
+fn warm(bytes: u64) {
+    let Ok(bytes) = usize::try_from(bytes) else {
+        return;
+    };
+    std::hint::black_box(vec![1u8; bytes]);
+}
+
+/// Checks a guest that runs on.
+fn check(host: &Host) -> Result<Summary, TrialError> {
+    let client = host.client();
+    client.pause()?;
+    let summary = still(host);
+    client.resume(false)?;
+    summary
+}
+
+/// Checks all stamps of a guest that stands still.
+fn still(host: &Host) -> Result<Summary, TrialError> {
+    verify::check(&host.memory()?, Mode::Stopped).map_err(lost)
+}
+
+/// Checks that all that left has arrived: stamps, counters and the filled rest. Gives the stamped pages.
+fn arrived(host: &Host, before: &Summary) -> Result<u64, TrialError> {
+    host.client().pause()?;
+    let after = still(host)?;
+    after.follows(before).map_err(lost)?;
+    let memory = host.memory()?;
+    for piece in host.mappings()? {
+        let from = piece.gpa.max(FILLED);
+        let gpas = from..(piece.gpa + piece.bytes).max(from);
+        fill::check(SEED, gpas, &memory).map_err(lost)?;
+    }
+    Ok(after.pages_checked)
+}
+
+fn lost(error: impl std::error::Error + 'static) -> TrialError {
+    TrialError::Lost(crate::cli::error::chain(&error))
+}
+
+/// Waits, unless it is to stop.
+fn pause(time: Duration, stop: &AtomicBool) -> Result<(), TrialError> {
+    let until = Instant::now() + time;
+    while Instant::now() < until {
+        if stop.load(Ordering::Relaxed) {
+            return Err(TrialError::Interrupted);
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Moves the guest.
+fn follow(
+    source: &Host,
+    request: &MigrateRequest,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Report, TrialError> {
+    for event in source.client().migrate(request)? {
+        if stop.load(Ordering::Relaxed) {
+            return Err(TrialError::Interrupted);
+        }
+        match event? {
+            MoveEvent::Report { report } => return Ok(*report),
+            MoveEvent::Happened(crate::control::Happening::RoundStarted { index, .. }) => {
+                tell(&format!("moving, round {index}"));
+            }
+            MoveEvent::Happened(_) => {}
+        }
+    }
+    Err(TrialError::Silent)
+}
+
+/// Asks what the move will cost.
+fn predict(_source: &Host, _request: &MigrateRequest) -> Result<Predicted, TrialError> {
+    Err(TrialError::Silent)
+}
