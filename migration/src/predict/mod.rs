@@ -14,6 +14,7 @@ pub mod prediction;
 pub mod question;
 mod random;
 pub mod simulation;
+mod survey;
 mod trials;
 
 pub(crate) use costs::RUN_HEADER;
@@ -23,3 +24,4 @@ pub use model::{Bursts, GuestModel, Part, Writing};
 pub use prediction::{Estimate, Prediction, Verdict, predict};
 pub use question::{LinkModel, Memory, Question, Spread};
 pub use simulation::{Setting, Simulated, simulate};
+pub use survey::survey;

@@ -20,6 +20,11 @@ impl Random {
         self.next()
     }
 
+    /// Anything below that, or 0.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
