@@ -303,12 +303,12 @@ impl Chart {
                 };
                 let _ = write!(
                     head,
-                    "<g class=\"c{}\"><line class=\"{class}\" x1=\"{x}\" x2=\"{}\" y1=\"{1}\" y2=\"{1}\"/></g><text x=\"{2}\" y=\"{top}\">{3}</text>",
+                    "<g class=\"c{0}\"><line class=\"{class}\" x1=\"{x}\" x2=\"{1}\" y1=\"{2}\" y2=\"{2}\"/></g><text x=\"{3}\" y=\"{top}\">{4}</text>",
                     series.colour,
+                    x + 16.0,
                     top - 4.0,
                     x + 22.0,
-                    escape(&series.name),
-                    x + 16.0
+                    escape(&series.name)
                 );
             }
         }
