@@ -18,6 +18,7 @@ pub mod pack;
 pub mod pages;
 pub mod policy;
 pub mod predict;
+pub mod probe;
 pub mod ram;
 pub mod report;
 pub mod source;

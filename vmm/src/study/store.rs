@@ -4,12 +4,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use migration::predict::Prediction;
 use migration::report::{Outcome, Report};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::case::Case;
-use super::trial::{Made, Predicted, TrialError};
+use super::trial::{Made, TrialError};
 use crate::cli::error::chain;
 
 /// One move, as it went.
@@ -26,7 +27,7 @@ pub struct Record {
     /// Stamped pages found as they have to be.
     pub verified_pages: u64,
     /// What was predicted.
-    pub predicted: Option<Predicted>,
+    pub predicted: Option<Prediction>,
     /// What the move reported.
     pub report: Option<Report>,
 }
