@@ -25,3 +25,4 @@ pub mod source;
 pub mod state;
 pub mod touched;
 pub mod wire;
+pub mod work;

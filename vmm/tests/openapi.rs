@@ -160,6 +160,8 @@ fn report() -> Report {
         largest_gap_ms: Some(20.5),
         throttled_ms: vec![0.0, 12.5],
         guest_work_lost_percent: Some(1.0),
+        vcpu_work_lost_percent: vec![Some(1.0), None],
+        vcpu_work_per_cpu_s_lost_percent: vec![Some(0.0), None],
         verify_ms: Some(3.0),
         rounds: vec![round()],
         memory_bytes: 1 << 30,
@@ -187,6 +189,8 @@ fn bare_report() -> Report {
         guest_gap_ms: None,
         largest_gap_ms: None,
         guest_work_lost_percent: None,
+        vcpu_work_lost_percent: Vec::new(),
+        vcpu_work_per_cpu_s_lost_percent: Vec::new(),
         verify_ms: None,
         rounds: Vec::new(),
         ..report()

@@ -8,8 +8,6 @@ use kvm_bindings::kvm_dirty_gfn;
 const DIRTY: u32 = 1;
 /// The entry was read, and waits to be taken back (`KVM_DIRTY_GFN_F_RESET`).
 const RESET: u32 = 2;
-/// A memory slot that no KVM has: KVM takes such an entry back and protects nothing.
-const NO_SLOT: u32 = u32::MAX;
 
 /// `struct kvm_dirty_gfn`. KVM writes to it while we look.
 #[repr(C)]
@@ -48,6 +46,8 @@ pub struct Place {
 impl Entry {
     /// What it is now.
     pub fn state(&self) -> State {
+        #[cfg(test)]
+        super::tests::model::somebody_looks();
         // Acquire, with KVM's release: an entry that is seen as written has its page in it. KVM promises that order under
         // KVM_CAP_DIRTY_LOG_RING_ACQ_REL; x86 has it anyway.
         match self.flags.load(Ordering::Acquire) {
@@ -71,11 +71,19 @@ impl Entry {
         Some(place)
     }
 
-    /// Marks it as read without a page in it, so that KVM goes past it.
-    pub fn pass_over(&self) {
-        self.slot.store(NO_SLOT, Ordering::Relaxed);
-        self.offset.store(0, Ordering::Relaxed);
-        self.flags.store(RESET, Ordering::Release);
+    /// Marks it as read although nothing is in it, so that KVM goes past it: KVM then protects the page that was in it last, which
+    /// does no harm. `false`: KVM has written to it meanwhile, and that stays.
+    pub fn pass_over(&self) -> bool {
+        self.flags
+            .compare_exchange(0, RESET, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// Takes that mark off again. `false`: KVM has come past meanwhile. Only where KVM is not writing to the ring.
+    pub fn unmark(&self) -> bool {
+        self.flags
+            .compare_exchange(RESET, 0, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Ring<M> {
     unreturned: usize,
     /// Entries were marked that are not there, since all was taken back the last time.
     bridged: bool,
+    /// The ring was seen empty, and nothing was marked since.
+    empty: bool,
 }
 
 /// How much is known of where KVM stands.
@@ -33,7 +35,7 @@ pub enum Course {
     Sure,
     /// It writes at `next`, but may want something back that lies before `oldest`.
     Doubtful,
-    /// Nothing, after an overflow, until all is taken back and what it writes then shows where that is.
+    /// Nothing, after an overflow, until the ring is seen empty and what it writes then shows where that is.
     Astray,
 }
 
@@ -42,7 +44,7 @@ pub enum Course {
 pub struct Look {
     /// Entries that were read.
     pub pages: u64,
-    /// The ring was full to its last entry: others may have been lost.
+    /// The ring was full to its last entry, or is not in order since it was: others may have been lost.
     pub overflow: bool,
 }
 
@@ -56,6 +58,7 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
             next: 0,
             unreturned: 0,
             bridged: false,
+            empty: false,
         }
     }
 
@@ -79,6 +82,7 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         if self.course == Course::Astray {
             return self.sweep(note);
         }
+        let sure = self.course == Course::Sure;
         if self.unreturned == 0 {
             self.oldest = self.next;
         }
@@ -91,15 +95,17 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
             self.unreturned += 1;
             self.next = self.after(self.next);
         }
-        let overflow = self.unreturned == self.size();
-        if overflow {
+        let full = self.unreturned == self.size();
+        if full {
             self.course = Course::Astray;
         }
+        let overflow = full || (!sure && pages > 0);
         Look { pages, overflow }
     }
 
-    /// Reads every entry that is written, wherever it is, and forgets what was known. If all had been taken back
-    /// before, then where the entries lie tells where KVM writes.
+    /// Reads every entry that is written, wherever it is, and forgets what was known. If the ring was empty before, then where
+    /// the entries lie tells where KVM writes. It has to have been: KVM may have written over entries that it then
+    /// took back for older ones, and so be ahead of the last one that is left.
     pub fn sweep(&mut self, note: &mut dyn FnMut(Place)) -> Look {
         self.course = Course::Astray;
         let in_use = |entry: &Entry| entry.state() != State::Unused;
@@ -107,11 +113,14 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         let (mut starts, mut ends) = (Vec::new(), Vec::new());
         let mut before = self.entries.last().is_some_and(in_use);
         for (at, entry) in self.entries.iter().enumerate() {
-            if let Some(place) = entry.read() {
+            // In use is what is marked when we leave it. An entry that KVM writes right now is not: it would be passed over
+            // for good, and KVM wait for it for good.
+            let place = entry.read();
+            let now = place.is_some() || entry.state() == State::Read;
+            if let Some(place) = place {
                 note(place);
                 pages += 1;
             }
-            let now = in_use(entry);
             used += usize::from(now);
             match (before, now) {
                 (false, true) => starts.push(at),
@@ -122,15 +131,16 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         }
         // KVM may have begun behind our back, and have gone on ahead of us.
         let begins = |start| !in_use(&self.entries[self.before(start)]);
-        if let (0, &[start], &[end]) = (self.unreturned, &starts[..], &ends[..])
+        if let (true, &[start], &[end]) = (self.empty, &starts[..], &ends[..])
             && begins(start)
         {
             (self.oldest, self.next) = (start, end);
             self.course = Course::Doubtful;
         }
         self.unreturned = used;
-        // More than one run is what an entry leaves that was taken back while it was written over.
-        let overflow = used == self.size() || starts.len() > 1;
+        self.empty = used == 0;
+        // As long as the ring is not in order, an entry may be written over while it is read.
+        let overflow = used > 0;
         Look { pages, overflow }
     }
 
@@ -143,7 +153,10 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         }
         let bridged = std::mem::take(&mut self.bridged);
         match self.course {
-            Course::Astray => return false,
+            Course::Astray => {
+                self.empty = self.is_empty();
+                return false;
+            }
             // Had KVM stood before them, it would not have come to them.
             Course::Doubtful if !bridged => self.course = Course::Sure,
             Course::Doubtful | Course::Sure => {}
@@ -152,15 +165,9 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         let overflow = self.entries[self.before(self.oldest)].state() == State::Written;
         if overflow {
             self.course = Course::Astray;
+            self.unreturned = self.left();
         }
         overflow
-    }
-
-    /// Whether KVM stands at an entry that was read and has been written over since, which it does not take back.
-    pub fn is_blocked(&self) -> bool {
-        self.course == Course::Sure
-            && self.unreturned > 0
-            && self.entries[self.oldest].state() == State::Written
     }
 
     /// KVM takes nothing back although there are entries to be taken: it wants something that lies before them and is not
@@ -177,11 +184,36 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         let Some(start) = start else {
             return false;
         };
-        self.oldest = self.before(start);
-        self.entries[self.oldest].pass_over();
+        let before = self.before(start);
+        if !self.entries[before].pass_over() {
+            return false;
+        }
+        self.oldest = before;
         self.unreturned += 1;
+        self.empty = false;
         self.bridged = true;
         true
+    }
+
+    /// Marks entries of an empty ring from `at` on, at most `count`, so that KVM goes past those of them that it wants back.
+    pub fn pass_over(&mut self, at: usize, count: usize) {
+        self.empty = false;
+        let marked = self.entries.iter().skip(at).take(count);
+        self.unreturned += marked.filter(|entry| entry.pass_over()).count();
+    }
+
+    /// Takes those marks off again. Says how many were still there. KVM must not be writing to this ring: its vCPU is not
+    /// in the guest.
+    pub fn unmark(&mut self) -> usize {
+        let left = self.entries.iter().filter(|entry| entry.unmark()).count();
+        self.unreturned = 0;
+        self.empty = self.is_empty();
+        left
+    }
+
+    fn is_empty(&self) -> bool {
+        let mut states = self.entries.iter().map(Entry::state);
+        states.all(|state| state == State::Unused)
     }
 
     /// How many entries that were read KVM has not taken back.

@@ -10,11 +10,13 @@ use migration::pages::{MemoryLayout, PageSet};
 
 use super::entry::Entry;
 use super::found::Found;
-use super::hand_back::hand_back;
+use super::hand_back::{hand_back, pass_over};
 use super::reader::{Course, Ring};
 
 /// A vCPU that found no room in its ring and nothing to clear out waits for so long before it tries again.
 const NOTHING_TO_CLEAR: Duration = Duration::from_millis(1);
+
+const OVERFLOW: &str = "a dirty ring was full to its last entry, and KVM may have left writes out";
 
 /// Tells KVM to take back what was read, and says how many entries that were.
 pub type Reset = dyn Fn() -> io::Result<u32> + Send + Sync;
@@ -53,20 +55,25 @@ impl<M: Deref<Target = [Entry]>> Inner<M> {
     }
 
     /// KVM says that a ring is full, and there is nothing in it. If it says so again, then there are entries where
-    /// none should be.
-    fn search(&mut self, vcpu: usize) {
+    /// none should be, or it counts some that were written over.
+    fn search(&mut self, vcpu: usize, reset: &Reset) -> io::Result<()> {
         let Self {
             rings,
             stalled,
             found,
         } = self;
         let (Some(ring), Some(stalled)) = (rings.get_mut(vcpu), stalled.get_mut(vcpu)) else {
-            return;
+            return Ok(());
         };
-        if std::mem::replace(stalled, true) {
-            ring.sweep(&mut |place| found.note(vcpu, place));
-            found.overflowed(vcpu);
+        if !std::mem::replace(stalled, true) {
+            return Ok(());
         }
+        ring.sweep(&mut |place| found.note(vcpu, place));
+        found.overflowed(vcpu);
+        if ring.unreturned() == 0 && pass_over(rings, vcpu, reset)? {
+            found.lose(OVERFLOW);
+        }
+        Ok(())
     }
 
     fn read_all(&mut self) {
@@ -76,10 +83,17 @@ impl<M: Deref<Target = [Entry]>> Inner<M> {
     }
 
     fn hand_back(&mut self, reset: &Reset) -> io::Result<()> {
-        let Self { rings, found, .. } = self;
+        let Self {
+            rings,
+            stalled,
+            found,
+        } = self;
+        for (stalled, ring) in stalled.iter_mut().zip(&*rings) {
+            *stalled &= ring.unreturned() == 0;
+        }
         let overflow = hand_back(rings, reset, &mut |vcpu, place| found.note(vcpu, place));
         if overflow? {
-            found.lose("a dirty ring was full to its last entry, and KVM may have left writes out");
+            found.lose(OVERFLOW);
         }
         Ok(())
     }
@@ -104,17 +118,19 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For a vCPU that left the guest because its ring is full, by its own thread: clears it out. The others go on.
+    /// For a vCPU that left the guest because its ring is full, by its own thread: clears it out. The others go on. For no
+    /// other reason: a ring that is said to be full time and again, and is not, would be brought out of order.
     pub fn make_room(&self, vcpu: usize) {
         let mut inner = self.lock();
         let entries = inner.read(vcpu);
         let waiting = inner.rings.get(vcpu).map_or(0, Ring::unreturned);
         // The collector may have come before us, once.
         let nothing = entries == 0 && waiting == 0;
-        if nothing {
-            inner.search(vcpu);
-        }
-        if let Err(error) = inner.hand_back(&*self.reset) {
+        let searched = match nothing {
+            true => inner.search(vcpu, &*self.reset),
+            false => Ok(()),
+        };
+        if let Err(error) = searched.and_then(|()| inner.hand_back(&*self.reset)) {
             // The next take meets the same, and tells who waits for it.
             tracing::debug!("make room in the dirty ring of vCPU {vcpu}: {error}");
         }

@@ -1,6 +1,6 @@
 //! Rings in plain memory, read as one would expect, out of step, full of garbage, and by all at once.
 
-mod model;
+pub mod model;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::entry::{Place, State};
 use super::reader::{Look, Ring};
 use super::rings::Rings;
-use model::{Move, PAGES, RESERVE, SIZE, Shared, Side, entries, place};
+use model::{Meanwhile, Move, PAGES, RESERVE, SIZE, Shared, Side, Writes, entries, place};
 
 /// What a look into a ring finds.
 fn read(ring: &mut Ring<Shared>) -> (Vec<u64>, Look) {
@@ -60,23 +60,27 @@ fn what_was_read_stays_in_the_ring_until_it_is_taken_back() {
 #[derive(Debug, Clone)]
 enum Step {
     /// A vCPU writes to neighbouring pages; KVM may notice a full ring late.
-    Write {
-        vcpu: usize,
-        first: u64,
-        count: u64,
-        late: usize,
-    },
+    Write(Writes),
+    /// The same, but while the rings are being read.
+    Meanwhile(Meanwhile),
     Collect,
     Round,
-    /// A vCPU leaves the guest although there is room.
+    /// A vCPU leaves the guest although there is room by now.
     MakeRoom(usize),
     Count,
 }
 
 fn step(late: std::ops::Range<usize>) -> impl Strategy<Value = Step> {
-    let write = (0usize..2, 0..PAGES, 1..200u64, late);
+    let writes =
+        (0usize..2, 0..PAGES, 1..200u64, late).prop_map(|(vcpu, first, count, late)| Writes {
+            vcpu,
+            first,
+            count,
+            late,
+        });
     prop_oneof![
-        4 => write.prop_map(|(vcpu, first, count, late)| Step::Write { vcpu, first, count, late }),
+        4 => writes.clone().prop_map(Step::Write),
+        4 => (0..2 * SIZE, writes).prop_map(|(looks, writes)| Step::Meanwhile(Meanwhile { looks, writes })),
         2 => Just(Step::Collect),
         1 => Just(Step::Round),
         1 => (0usize..2).prop_map(Step::MakeRoom),
@@ -89,17 +93,18 @@ fn play(steps: &[Step]) -> Move {
     let mut written = vec![0, 0];
     for step in steps {
         match *step {
-            Step::Write {
+            Step::Write(Writes {
                 vcpu,
                 first,
                 count,
                 late,
-            } => {
+            }) => {
                 (first..first + count).for_each(|page| moved.write(vcpu, page % PAGES, late));
             }
+            Step::Meanwhile(what) => moved.meanwhile(what),
             Step::Collect => moved.rings.collect(),
             Step::Round => drop(moved.round()),
-            Step::MakeRoom(vcpu) => moved.rings.make_room(vcpu),
+            Step::MakeRoom(vcpu) => moved.make_room_too_late(vcpu),
             Step::Count => {
                 let now = moved.rings.written();
                 assert!(now.iter().zip(&written).all(|(now, before)| now >= before));
@@ -236,4 +241,51 @@ fn rings_full_of_garbage_are_an_error_or_everything() {
     rings.make_room(0);
     rings.make_room(7);
     rings.collect();
+}
+
+/// A guest whose first vCPU's ring has overflowed, was emptied, and is not in order yet.
+fn overflowed(lost: usize) -> Move {
+    let moved = Move::new(2);
+    (0..(SIZE + lost) as u64).for_each(|page| moved.write(0, page, RESERVE + lost));
+    moved.round();
+    moved
+}
+
+/// An entry that is written just when the reader looks at it must not be taken for one that was read: KVM would wait for
+/// it for good, and the reader beyond it.
+#[test]
+fn an_entry_that_is_written_during_the_search_is_found() {
+    for looks in 0..3 * SIZE {
+        for (lost, count) in [(0, 1), (0, 2), (0, SIZE as u64 + 9), (16, 1), (16, 50)] {
+            let moved = overflowed(lost);
+            let writes = Writes {
+                vcpu: 0,
+                first: 200,
+                count,
+                late: 2 * RESERVE,
+            };
+            // So that KVM takes something back in any case.
+            moved.write(1, 900, 0);
+            moved.meanwhile(Meanwhile { looks, writes });
+            moved.rings.collect();
+            (300..500).for_each(|page| moved.write(0, page, 0));
+            moved.ends_whole();
+        }
+    }
+}
+
+/// KVM counts entries that were all written over, so many that the vCPU may not go on, and nothing shows where it stands.
+#[test]
+fn a_full_ring_without_entries_is_passed_over() {
+    for taken in 0..SIZE {
+        for lost in [SIZE - RESERVE, SIZE, 3 * SIZE + 5] {
+            let moved = overflowed(16);
+            {
+                let side = &mut moved.vm.lock().unwrap().sides[0];
+                (side.taken, side.written) = (7 * SIZE + taken, 7 * SIZE + taken + lost);
+            }
+            (300..500).for_each(|page| moved.write(0, page, 0));
+            moved.ends_whole();
+        }
+    }
 }

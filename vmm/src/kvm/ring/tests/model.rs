@@ -1,7 +1,8 @@
 //! A KVM that does to rings in plain memory what Linux does (virt/kvm/dirty_ring.c), overflows included, and a guest whose
 //! pages are sent as a move sends them.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use migration::guest::GuestError;
@@ -75,10 +76,85 @@ pub struct Vm {
     pub sides: Vec<Side>,
     pub open: BTreeSet<u64>,
     pub memory: Vec<u64>,
+    /// What the vCPUs write while the rings are being read and handed back, one after the other.
+    meanwhile: VecDeque<Meanwhile>,
+    /// The vCPU that is not in the guest, as it makes room.
+    outside: Option<usize>,
     resets: usize,
 }
 
+/// What happens after so many looks at entries, counted since the one before.
+#[derive(Debug, Clone, Copy)]
+pub struct Meanwhile {
+    pub looks: usize,
+    pub writes: Writes,
+}
+
+thread_local! {
+    static WATCHED: RefCell<Option<Arc<Mutex<Vm>>>> = const { RefCell::new(None) };
+}
+
+/// To be called at each look at an entry: in between, vCPUs write.
+pub fn somebody_looks() {
+    WATCHED.with_borrow(|vm| {
+        // KVM's own looks are made with the lock held.
+        if let Some(vm) = vm
+            && let Ok(mut vm) = vm.try_lock()
+        {
+            vm.go_on();
+        }
+    });
+}
+
+/// A vCPU writes to neighbouring pages, as long as it may.
+#[derive(Debug, Clone, Copy)]
+pub struct Writes {
+    pub vcpu: usize,
+    pub first: u64,
+    pub count: u64,
+    /// So many writes late KVM notices that the ring is full.
+    pub late: usize,
+}
+
 impl Vm {
+    /// A vCPU writes to a page. `false`: it has to leave the guest first.
+    pub fn write(&mut self, vcpu: usize, page: u64, late: usize) -> bool {
+        let may = self.sides[vcpu].used() < SIZE - RESERVE + late;
+        if may {
+            if self.open.insert(page) {
+                let slot = u32::from(page >= PAGES / 2);
+                let offset = page % (PAGES / 2);
+                self.sides[vcpu].push(Place { slot, offset });
+            }
+            self.memory[index(page)] += 1;
+        }
+        may
+    }
+
+    fn go_on(&mut self) {
+        let Some(Meanwhile { looks, writes }) = self.meanwhile.front_mut() else {
+            return;
+        };
+        if *looks > 0 {
+            *looks -= 1;
+            return;
+        }
+        let Writes {
+            vcpu,
+            first,
+            count,
+            late,
+        } = *writes;
+        self.meanwhile.pop_front();
+        if self.outside != Some(vcpu) {
+            let mut pages = first..first + count;
+            while pages
+                .next()
+                .is_some_and(|page| self.write(vcpu, page % PAGES, late))
+            {}
+        }
+    }
+
     pub fn reset(&mut self) -> u32 {
         self.resets += 1;
         let most = match self.resets % 8 {
@@ -121,6 +197,8 @@ impl Move {
             sides: shared.iter().cloned().map(Side::new).collect(),
             open: BTreeSet::new(),
             memory: vec![0; index(PAGES)],
+            meanwhile: VecDeque::new(),
+            outside: None,
             resets: 0,
         }));
         let theirs = vm.clone();
@@ -137,19 +215,31 @@ impl Move {
     pub fn write(&self, vcpu: usize, page: u64, late: usize) {
         for attempt in 0.. {
             assert!(attempt < 100, "the ring of vCPU {vcpu} stays full");
-            let mut vm = self.vm.lock().unwrap();
-            if vm.sides[vcpu].used() < SIZE - RESERVE + late {
-                if vm.open.insert(page) {
-                    let slot = u32::from(page >= PAGES / 2);
-                    let offset = page % (PAGES / 2);
-                    vm.sides[vcpu].push(Place { slot, offset });
-                }
-                vm.memory[index(page)] += 1;
+            if self.vm.lock().unwrap().write(vcpu, page, late) {
                 return;
             }
-            drop(vm);
-            self.rings.make_room(vcpu);
+            self.make_room(vcpu);
         }
+    }
+
+    fn make_room(&self, vcpu: usize) {
+        self.vm.lock().unwrap().outside = Some(vcpu);
+        self.rings.make_room(vcpu);
+        self.vm.lock().unwrap().outside = None;
+    }
+
+    /// A vCPU leaves the guest because its ring is full, and the collector comes before it.
+    pub fn make_room_too_late(&self, vcpu: usize) {
+        if self.vm.lock().unwrap().sides[vcpu].used() >= SIZE - RESERVE {
+            self.rings.collect();
+            self.make_room(vcpu);
+        }
+    }
+
+    /// Lets vCPUs write while this thread looks at entries.
+    pub fn meanwhile(&self, what: Meanwhile) {
+        self.vm.lock().unwrap().meanwhile.push_back(what);
+        WATCHED.set(Some(self.vm.clone()));
     }
 
     /// A round: takes the log, then reads the pages. Says which.
@@ -170,9 +260,10 @@ impl Move {
 
     /// With all vCPUs stopped, one more round has to bring what is missing.
     pub fn ends_whole(&self) {
+        self.vm.lock().unwrap().meanwhile.clear();
         self.round();
         let (vm, arrived) = (self.vm.lock().unwrap(), self.arrived.lock().unwrap());
-        assert_eq!(vm.memory, *arrived);
+        assert!(vm.memory == *arrived, "pages are missing");
         assert!(
             vm.open.is_empty(),
             "writes to {:?} would go unseen",
