@@ -46,7 +46,7 @@ pub struct Args {
     target: Option<Target>,
 
     /// How long to watch the guest, 1 ms to 64 s [default: 8s]
-    #[arg(long, value_name = "TIME", requires = "control")]
+    #[arg(long, value_name = "TIME", conflicts_with = "memory")]
     watch: Option<Span>,
 
     #[command(flatten)]
