@@ -24,4 +24,4 @@ pub use model::{Bursts, GuestModel, Part, Writing};
 pub use prediction::{Estimate, Prediction, Verdict, predict};
 pub use question::{LinkModel, Memory, Question, Spread};
 pub use simulation::{Setting, Simulated, simulate};
-pub use survey::survey;
+pub use survey::{Survey, survey};

@@ -81,6 +81,9 @@ pub struct Question {
     pub memory: Memory,
     /// What it writes.
     pub writes: Writes,
+    /// Where in its memory it writes: the share of the pages that are never written which lie before those that are, 0 to
+    /// 1; `None` for not known. What is sent late in the first round is written less often behind it.
+    pub before: Option<f64>,
     /// The share of its time that the busiest vCPU runs, above 0 and at most 1; see [`GuestModel::busy`].
     pub busy: f64,
     /// The way to the destination.
@@ -100,6 +103,7 @@ impl Question {
         Self {
             memory,
             writes,
+            before: None,
             busy: 1.0,
             link,
             options,

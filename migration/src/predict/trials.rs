@@ -41,7 +41,8 @@ impl Trials {
         } else {
             let mut random = Random::new(question.seed);
             let mut run = |writes: &[Part], bandwidth: u64| {
-                let guest = question.guest(writes, random.unit());
+                let anywhere = random.unit();
+                let guest = question.guest(writes, question.before.unwrap_or(anywhere));
                 let setting = Setting {
                     seed: random.seed(),
                     grain: GRAIN,

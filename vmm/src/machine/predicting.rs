@@ -7,8 +7,8 @@ use std::time::Instant;
 use migration::cancel::{CancelToken, Cancelled};
 use migration::dirty_rate::{self, RateError};
 use migration::guest::{GuestRam, RunningGuest};
-use migration::pages::MemoryLayout;
-use migration::predict::{Curve, Estimate, Memory, Question, predict, survey};
+use migration::pages::{MemoryLayout, PageSet};
+use migration::predict::{Curve, Estimate, Memory, Question, Survey, predict, survey};
 use migration::probe::{self, Measured, ProbeError};
 use thiserror::Error;
 
@@ -115,8 +115,8 @@ impl Study<'_> {
     ) -> Result<Question, PredictError> {
         let options = self.request.wanted.options();
         let target = connector(&self.request.wanted.target);
-        let (curve, busy) = self.watch(tell)?;
-        let memory = survey(self.ram, self.layout)?;
+        let (curve, busy, pages) = self.watch(tell)?;
+        let Survey { memory, before } = survey(self.ram, self.layout, &pages)?;
         let Memory {
             bytes,
             touched,
@@ -135,16 +135,17 @@ impl Study<'_> {
         let writes = curve.fit(touched.max(written(&curve)));
         Ok(Question {
             busy,
+            before,
             by_descriptor: target.is_local(),
             ..Question::new(memory, writes, measured.link, options)
         })
     }
 
-    /// How the guest writes, and how busy its busiest vCPU is meanwhile, above 0 and at most 1.
+    /// How the guest writes, how busy its busiest vCPU is meanwhile, above 0 and at most 1, and which pages it wrote.
     fn watch(
         &self,
         tell: &mut dyn FnMut(PredictEvent) -> bool,
-    ) -> Result<(Curve, f64), PredictError> {
+    ) -> Result<(Curve, f64, PageSet), PredictError> {
         let lengths = dirty_rate::windows(self.request.watch().longest());
         let mut windows = Vec::new();
         let mut heard = true;
@@ -155,14 +156,14 @@ impl Study<'_> {
             heard = tell(PredictEvent::Window { window });
             heard
         };
-        dirty_rate::measure(self.log, self.layout, &lengths, self.cancel, &mut hear)?;
+        let pages = dirty_rate::measure(self.log, self.layout, &lengths, self.cancel, &mut hear)?;
         let watched = began.elapsed();
         listening(heard)?;
         let ran =
             (before.iter().zip(ran())).filter_map(|(before, now)| now?.checked_sub((*before)?));
         let most = ran.max().unwrap_or(watched).as_secs_f64();
         let busy = (most / watched.as_secs_f64().max(1e-6)).clamp(0.01, 1.0);
-        Ok((Curve::measured(&windows)?, busy))
+        Ok((Curve::measured(&windows)?, busy, pages))
     }
 }
 

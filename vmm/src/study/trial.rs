@@ -15,6 +15,7 @@ use super::case::{Case, Tracking};
 use super::host::Host;
 use super::netns::NetnsError;
 use super::place::Place;
+use super::warm::warm;
 use crate::config::{ConfigError, Target};
 use crate::control::client::ClientError;
 use crate::control::{MigrateRequest, MoveEvent, PredictEvent, PredictRequest};
@@ -192,15 +193,6 @@ fn request(case: &Case, place: &Place, target: Target) -> MigrateRequest {
         insecure_plaintext: place.leaves_loopback(),
         ..MigrateRequest::to(target)
     }
-}
-
-/// Touches and frees so much memory: where the host is a guest itself that gives free memory back, memory that has
-/// rested is many times slower at its first touch, and that is not what a study of links is about.
-fn warm(bytes: u64) {
-    let Ok(bytes) = usize::try_from(bytes) else {
-        return;
-    };
-    std::hint::black_box(vec![1u8; bytes]);
 }
 
 /// Checks a guest that runs on.
