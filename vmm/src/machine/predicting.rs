@@ -2,7 +2,7 @@
 //! predicts. Nothing of the guest changes; it runs on, a little slower while it is watched.
 
 use std::sync::mpsc::{self, Receiver};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use migration::cancel::{CancelToken, Cancelled};
 use migration::dirty_rate::{self, RateError};
@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::outgoing::connector;
 use super::supervisor::{FromThread, Notifier, chain};
 use crate::control::{PredictEvent, PredictRequest};
+use crate::vcpu::CpuClock;
 use crate::vm::RunningVm;
 
 /// Why there is no prediction.
@@ -66,6 +67,7 @@ pub fn spawn(
     let (asker, events) = mpsc::channel();
     let log = vm.dirty_log();
     let (ram, layout) = (vm.ram().clone(), vm.describe().layout);
+    let clocks = vm.cpu_clocks();
     let request = request.clone();
     let predict = move || {
         let mut tell = |event| asker.send(event).is_ok();
@@ -73,6 +75,7 @@ pub fn spawn(
             log: &*log,
             ram: &ram,
             layout: &layout,
+            clocks: &clocks,
             request: &request,
             cancel: &cancel,
         };
@@ -99,6 +102,7 @@ struct Study<'a> {
     log: &'a dyn migration::dirty::DirtyLog,
     ram: &'a GuestRam,
     layout: &'a MemoryLayout,
+    clocks: &'a [CpuClock],
     request: &'a PredictRequest,
     cancel: &'a CancelToken,
 }
@@ -145,22 +149,18 @@ impl Study<'_> {
         let lengths = dirty_rate::windows(self.request.watch().longest());
         let mut windows = Vec::new();
         let mut heard = true;
-        let (before, began) = (vcpu_times(), Instant::now());
+        let ran = || self.clocks.iter().map(|clock| clock.now());
+        let (before, began): (Vec<_>, _) = (ran().collect(), Instant::now());
         let mut hear = |window| {
             windows.push(window);
             heard = tell(PredictEvent::Window { window });
             heard
         };
         let pages = dirty_rate::measure(self.log, self.layout, &lengths, self.cancel, &mut hear)?;
-        let (after, watched) = (vcpu_times(), began.elapsed());
+        let watched = began.elapsed();
         listening(heard)?;
-        let ran = before
-            .iter()
-            .zip(&after)
-            .map(|((name, before), (same, after))| match name == same {
-                true => after.saturating_sub(*before),
-                false => Duration::ZERO,
-            });
+        let ran =
+            (before.iter().zip(ran())).filter_map(|(before, now)| now?.checked_sub((*before)?));
         let most = ran.max().unwrap_or(watched).as_secs_f64();
         let busy = (most / watched.as_secs_f64().max(1e-6)).clamp(0.01, 1.0);
         Ok((Curve::measured(&windows)?, busy, pages))
@@ -191,25 +191,4 @@ fn of_link(measured: &Measured) -> PredictEvent {
         streams: measured.streams,
         probe_bytes: measured.bytes,
     }
-}
-
-/// How long each vCPU thread of this process has had a processor (Documentation/scheduler/sched-stats.rst:
-/// /proc/PID/schedstat), in the order of their names; none where the kernel does not count that.
-fn vcpu_times() -> Vec<(String, Duration)> {
-    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else {
-        return Vec::new();
-    };
-    let time = |task: std::io::Result<std::fs::DirEntry>| {
-        let path = task.ok()?.path();
-        let name = std::fs::read_to_string(path.join("comm")).ok()?;
-        if !name.starts_with("vcpu-") {
-            return None;
-        }
-        let stat = std::fs::read_to_string(path.join("schedstat")).ok()?;
-        let nanos = stat.split_whitespace().next()?.parse().ok()?;
-        Some((name, Duration::from_nanos(nanos)))
-    };
-    let mut times: Vec<_> = tasks.filter_map(time).collect();
-    times.sort();
-    times
 }

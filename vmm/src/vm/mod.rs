@@ -36,7 +36,7 @@ use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::kvm::vm_state;
 use crate::memory;
-use crate::vcpu::{EventSender, Throttle, VcpuHandle};
+use crate::vcpu::{CpuClock, EventSender, Throttle, VcpuHandle};
 
 pub use blank::{BlankVm, Making};
 pub use devices::Backend;
@@ -187,6 +187,11 @@ impl RunningVm {
     /// What may be used without owning the VM.
     pub fn view(&self) -> View {
         self.core.view(&self.devices)
+    }
+
+    /// How long each vCPU has had a processor, to be read at any time.
+    pub fn cpu_clocks(&self) -> Vec<CpuClock> {
+        self.core.vcpus.iter().map(VcpuHandle::cpu_clock).collect()
     }
 
     /// Whether the guest counts its work, so that readings of that make sense.
