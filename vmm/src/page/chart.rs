@@ -8,7 +8,7 @@ use maud::{Markup, PreEscaped, html};
 /// The drawing's size in its own units; on the page it is as wide as there is room.
 const SIZE: (f64, f64) = (440.0, 260.0);
 /// Room around the plot: left, right, above, below.
-const MARGIN: (f64, f64, f64, f64) = (50.0, 12.0, 10.0, 44.0);
+const MARGIN: (f64, f64, f64, f64) = (58.0, 12.0, 10.0, 44.0);
 /// About so many marks on an axis.
 const TICKS: f64 = 5.0;
 
