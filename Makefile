@@ -38,6 +38,10 @@ study: deps build ## run real moves at many loads under each policy, predict eac
 study-full: deps build ## the whole product of loads, policies and limits; many hours, goes on where it was
 	$(FERRY) study integration-tests/studies/study-full.toml --out target/study-full
 
+.PHONY: figures
+figures: deps build ## published figures beside Ferry's: measure, predict, write docs/figures.md; about 15 minutes
+	$(CARGO) run --release --quiet -p integration-tests --bin figures
+
 .PHONY: lint
 lint: ## formatting, clippy, licences and advisories of dependencies
 	$(CARGO) fmt --all --check

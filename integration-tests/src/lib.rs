@@ -6,6 +6,7 @@
 pub mod bench;
 mod error;
 pub mod ferry;
+pub mod figures;
 pub mod nested;
 pub mod programs;
 

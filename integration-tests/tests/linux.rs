@@ -68,6 +68,8 @@ fn move_into(source: &mut Ferry, destination: Ferry, address: &str) -> (Ferry, V
         .completed()
         .unwrap();
     println!("{}", moved.stdout);
+    // It counts no work.
+    assert_eq!(moved.report["guest_work_lost_percent"], Value::Null);
     let status = source.wait_end(STEP).unwrap();
     assert_eq!(status.code(), Some(0), "{}", source.messages().tail());
     (destination, moved.report)

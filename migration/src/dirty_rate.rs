@@ -57,7 +57,8 @@ pub fn windows(longest: Duration) -> Vec<Duration> {
 }
 
 /// Watches a guest for the longest of `windows`, which ascend, and tells each as it ends. Ends early, without an
-/// error, when `tell` says that nobody listens any more. The log is off before and after.
+/// error, when `tell` says that nobody listens any more. The log is off before and after. Gives the pages that were
+/// written.
 ///
 /// # Errors
 /// The log cannot be used, or the measurement was cancelled; the guest runs on.
@@ -67,12 +68,13 @@ pub fn measure(
     windows: &[Duration],
     cancel: &CancelToken,
     tell: &mut dyn FnMut(Window) -> bool,
-) -> Result<(), RateError> {
+) -> Result<PageSet, RateError> {
     log.start()?;
     let watched = watch(log, layout, windows, cancel, tell);
     let stopped = log.stop();
-    watched?;
-    Ok(stopped?)
+    let written = watched?;
+    stopped?;
+    Ok(written)
 }
 
 fn watch(
@@ -81,7 +83,7 @@ fn watch(
     windows: &[Duration],
     cancel: &CancelToken,
     tell: &mut dyn FnMut(Window) -> bool,
-) -> Result<(), RateError> {
+) -> Result<PageSet, RateError> {
     let mut written = PageSet::empty(layout.pages());
     log.take(&mut written)?;
     for piece in written.pieces(layout, ARMED) {
@@ -105,7 +107,7 @@ fn watch(
             break;
         }
     }
-    Ok(())
+    Ok(written)
 }
 
 #[cfg(test)]

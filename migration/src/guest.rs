@@ -13,6 +13,7 @@ use crate::dirty::DirtyLog;
 use crate::marks::Marks;
 use crate::pages::MemoryLayout;
 use crate::state::VmState;
+use crate::work::{Baseline, VcpuWork};
 
 /// Guest memory. Its [`Marks`] are the VMM's own half of the dirty log: every write of the VMM itself makes one,
 /// since KVM's log only knows what vCPUs write.
@@ -118,6 +119,9 @@ pub trait RunningGuest: Send + Sized {
     fn throttled(&self) -> Vec<Duration>;
     /// Its heartbeats, if it is a guest that reports them. Asking begins the search for the largest gap anew.
     fn heartbeat(&self) -> Option<Heartbeat>;
+    /// What it did lately, if it is a guest that counts its work and has run for long enough. Asked at the beginning of a
+    /// move, before anything is done to it; what it does from then on is no baseline, so asking begins that anew.
+    fn work(&self) -> Option<Baseline>;
     /// Stops vCPUs and devices: on return nothing of the guest writes memory any more.
     ///
     /// # Errors
@@ -138,6 +142,8 @@ pub trait PausedGuest: Send + Sized {
     fn heartbeat(&self) -> Option<Heartbeat>;
     /// As [`RunningGuest::throttled`].
     fn throttled(&self) -> Vec<Duration>;
+    /// What each vCPU has done, if it is a guest that counts its work. Asked in the blackout: must be quick.
+    fn work(&self) -> Option<Vec<VcpuWork>>;
     /// All state besides memory. May be called again; the guest stays able to resume.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use crate::dirty::Tracking;
 use crate::guest::Heartbeat;
 use crate::options::Options;
 use crate::wire::frame::Figures;
+use crate::work::Lost;
 
 /// How a move ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,8 +117,13 @@ pub struct Report {
     pub largest_gap_ms: Option<f64>,
     /// How long each vCPU was kept from running by throttling, in the whole move.
     pub throttled_ms: Vec<f64>,
-    /// How much less the guest got done during the move, where it was measured.
+    /// How much less the guest got done from the beginning of the move to its first instruction on the destination than
+    /// in so much time before it, in a guest that counts its work: the mean of `vcpu_work_lost_percent`.
     pub guest_work_lost_percent: Option<f64>,
+    /// The same by vCPU; `null` for one that did nothing before the move. Empty where nothing is counted.
+    pub vcpu_work_lost_percent: Vec<Option<f64>>,
+    /// The same in what each vCPU did per second of its processor time: 0 for one that merely had to share its core.
+    pub vcpu_work_per_cpu_s_lost_percent: Vec<Option<f64>>,
     /// How long the comparison of both memories took, where it was asked for.
     pub verify_ms: Option<f64>,
     /// One entry a round.
@@ -160,6 +166,8 @@ impl Report {
             largest_gap_ms: None,
             throttled_ms: Vec::new(),
             guest_work_lost_percent: None,
+            vcpu_work_lost_percent: Vec::new(),
+            vcpu_work_per_cpu_s_lost_percent: Vec::new(),
             verify_ms: None,
             rounds: Vec::new(),
             memory_bytes: 0,
@@ -172,6 +180,13 @@ impl Report {
             streams: 1,
             mean_bandwidth_bytes_per_s: 0,
         }
+    }
+
+    /// Adds what the guest got done less.
+    pub(crate) fn work(&mut self, lost: Lost) {
+        self.guest_work_lost_percent = lost.guest;
+        self.vcpu_work_lost_percent = lost.vcpus;
+        self.vcpu_work_per_cpu_s_lost_percent = lost.per_cpu_s;
     }
 
     /// Adds what the guest's own heartbeats say of the blackout. Both ends' times can be compared only if

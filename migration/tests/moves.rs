@@ -11,6 +11,7 @@ use migration::guest::RunningGuest;
 use migration::options::{OnTimeout, Options, StateCosts, ThrottlePolicy};
 use migration::report::{BlackoutClock, Outcome, Report};
 use migration::source::After;
+use migration::work::{Baseline, VcpuWork};
 use support::run::{back, options, receiving, send, tcp_pair, travel, verify};
 use support::{Faults, World, Writer, boot, unbooted};
 
@@ -175,6 +176,42 @@ fn a_guest_that_writes_faster_than_the_link_is_throttled_until_it_fits() {
         let slept: f64 = report.rounds.iter().map(|r| r.throttled_ms[1]).sum();
         assert!(slept > 0.0 && (report.throttled_ms[1] - slept).abs() < 0.01);
         verify(&world, arrived.unwrap());
+    }
+}
+
+#[test]
+fn what_a_guest_got_done_less_is_reported_where_it_counts() {
+    let work = |done, cpu_ms| VcpuWork {
+        done,
+        cpu: Duration::from_millis(cpu_ms),
+    };
+    let baseline = Baseline {
+        over: Duration::from_secs(1),
+        before: vec![work(0, 0), work(0, 0), work(5, 0)],
+        now: vec![work(1000, 500), work(1000, 1000), work(5, 0)],
+    };
+    // The first does nothing in a second of processor time, the second more than it can have; whatever the move takes.
+    let at_pause = vec![work(1000, 1500), work(1 << 40, 2000), work(5, 0)];
+    let world = World::idle(&[4]);
+    *world.work.lock().unwrap() = Some((baseline.clone(), at_pause.clone()));
+    let (moved, _arrived) = travel(&world, boot(&world), &options());
+    let expected = [Some(100.0), Some(0.0), None];
+    assert_eq!(moved.report.guest_work_lost_percent, Some(50.0));
+    assert_eq!(moved.report.vcpu_work_lost_percent, expected);
+    assert_eq!(moved.report.vcpu_work_per_cpu_s_lost_percent, expected);
+
+    let not_there = Faults {
+        load: true,
+        ..Faults::default()
+    };
+    for (counts, faults) in [(true, not_there), (false, Faults::default())] {
+        let world = World::new(&[4], Writer::default(), faults);
+        *world.work.lock().unwrap() = counts.then(|| (baseline.clone(), at_pause.clone()));
+        let (moved, _arrived) = travel(&world, boot(&world), &options());
+        assert_eq!(moved.report.outcome == Outcome::Failed, counts);
+        assert_eq!(moved.report.guest_work_lost_percent, None);
+        assert!(moved.report.vcpu_work_lost_percent.is_empty());
+        assert!(moved.report.vcpu_work_per_cpu_s_lost_percent.is_empty());
     }
 }
 

@@ -116,7 +116,7 @@ fn other_programs_are_recognized_by_the_receiver() {
 fn another_version_is_refused_on_both_sides_with_both_versions() {
     let (reason, _) = source_against(future(), false, &options());
     assert!(
-        reason.contains("versions 8 to 9") && reason.contains("1 to 1"),
+        reason.contains("versions 8 to 9") && reason.contains("1 to 2"),
         "{reason}"
     );
     let (error, heard) = receiver_against(&World::idle(&[2]), future(), false);

@@ -10,7 +10,7 @@ use migration::pack::Codec;
 use migration::pages::{MemoryLayout, REGION_ALIGN, Region};
 use migration::state::{Kind, Section, VmState};
 use migration::wire::codec::{self, FrameError, HEADER, Header};
-use migration::wire::frame::{Figures, Frame, Hello, Live, MAX_RUNS, Run};
+use migration::wire::frame::{Figures, Frame, Hello, Live, MAX_FILLER, MAX_RUNS, Run};
 use migration::wire::preamble;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -100,6 +100,11 @@ fn samples() -> Vec<Frame> {
             session: *b"0123456789abcdef",
             index: 3,
         },
+        Frame::Probe {
+            session: *b"0123456789abcdef",
+            streams: 2,
+        },
+        Frame::Filler { bytes: 0x0001_0203 },
         Frame::Ping(0x0102_0304_0506_0708),
         Frame::Pong(7),
         Frame::Pages {
@@ -153,8 +158,17 @@ fn unhex(text: &str) -> Vec<u8> {
     text.split_whitespace().map(byte).collect()
 }
 
+/// The bytes of a frame, in the version that it first came with.
 fn golden(name: &str) -> String {
-    let name = format!("v1-{}.hex", name.to_lowercase());
+    let since = match name {
+        "PROBE" | "FILLER" => 2,
+        _ => 1,
+    };
+    kept(since, name)
+}
+
+fn kept(version: u16, name: &str) -> String {
+    let name = format!("v{version}-{}.hex", name.to_lowercase());
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(name);
@@ -165,7 +179,13 @@ fn golden(name: &str) -> String {
 /// they meant. To add a frame, add its file; a file that is there never changes.
 #[test]
 fn golden_bytes() {
-    assert_eq!(golden("preamble"), hex(&preamble::ours()), "preamble");
+    let ours = kept(preamble::VERSION, "preamble");
+    assert_eq!(ours, hex(&preamble::ours()), "preamble");
+    for version in preamble::OLDEST..=preamble::VERSION {
+        let theirs = unhex(&kept(version, "preamble"));
+        let agreed = preamble::agree(theirs.try_into().unwrap(), "an old one");
+        assert_eq!(agreed, Ok(version));
+    }
     for frame in samples() {
         let name = frame.name();
         assert_eq!(golden(name), hex(&encode(&frame)), "{name}");
@@ -240,6 +260,10 @@ fn what_is_too_large_is_neither_sent_nor_read() {
     ] {
         let runs = vec![run];
         assert!(decode(&encode(&Frame::Zero { round: 0, runs })).is_err());
+    }
+    // More filler than there may be, and none at all.
+    for bytes in [MAX_FILLER + 1, 0] {
+        assert!(decode(&encode(&Frame::Filler { bytes })).is_err());
     }
     // 257 pages packed; a codec that nobody knows; more packed than unpacked, nothing at all.
     let packed = |pages, bytes| Frame::Packed {

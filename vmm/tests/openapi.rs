@@ -5,14 +5,18 @@ use std::collections::BTreeSet;
 
 use migration::dirty::Tracking;
 use migration::dirty_rate::Window;
+use migration::options::Options;
+use migration::predict::{
+    Estimate, LinkModel, Memory, Part, Prediction, Question, Writes, predict,
+};
 use migration::report::{Blackout, BlackoutClock, Outcome, Report, Round};
 use serde::Serialize;
 use serde_json::{Value, json};
 use vmm::config::Target;
 use vmm::control::{
     Compress, DeviceStatus, DirtyLogStatus, DirtyRateRequest, Happening, HeartbeatStatus, LastMove,
-    MemoryRegion, MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, RateEvent, State,
-    Status, Throttle, routes,
+    MemoryRegion, MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, PredictEvent,
+    PredictRequest, RateEvent, State, Status, Throttle, routes,
 };
 
 fn document() -> Value {
@@ -156,6 +160,8 @@ fn report() -> Report {
         largest_gap_ms: Some(20.5),
         throttled_ms: vec![0.0, 12.5],
         guest_work_lost_percent: Some(1.0),
+        vcpu_work_lost_percent: vec![Some(1.0), None],
+        vcpu_work_per_cpu_s_lost_percent: vec![Some(0.0), None],
         verify_ms: Some(3.0),
         rounds: vec![round()],
         memory_bytes: 1 << 30,
@@ -183,6 +189,8 @@ fn bare_report() -> Report {
         guest_gap_ms: None,
         largest_gap_ms: None,
         guest_work_lost_percent: None,
+        vcpu_work_lost_percent: Vec::new(),
+        vcpu_work_per_cpu_s_lost_percent: Vec::new(),
         verify_ms: None,
         rounds: Vec::new(),
         ..report()
@@ -332,6 +340,78 @@ fn every_line_of_a_measurement_fits_and_is_read_back() {
             .is_ok_and(|request| request.checked().is_ok());
         assert_eq!(server, good, "server: {value}");
         let schema = named("DirtyRateRequest").is_valid(&value);
+        assert_eq!(schema, good, "schema: {value}");
+    }
+}
+
+fn prediction() -> Prediction {
+    let link = LinkModel::of(1 << 30, std::time::Duration::from_millis(1));
+    let writes = Writes::known(vec![Part::random(10_000, 1_000_000.0)]);
+    let memory = Memory::full(256 << 20);
+    predict(&Question::new(memory, writes, link, Options::default()))
+}
+
+#[test]
+fn every_line_of_a_prediction_fits_and_is_read_back() {
+    let window = Window {
+        window_ms: 125.25,
+        pages: 16,
+        bytes_per_s: 523_241,
+    };
+    for line in [
+        PredictEvent::Window { window },
+        PredictEvent::Memory {
+            memory_bytes: 1 << 30,
+            touched_pages: 7,
+            zero_percent: 12.5,
+            busy_percent: 100.0,
+        },
+        PredictEvent::Link {
+            bandwidth_bytes_per_s: Estimate {
+                expected: 2,
+                low: 1,
+                high: 3,
+            },
+            round_trip_ms: 0.25,
+            connect_ms: 0.5,
+            streams: 2,
+            probe_bytes: 1 << 30,
+        },
+        PredictEvent::Failed {
+            reason: "why".to_owned(),
+        },
+    ] {
+        check("PredictEvent", &line);
+        let text = serde_json::to_string(&line).expect("serializes");
+        let back: PredictEvent = serde_json::from_str(&text).expect(&text);
+        assert_eq!(back, line, "{text}");
+    }
+    check("Prediction", &prediction());
+    let line = PredictEvent::Prediction {
+        prediction: Box::new(prediction()),
+    };
+    check("PredictEvent", &line);
+    let text = serde_json::to_string(&line).expect("serializes");
+    let back: PredictEvent = serde_json::from_str(&text).expect(&text);
+    assert!(matches!(back, PredictEvent::Prediction { .. }), "{text}");
+    let target = json!({ "target": "unix:/x" });
+    for (value, good) in [
+        (json!({}), false),
+        (json!({ "move": {} }), false),
+        (json!({ "move": target }), true),
+        (json!({ "move": target, "watch_ms": 64_000 }), true),
+        (json!({ "move": target, "watch_ms": 0 }), false),
+        (json!({ "move": target, "watch_ms": 64_001 }), false),
+        (
+            json!({ "move": { "target": "unix:/x", "downtime_ms": 0 } }),
+            false,
+        ),
+        (json!({ "move": target, "wings": 4 }), false),
+    ] {
+        let server = serde_json::from_value::<PredictRequest>(value.clone())
+            .is_ok_and(|request| request.checked().is_ok());
+        assert_eq!(server, good, "server: {value}");
+        let schema = named("PredictRequest").is_valid(&value);
         assert_eq!(schema, good, "schema: {value}");
     }
 }

@@ -21,6 +21,7 @@ pub mod table;
 pub mod trial;
 mod tsc;
 mod witness;
+mod work;
 
 pub use place::Place;
 pub use row::Row;

@@ -25,6 +25,10 @@ pub struct Row {
     /// Heartbeats between these two that were not seen, and for which a period each was taken off; 0 if all
     /// is well.
     pub heartbeats_missed: u32,
+    /// How much less the guest wrote from the command to its life on the destination than in so much time before the
+    /// move, by its own count of pages in its memory, seen from outside, the same way for every program. Below 0 by
+    /// chance; null for a guest that writes nothing.
+    pub guest_work_lost_percent: Option<f64>,
     /// The gap as the program itself reports it.
     pub reported_gap_ms: Option<f64>,
     /// What the source expected of the blackout, where it tells.

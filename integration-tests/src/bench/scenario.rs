@@ -1,6 +1,6 @@
 //! What is moved: guests, what they do meanwhile, and over which link. The names are a contract.
 
-use super::setting::{DEFAULTS, MULTIFD_2, MULTIFD_4, ONE_STREAM, QemuSetting};
+use super::setting::{AUTO_CONVERGE, DEFAULTS, MULTIFD_2, MULTIFD_4, ONE_STREAM, QemuSetting};
 
 /// What the guest's memory holds from 8 MiB up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +165,16 @@ pub const SCENARIOS: &[Scenario] = &[
         most_runs: 2,
         ferry: &["default", "compress-auto"],
         qemu: &[MULTIFD_2],
+        ..IDLE
+    },
+    Scenario {
+        name: "1G-load-1gbit",
+        words: "beat=1 ws=16:512 rate=100000 pattern=uniform",
+        link: Link::Shaped("1gbit"),
+        most_runs: 1,
+        downtime_ms: Some(50),
+        ferry: &["throttle-auto", "throttle-auto-converge"],
+        qemu: &[AUTO_CONVERGE],
         ..IDLE
     },
     Scenario {

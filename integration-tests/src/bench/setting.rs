@@ -62,6 +62,9 @@ impl FerrySetting {
             Self::new("default", ""),
             Self::new("compress-none", "--compress none").needing("migrate", "--compress"),
             Self::new("compress-auto", "--compress auto").needing("migrate", "--compress"),
+            Self::new("throttle-auto", "--throttle auto").needing("migrate", "--throttle"),
+            Self::new("throttle-auto-converge", "--throttle auto-converge")
+                .needing("migrate", "auto-converge"),
             Self {
                 memory: ",backing=memfd",
                 unix: true,
@@ -96,6 +99,8 @@ pub struct QemuSetting {
     pub downtime_ms: Option<u64>,
     /// Whether `max-bandwidth` is lifted from its default of 128 MiB/s.
     pub unlimited: bool,
+    /// Whether `auto-converge` slows the guest down where it writes faster than the link carries.
+    pub auto_converge: bool,
     /// The most runs of a scenario.
     pub most_runs: u32,
 }
@@ -106,6 +111,7 @@ pub const MULTIFD_2: QemuSetting = QemuSetting {
     channels: Some(2),
     downtime_ms: Some(10),
     unlimited: true,
+    auto_converge: false,
     most_runs: u32::MAX,
 };
 /// The most bytes a second; uses its downtime limit of 300 ms up.
@@ -121,12 +127,20 @@ pub const ONE_STREAM: QemuSetting = QemuSetting {
     channels: None,
     ..MULTIFD_2
 };
+/// For a guest that writes faster than the link carries.
+pub const AUTO_CONVERGE: QemuSetting = QemuSetting {
+    name: "auto-converge",
+    downtime_ms: Some(50),
+    auto_converge: true,
+    ..ONE_STREAM
+};
 /// What one gets without asking: at most 128 MiB/s, 8 s a GiB.
 pub const DEFAULTS: QemuSetting = QemuSetting {
     name: "defaults",
     channels: None,
     downtime_ms: None,
     unlimited: false,
+    auto_converge: false,
     most_runs: 2,
 };
 

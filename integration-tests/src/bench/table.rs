@@ -49,8 +49,8 @@ fn block(scenario: &Scenario, rows: &[&Row], limits: &Limits) -> String {
         text += &format!("{title:>19}");
     }
     text += &format!(
-        "{:>10}{:>13}{:>9}{:>9}{:>5}\n",
-        "wire MiB", "CPU s, both", "of QEMU", "of limit", "runs"
+        "{:>11}{:>10}{:>13}{:>9}{:>9}{:>5}\n",
+        "work lost", "wire MiB", "CPU s, both", "of QEMU", "of limit", "runs"
     );
 
     let mut kinds: Vec<(&str, &str)> = Vec::new();
@@ -89,7 +89,8 @@ fn block(scenario: &Scenario, rows: &[&Row], limits: &Limits) -> String {
         let share = share_of_limit(scenario, &mine, limits).map(|s| format!("{:.0} %", s * 100.0));
         let or_nothing = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         text += &format!(
-            "{:>10}{:>13}{:>9}{:>9}{:>5}\n",
+            "{:>11}{:>10}{:>13}{:>9}{:>9}{:>5}\n",
+            or_nothing(work_lost(&mine)),
             number(median(&mine, |row| row.wire_bytes as f64 / f64::from(1 << 20))),
             format!("{source:.2} + {destination:.2}"),
             or_nothing(ratio),
@@ -98,6 +99,16 @@ fn block(scenario: &Scenario, rows: &[&Row], limits: &Limits) -> String {
         );
     }
     text + &resident(rows)
+}
+
+/// How much less the guest did, where it does anything.
+fn work_lost(rows: &[&Row]) -> Option<String> {
+    let known: Option<Vec<f64>> = rows.iter().map(|row| row.guest_work_lost_percent).collect();
+    let mut known = known?;
+    known.sort_by(f64::total_cmp);
+    known
+        .get(known.len() / 2)
+        .map(|lost| format!("{lost:.1} %"))
 }
 
 /// How much memory was resident, where that is what the scenario is about.

@@ -11,6 +11,7 @@ use super::guest_ram::{GuestRam, Unstable};
 use super::limits::populate;
 use super::qemu::{Package, QemuPair};
 use super::witness::Witness;
+use super::work;
 use super::{Fill, Place, Row, Scenario, Setting, Temperature, machine};
 use crate::{Error, chain};
 
@@ -129,6 +130,9 @@ pub fn run(
     };
     let before = verify::status(&memory).map_err(|e| lost(chain(&e)))?;
 
+    // Before memory is warmed: it does not stay so.
+    let usual_rate = work::usual_rate(&memory);
+
     let bytes = scenario.mib << 20;
     let probe = match scenario.temperature {
         // What is never touched need not be warm.
@@ -176,6 +180,8 @@ pub fn run(
         blackout_ms: told.blackout_ms,
         guest_gap_ms: seen.gap.as_secs_f64() * 1e3,
         heartbeats_missed: seen.missed,
+        guest_work_lost_percent: usual_rate
+            .and_then(|rate| seen.work.lost_percent(rate, told.wall_ms, told.blackout_ms)),
         reported_gap_ms: told.reported_gap_ms,
         predicted_blackout_ms: told.predicted_blackout_ms,
         wire_bytes: told.wire_bytes,

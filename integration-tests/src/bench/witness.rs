@@ -10,13 +10,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_images::ReadGuest;
 use guest_images::procmem::{Mapping, ProcMem};
 use guest_images::pulse::{STATUS_GPA, Status};
 
 use super::guest_ram::locate;
+use super::work::{self, Tally};
 use super::{cpu, tsc};
 use crate::Error;
 
@@ -46,7 +47,7 @@ pub struct Witness {
 }
 
 /// What a witness saw.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Testimony {
     /// From the last heartbeat on the source to the first on the destination.
     pub gap: Duration,
@@ -54,6 +55,8 @@ pub struct Testimony {
     pub missed: u32,
     /// The most memory that the source had resident.
     pub source_rss: u64,
+    /// What the guest had done on the source, moment by moment.
+    pub work: Tally,
 }
 
 #[derive(Debug)]
@@ -67,6 +70,7 @@ struct Watch {
     source_beats: Vec<Beat>,
     destination_beats: Vec<Beat>,
     source_rss: u64,
+    work: Tally,
     beat_ms: u32,
     tsc_khz: u32,
 }
@@ -93,6 +97,7 @@ impl Witness {
             source_beats: Vec::new(),
             destination_beats: Vec::new(),
             source_rss: 0,
+            work: Tally::default(),
             beat_ms: status.beat_ms,
             tsc_khz: status.tsc_khz,
         };
@@ -133,6 +138,9 @@ impl Witness {
 impl Watch {
     fn look(&mut self, looks: u32) {
         note(&self.source_memory, &mut self.source_beats);
+        if let Some(done) = work::done(&self.source_memory) {
+            self.work.note(Instant::now(), done);
+        }
         match &self.destination_memory {
             Some(memory) => note(memory, &mut self.destination_beats),
             None if looks.is_multiple_of(SEARCH) => self.destination_memory = self.find(),
@@ -171,6 +179,7 @@ impl Watch {
             gap: Duration::from_secs_f64(ms.max(0.0) / 1e3),
             missed,
             source_rss: self.source_rss,
+            work: self.work.clone(),
         })
     }
 }
@@ -240,6 +249,7 @@ mod tests {
                 source_beats: beats(1, 400, &source),
                 destination_beats,
                 source_rss: 0,
+                work: Tally::default(),
                 beat_ms: 1,
                 tsc_khz: 1000,
             })

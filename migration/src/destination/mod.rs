@@ -3,6 +3,7 @@
 
 mod alarm;
 mod intake;
+mod probed;
 mod receiver;
 mod streams;
 
@@ -107,6 +108,12 @@ pub enum ReceiveError {
         /// What is wrong with them.
         source: UnpackError,
     },
+    /// There is no guest: somebody measured the link, and that went well.
+    #[error("{peer} measured the link, and sent no guest")]
+    Probed {
+        /// Who.
+        peer: String,
+    },
     /// This host does not take the guest, or could not make it run.
     #[error(transparent)]
     Guest(#[from] GuestError),
@@ -148,7 +155,8 @@ impl Finish {
     }
 }
 
-/// Receives one guest over a connection just made; `peer` is what people call the other end, and further
+/// Receives one guest over a connection just made, or has the link to its source measured
+/// ([`ReceiveError::Probed`], after a few seconds at most); `peer` is what people call the other end, and further
 /// streams come in at `accept`, if at all. Returns as soon as the guest runs.
 ///
 /// # Errors
@@ -197,7 +205,10 @@ pub fn receive<H: Host>(
 /// the guest here, so the source may take that as leave to resume.
 fn explain(channel: &mut Channel, accepted: bool, error: &ReceiveError) {
     use ChannelError::{Closed, Io};
-    if let ReceiveError::Aborted { .. } | ReceiveError::Channel(Closed { .. } | Io { .. }) = error {
+    if let ReceiveError::Aborted { .. }
+    | ReceiveError::Probed { .. }
+    | ReceiveError::Channel(Closed { .. } | Io { .. }) = error
+    {
         return;
     }
     let reason = chain(error);

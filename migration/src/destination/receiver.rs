@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::alarm::Alarm;
 use super::intake::Intake;
+use super::probed;
 use super::streams::{Accept, Joining, Streams};
 use super::{Arrived, Paused, ReceiveError, ReceiveOptions};
 use crate::clock::{boot_id, boottime_ns};
@@ -65,6 +66,11 @@ impl<H: Host> Receiver<H> {
         match (self, frame) {
             (Self::Waiting, Frame::Hello(hello)) => {
                 Ok(Self::Filling(prepare(means, *hello, channel)?))
+            }
+            (Self::Waiting, Frame::Probe { session, streams })
+                if channel.version() >= probed::SINCE =>
+            {
+                Err(probed::answer(means, session, streams, channel))
             }
             (Self::Filling(filling), Frame::Pages { round, runs }) => {
                 filling.intake.pages(round, &runs, channel)?;
@@ -138,7 +144,7 @@ impl<H: Host> Receiver<H> {
 
     fn expects(&self) -> &'static str {
         match self {
-            Self::Waiting => "HELLO",
+            Self::Waiting => "HELLO or PROBE",
             Self::Filling(_) => "pages or STATE",
             Self::Ready { .. } => "GO",
             Self::Live(_) => "nothing",

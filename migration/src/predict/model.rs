@@ -126,6 +126,15 @@ impl Part {
         Self { vcpu, ..self }
     }
 
+    /// Keeps so many of its pages, each written as often as before.
+    pub(super) fn cut(&mut self, pages: u64) {
+        let share = pages as f64 / self.pages.max(1) as f64;
+        self.pages = pages;
+        if let Writing::Sweep { pages_per_s, .. } = &mut self.writing {
+            *pages_per_s *= share;
+        }
+    }
+
     /// Writes a second while it is written; 0 for a rate that is no number.
     pub fn writes_per_s(&self) -> f64 {
         let rate = match self.writing {

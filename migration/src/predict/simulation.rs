@@ -1,10 +1,8 @@
 //! A move of a [`GuestModel`] over a link of a given bandwidth, round by round, as the engine makes it.
 //!
-//! Nothing is simulated that does not matter: not each write, but for each page, when it was sent, the time of the
-//! first write after that. Until then the page is clean, from then on it has to be sent again, and further writes
-//! change nothing. So the work is that of the pages sent, however fast the guest writes. Of a large part of memory only
-//! [`Setting::grain`] pages are looked at, each for many: times and means stay what they are, since each page is
-//! still written as often and sent as soon; only chance weighs more.
+//! Nothing is simulated that does not matter: not each write, but how many pages are clean, and where. Memory is looked
+//! at in cells of neighbouring pages, at most [`Setting::grain`] of them in each of its parts, so a guest of any size
+//! takes as long; and times and numbers do not hang on how many pages a cell has.
 
 mod live;
 
@@ -33,8 +31,7 @@ const ZERO_SCAN: f64 = 2e-7;
 pub struct Setting {
     /// Where chance begins.
     pub seed: u64,
-    /// The most pages that are looked at one by one in each part of the guest's memory. Above that one stands for
-    /// several.
+    /// The most cells in each part of the guest's memory.
     pub grain: u32,
     /// The dirty log knows which vCPU wrote a page, as that on rings does.
     pub knows_writers: bool,
@@ -44,7 +41,7 @@ impl Default for Setting {
     fn default() -> Self {
         Self {
             seed: 1,
-            grain: 8192,
+            grain: 1024,
             knows_writers: false,
         }
     }
@@ -108,7 +105,6 @@ pub fn simulate(
         },
         policy: throttling(options.throttle),
         limits,
-        random,
         throttle: Throttle::default(),
         now: 0.0,
         lost: vec![0.0; guest.vcpus()],
@@ -130,7 +126,6 @@ struct Run<'a> {
     known: Costs,
     policy: Box<dyn Throttling>,
     limits: Limits,
-    random: Random,
     throttle: Throttle,
     now: f64,
     /// Of each vCPU.
@@ -155,9 +150,8 @@ struct Round {
 
 impl Run<'_> {
     fn play(mut self) -> Simulated {
-        let mut todo = self.all();
         loop {
-            if let Some(decision) = self.round(&todo) {
+            if let Some(decision) = self.round() {
                 return self.over(decision);
             }
             self.known = *self.costs;
@@ -174,19 +168,13 @@ impl Run<'_> {
                 };
                 self.ask(&round, true);
             }
-            todo = self.take();
         }
     }
 
     /// Sends all pages; gives the end of the move, if that comes in the middle.
-    fn round(&mut self, todo: &[(usize, Vec<u32>)]) -> Option<Decision> {
+    fn round(&mut self) -> Option<Decision> {
         let first = self.rounds.is_empty();
-        let pages_of =
-            |run: &Self, part: usize, cells: &[u32]| run.parts[part].weight * cells.len() as f64;
-        let pages = (todo
-            .iter()
-            .map(|(part, cells)| pages_of(self, *part, cells)))
-        .sum();
+        let pages = self.parts.iter_mut().map(Live::begin_round).sum();
         let mut round = Round {
             began: self.now,
             pages,
@@ -194,20 +182,22 @@ impl Run<'_> {
             asked: self.now,
         };
         let page = (PAGE_SIZE + RUN_HEADER) as f64 / self.costs.bandwidth.max(1) as f64;
-        for (part, cells) in todo {
-            for cell in cells {
-                let live = &mut self.parts[*part];
-                live.send(*cell, &mut self.random);
+        for part in 0..self.parts.len() {
+            for cell in self.parts[part].cells() {
+                let live = &mut self.parts[part];
+                let pages = live.send(cell);
+                if pages <= 0.0 {
+                    continue;
+                }
                 let zero = if first {
                     live.part.zero.clamp(0.0, 1.0)
                 } else {
                     0.0
                 };
-                let (weight, data) = (live.weight, live.weight * (1.0 - zero));
-                round.unsent = (round.unsent - weight).max(0.0);
-                self.sent += data;
-                if let Some(over) = self.spend(data * page + weight * zero * ZERO_SCAN, &mut round)
-                {
+                round.unsent = (round.unsent - pages).max(0.0);
+                self.sent += pages * (1.0 - zero);
+                let time = pages * ((1.0 - zero) * page + zero * ZERO_SCAN);
+                if let Some(over) = self.spend(time, &mut round) {
                     return Some(over);
                 }
             }
@@ -262,7 +252,7 @@ impl Run<'_> {
             for part in self.parts.iter_mut().filter(of_vcpu) {
                 let before = part.written();
                 let active = part.pass(from, to, speed);
-                self.logged[vcpu] += part.written() - before;
+                self.logged[vcpu] += (part.written() - before).max(0.0);
                 if part.part.writes_per_s() > 0.0 {
                     longest = longest.max(active);
                     writes = true;
@@ -301,19 +291,6 @@ impl Run<'_> {
         whole(self.parts.iter().map(Live::written).sum())
     }
 
-    /// These pages, for the next round.
-    fn take(&mut self) -> Vec<(usize, Vec<u32>)> {
-        self.parts.iter_mut().map(Live::take).enumerate().collect()
-    }
-
-    /// All pages there are.
-    fn all(&self) -> Vec<(usize, Vec<u32>)> {
-        let parts = self.parts.iter().enumerate();
-        parts
-            .map(|(part, live)| (part, (0..live.cells).collect()))
-            .collect()
-    }
-
     fn over(self, decision: Decision) -> Simulated {
         let left = self.written();
         let sent = match decision {
@@ -339,7 +316,7 @@ fn duration(seconds: f64) -> Duration {
 }
 
 /// A number of pages as a whole one.
-fn whole(pages: f64) -> u64 {
+pub(super) fn whole(pages: f64) -> u64 {
     // Saturates, and no number at all is none.
     #[expect(clippy::cast_possible_truncation)]
     let whole = pages.round() as u64;

@@ -51,6 +51,7 @@ pub(super) struct Link {
 impl<G: RunningGuest> Connecting<G> {
     pub fn run(self, trip: &mut Trip<'_>) -> Result<Precopy<G>, Box<Failed<G>>> {
         let description = self.guest.describe();
+        trip.baseline = self.guest.work().map(|work| (work, Instant::now()));
         trip.report.memory_bytes = description.layout.bytes();
         let blind = trip.options.throttle == ThrottlePolicy::DirtyLimit
             && self.guest.dirty_log().written_by_vcpu().is_none();

@@ -84,6 +84,7 @@ impl<G: RunningGuest> Handover<G> {
         trip.report.blackout_ms = Some(millis(total));
         trip.report.blackout = Some(break_down(total, &self.spent, live));
         trip.report.blackout_clock = Some(clock);
+        trip.account_work(self.spent.began + total);
         self.link.account(&mut trip.report);
         trip.set_totals();
         trip.tell(Event::Live {

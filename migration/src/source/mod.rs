@@ -16,6 +16,7 @@ mod trip;
 
 pub use error::MoveError;
 pub(crate) use error::chain;
+pub(crate) use pacer::Pacer;
 
 use self::connecting::Connecting;
 use self::handover::Delivered;

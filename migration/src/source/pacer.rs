@@ -16,7 +16,7 @@ const BATCHES_PER_SECOND: u64 = 1000;
 
 /// Spaces batches of bytes evenly, those of all streams together. Without a bandwidth it does nothing.
 #[derive(Debug)]
-pub(super) struct Pacer {
+pub(crate) struct Pacer {
     bandwidth: Option<u64>,
     /// When the next byte is due.
     due: Mutex<Instant>,
@@ -28,6 +28,11 @@ impl Pacer {
             bandwidth: bandwidth.map(|bandwidth| bandwidth.max(MIN_BANDWIDTH)),
             due: Mutex::new(Instant::now()),
         }
+    }
+
+    /// The bandwidth that it keeps to.
+    pub fn bandwidth(&self) -> Option<u64> {
+        self.bandwidth
     }
 
     /// Waits until `bytes` may be sent, and counts them.

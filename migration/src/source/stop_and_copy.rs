@@ -84,6 +84,8 @@ impl<G: RunningGuest> StopAndCopy<G> {
         let sent = last.send(&mut spent, trip);
         last.link.account(&mut trip.report);
         trip.heartbeat = last.paused.heartbeat();
+        // Now, while the destination loads the state: in a move by descriptor the counts soon go on there.
+        trip.work_at_pause = last.paused.work();
         match sent {
             Ok(()) => Ok(Handover {
                 paused: last.paused,

@@ -15,6 +15,7 @@ use crate::report::{Outcome, Report};
 use crate::wire::Connect;
 use crate::wire::channel::{Channel, ChannelError};
 use crate::wire::frame::{Figures, Frame};
+use crate::work::{Baseline, VcpuWork};
 
 /// How long a destination's last words are waited for.
 const PARTING: Duration = Duration::from_millis(500);
@@ -31,6 +32,10 @@ pub(super) struct Trip<'a> {
     pub brownout_began: Option<Instant>,
     /// The last heartbeat on this side and the largest gap so far; ns of CLOCK_BOOTTIME.
     pub heartbeat: Option<guest::Heartbeat>,
+    /// What the guest did before the move, and when that was read.
+    pub baseline: Option<(Baseline, Instant)>,
+    /// What it had done when it was paused.
+    pub work_at_pause: Option<Vec<VcpuWork>>,
 }
 
 impl<'a> Trip<'a> {
@@ -49,6 +54,8 @@ impl<'a> Trip<'a> {
             started: Instant::now(),
             brownout_began: None,
             heartbeat: None,
+            baseline: None,
+            work_at_pause: None,
         }
     }
 
@@ -84,6 +91,14 @@ impl<'a> Trip<'a> {
         };
         self.report.reason = reason;
         self.report
+    }
+
+    /// What the guest got done less, now that it is known when it ran again.
+    pub fn account_work(&mut self, ran_again: Instant) {
+        if let (Some((baseline, begun)), Some(at_pause)) = (&self.baseline, &self.work_at_pause) {
+            let took = ran_again.saturating_duration_since(*begun);
+            self.report.work(baseline.lost(at_pause, took));
+        }
     }
 
     /// The figures that are over the whole time.

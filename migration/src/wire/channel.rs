@@ -84,6 +84,8 @@ pub struct Channel {
     transport: Box<dyn Transport>,
     peer: String,
     timeout: Duration,
+    /// What both ends speak; 0 before they have greeted each other.
+    version: u16,
     cancel: CancelToken,
     /// `buffer[start..end]` has come and was not taken yet.
     buffer: Vec<u8>,
@@ -127,6 +129,7 @@ impl Channel {
             transport,
             peer,
             timeout,
+            version: 0,
             cancel: cancel.clone(),
             buffer: vec![0; BUFFER],
             start: 0,
@@ -146,6 +149,11 @@ impl Channel {
     /// How long the peer may do nothing where something is expected of it.
     pub fn patience(&self) -> Duration {
         self.timeout
+    }
+
+    /// The version of the protocol that both ends speak; 0 before they have greeted each other.
+    pub fn version(&self) -> u16 {
+        self.version
     }
 
     /// Bytes that the kernel has taken so far.
@@ -180,7 +188,8 @@ impl Channel {
         let mut theirs = [0; PREAMBLE];
         theirs.copy_from_slice(&self.buffer[self.start..self.start + PREAMBLE]);
         self.start += PREAMBLE;
-        Ok(preamble::agree(theirs, &self.peer)?)
+        self.version = preamble::agree(theirs, &self.peer)?;
+        Ok(self.version)
     }
 
     /// Sends one frame.

@@ -147,6 +147,11 @@ fn body(frame: &Frame, into: &mut Vec<u8>) -> Result<(), FrameError> {
         Frame::Refuse(text) | Frame::Failed(text) | Frame::Abort(text) => {
             into.extend_from_slice(clean(text).as_bytes());
         }
+        Frame::Probe { session, streams } => {
+            into.extend_from_slice(session);
+            into.extend_from_slice(&streams.to_le_bytes());
+        }
+        Frame::Filler { bytes } => into.extend_from_slice(&bytes.to_le_bytes()),
         Frame::Memory { files } => into.extend_from_slice(&files.to_le_bytes()),
         Frame::Ping(number) | Frame::Pong(number) => into.extend_from_slice(&number.to_le_bytes()),
         Frame::Pages { round, runs } | Frame::Zero { round, runs } => {

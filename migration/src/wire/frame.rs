@@ -13,6 +13,8 @@ pub const MAX_RUNS: usize = 1000;
 pub const MAX_DATA: u64 = 16 << 20;
 /// Bytes in front of every delta behind a DELTA frame: its length (2), checksum of the page (4).
 pub const DELTA_HEADER: usize = 6;
+/// The most bytes behind one FILLER frame: 1 MiB, as couriers send pages.
+pub const MAX_FILLER: u32 = 1 << 20;
 /// The most bytes in a STATE frame: 64 MiB.
 pub const MAX_STATE: u32 = 64 << 20;
 /// The most bytes in a HELLO frame: 1 MiB.
@@ -98,6 +100,18 @@ pub enum Frame {
         /// The stream's number, from 1.
         index: u16,
     },
+    /// S, instead of HELLO: there is no guest to come, only the link is to be measured.
+    Probe {
+        /// The probe's name; further streams join by it.
+        session: SessionId,
+        /// How many streams it would like, this one counted.
+        streams: u16,
+    },
+    /// S: bytes that mean nothing follow the frame, in a probe.
+    Filler {
+        /// How many.
+        bytes: u32,
+    },
     /// S, behind a HELLO that announces it: the files of guest memory, whose descriptors come with its first byte.
     Memory {
         /// How many: one for each region.
@@ -174,11 +188,13 @@ pub(crate) enum FrameKind {
     Ping = 5,
     Pong = 6,
     Memory = 7,
+    Probe = 8,
     Pages = 16,
     Zero = 17,
     RoundEnd = 18,
     Packed = 19,
     Delta = 20,
+    Filler = 21,
     State = 32,
     Ready = 33,
     Go = 34,
@@ -189,7 +205,7 @@ pub(crate) enum FrameKind {
 }
 
 impl FrameKind {
-    pub(crate) const ALL: [FrameKind; 19] = [
+    pub(crate) const ALL: [FrameKind; 21] = [
         FrameKind::Hello,
         FrameKind::Accept,
         FrameKind::Refuse,
@@ -197,11 +213,13 @@ impl FrameKind {
         FrameKind::Ping,
         FrameKind::Pong,
         FrameKind::Memory,
+        FrameKind::Probe,
         FrameKind::Pages,
         FrameKind::Zero,
         FrameKind::RoundEnd,
         FrameKind::Packed,
         FrameKind::Delta,
+        FrameKind::Filler,
         FrameKind::State,
         FrameKind::Ready,
         FrameKind::Go,
@@ -224,10 +242,10 @@ impl FrameKind {
         match self {
             FrameKind::Hello => (48 + 16 + 4, MAX_HELLO),
             FrameKind::Accept => (18, 18),
-            FrameKind::Join => (18, 18),
+            FrameKind::Join | FrameKind::Probe => (18, 18),
             FrameKind::Refuse | FrameKind::Failed | FrameKind::Abort => (0, MAX_TEXT),
             FrameKind::Ping | FrameKind::Pong => (8, 8),
-            FrameKind::Memory => (4, 4),
+            FrameKind::Memory | FrameKind::Filler => (4, 4),
             FrameKind::Pages | FrameKind::Zero => RUNS,
             // Behind the runs: codec (2), reserved (2), length (4); and a length alone.
             FrameKind::Packed => (RUNS.0 + 8, RUNS.1 + 8),
@@ -251,6 +269,8 @@ impl Frame {
             Frame::Ping(_) => FrameKind::Ping,
             Frame::Pong(_) => FrameKind::Pong,
             Frame::Memory { .. } => FrameKind::Memory,
+            Frame::Probe { .. } => FrameKind::Probe,
+            Frame::Filler { .. } => FrameKind::Filler,
             Frame::Pages { .. } => FrameKind::Pages,
             Frame::Zero { .. } => FrameKind::Zero,
             Frame::Packed { .. } => FrameKind::Packed,
@@ -289,6 +309,8 @@ impl FrameKind {
             FrameKind::Ping => "PING",
             FrameKind::Pong => "PONG",
             FrameKind::Memory => "MEMORY",
+            FrameKind::Probe => "PROBE",
+            FrameKind::Filler => "FILLER",
             FrameKind::Pages => "PAGES",
             FrameKind::Zero => "ZERO",
             FrameKind::Packed => "PACKED",

@@ -3,8 +3,8 @@
 
 use super::codec::{FrameError, Header, clean};
 use super::frame::{
-    Figures, Frame, FrameKind, Hello, Live, MAX_DATA, MAX_RUNS, MAX_SECTIONS, MAX_VCPUS, Run,
-    delta_len,
+    Figures, Frame, FrameKind, Hello, Live, MAX_DATA, MAX_FILLER, MAX_RUNS, MAX_SECTIONS,
+    MAX_VCPUS, Run, delta_len,
 };
 use crate::guest::Description;
 use crate::pack::{Codec, MAX_PACKED_PAGES};
@@ -30,6 +30,13 @@ pub fn parse(header: Header, body: &[u8]) -> Result<Frame, FrameError> {
         FrameKind::Join => Frame::Join {
             session: fields.array()?,
             index: fields.not_zero("index of the stream")?,
+        },
+        FrameKind::Probe => Frame::Probe {
+            session: fields.array()?,
+            streams: fields.not_zero("number of streams")?,
+        },
+        FrameKind::Filler => Frame::Filler {
+            bytes: fields.filler()?,
         },
         FrameKind::Refuse => Frame::Refuse(fields.text()),
         FrameKind::Failed => Frame::Failed(fields.text()),
@@ -116,6 +123,13 @@ impl<'a> Fields<'a> {
         match self.u16()? {
             0 => Err(self.value(field, 0, "at least 1")),
             number => Ok(number),
+        }
+    }
+
+    fn filler(&mut self) -> Result<u32, FrameError> {
+        match self.u32()? {
+            bytes if bytes > 0 && bytes <= MAX_FILLER => Ok(bytes),
+            bytes => Err(self.value("number of bytes", u64::from(bytes), "1 to 1048576")),
         }
     }
 

@@ -22,6 +22,7 @@ use migration::guest::{
 };
 use migration::pages::{MemoryLayout, PAGE_SIZE, PageSet, Region};
 use migration::state::{Kind, VmState};
+use migration::work::{Baseline, VcpuWork};
 use vm_memory::{Bytes, GuestAddress};
 
 pub mod run;
@@ -85,6 +86,8 @@ pub struct World {
     pub content: Content,
     /// The destination touches its memory before it is filled, which costs more than the move itself.
     pub warm: AtomicBool,
+    /// What the guest says of its work, when a move begins and when it is paused; None counts nothing.
+    pub work: Mutex<Option<(Baseline, Vec<VcpuWork>)>>,
 }
 
 /// A layout of regions of so many MiB: the first at 0, the others from 4 GiB on with gaps.
@@ -116,6 +119,7 @@ impl World {
             faults,
             content,
             warm: AtomicBool::new(false),
+            work: Mutex::default(),
         })
     }
 
@@ -500,6 +504,11 @@ impl RunningGuest for Running {
         Some(*self.body().beat.lock().unwrap())
     }
 
+    fn work(&self) -> Option<Baseline> {
+        let work = self.body().world.work.lock().unwrap();
+        work.as_ref().map(|(baseline, _)| baseline.clone())
+    }
+
     fn pause(mut self) -> Result<Paused, Failed<Self>> {
         let world = &self.body().world;
         match world.fault(world.faults.pause, "pause") {
@@ -526,6 +535,11 @@ impl PausedGuest for Paused {
 
     fn heartbeat(&self) -> Option<Heartbeat> {
         Some(*self.0.beat.lock().unwrap())
+    }
+
+    fn work(&self) -> Option<Vec<VcpuWork>> {
+        let work = self.0.world.work.lock().unwrap();
+        work.as_ref().map(|(_, at_pause)| at_pause.clone())
     }
 
     fn save(&mut self) -> Result<VmState, GuestError> {

@@ -1,14 +1,15 @@
 //! Every exit status of `ferry`, in one place.
 //!
-//! | status | `run`, `receive` | `migrate` | `check` | the others |
-//! |---|---|---|---|---|
-//! | 0 | powered off, stopped, or moved away | completed | everything works here | done |
-//! | 1 | error | failed: the guest runs on the source | some guests or features do not work here | error |
-//! | 2 | usage | usage | usage | usage |
-//! | 3 | | cancelled: the guest runs on the source | no guest can run here | |
-//! | 4 | | unknown: look at both ends | | |
-//! | 10 | the guest reset itself (reboot) | | | |
-//! | 11 | the guest crashed (its kernel panicked) | | | |
+//! | status | `run`, `receive` | `migrate` | `check` | `predict` | the others |
+//! |---|---|---|---|---|---|
+//! | 0 | powered off, stopped, or moved away | completed | everything works here | the move would converge | done |
+//! | 1 | error | failed: the guest runs on the source | some guests or features do not work here | error | error |
+//! | 2 | usage | usage | usage | usage | usage |
+//! | 3 | | cancelled: the guest runs on the source | no guest can run here | | |
+//! | 4 | | unknown: look at both ends | | | |
+//! | 5 | | | | the move would not converge | |
+//! | 10 | the guest reset itself (reboot) | | | | |
+//! | 11 | the guest crashed (its kernel panicked) | | | | |
 
 use migration::report::Outcome;
 
@@ -26,6 +27,8 @@ pub const CANCELLED: u8 = 3;
 pub const NO_GUESTS: u8 = 3;
 /// `migrate`: nobody here knows where the guest is.
 pub const UNKNOWN: u8 = 4;
+/// `predict`: the move would not converge.
+pub const NOT_CONVERGING: u8 = 5;
 /// `run`, `receive`: the guest asked for a reset (reboot, triple fault); start it again if it is to go on.
 pub const RESET: u8 = 10;
 /// `run`, `receive`: the guest crashed.

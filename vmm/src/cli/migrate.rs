@@ -16,13 +16,14 @@ use thiserror::Error;
 use super::error::{Failure, chain};
 use super::exit;
 use super::orders::Vm;
+use super::wanted::Wanted;
 use crate::config::Target;
 use crate::console::Signals;
 use crate::control::client::{Client, Told};
-use crate::control::{Compress, MigrateRequest, MoveEvent, OnTimeout, Throttle};
+use crate::control::{Compress, MigrateRequest, MoveEvent};
 use crate::page;
 use crate::ui::{self, MoveView, Style};
-use crate::units::{Rate, Size, Span};
+use crate::units::{Size, Span};
 
 /// Move a guest to a waiting `ferry receive` while it runs
 #[derive(Debug, clap::Args)]
@@ -49,33 +50,8 @@ pub struct Args {
     #[arg(value_name = "TARGET")]
     target: Target,
 
-    /// The longest time that the guest may stand still: 50ms, 1s [default: 300ms]
-    #[arg(long, value_name = "TIME")]
-    downtime: Option<Span>,
-
-    /// The most that the move may take of the link: 1Gbit (bits a second), 100MB (bytes a second)
-    #[arg(long, value_name = "RATE")]
-    bandwidth: Option<Rate>,
-
-    /// Connections that carry the memory, 1 to 16 [default: 2]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
-    streams: Option<u16>,
-
-    /// The most rounds of copying before the guest is stopped or the move is given up [default: 100]
-    #[arg(long, value_name = "N")]
-    max_rounds: Option<u32>,
-
-    /// The most time before the guest is stopped or the move is given up [default: 1h]
-    #[arg(long, value_name = "TIME")]
-    timeout: Option<Span>,
-
-    /// What to do at these bounds if the downtime would still be too long
-    #[arg(long, value_name = "WHAT", value_enum, default_value_t = AtTimeout::Cancel)]
-    on_timeout: AtTimeout,
-
-    /// How to slow the guest down if it writes faster than the link carries
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = Throttling::Auto)]
-    throttle: Throttling,
+    #[command(flatten)]
+    wanted: Wanted,
 
     /// Compress pages on their way
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Compression::None)]
@@ -92,18 +68,6 @@ pub struct Args {
     /// Draw how it went into this file, as a page for a browser
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-
-    /// Send beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
-    #[arg(long)]
-    insecure_plaintext: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum AtTimeout {
-    /// Give the move up: the guest stays where it is
-    Cancel,
-    /// Move all the same, with a longer downtime
-    Switch,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -147,33 +111,6 @@ impl FromStr for DeltaCache {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Throttling {
-    /// Not at all
-    Off,
-    /// As QEMU does: 20 %, then 10 % more each time that it still writes too much
-    AutoConverge,
-    /// So that it writes just less than is sent, in short sleeps
-    Sdps,
-    /// Late and strongly, as far as the remaining rounds need it
-    #[value(alias = "on")]
-    Auto,
-    /// Only vCPUs that write faster than their limit, until they write at it; needs run --dirty-tracking ring
-    DirtyLimit,
-}
-
-impl From<Throttling> for Throttle {
-    fn from(throttling: Throttling) -> Self {
-        match throttling {
-            Throttling::Off => Throttle::Off,
-            Throttling::AutoConverge => Throttle::AutoConverge,
-            Throttling::Sdps => Throttle::Sdps,
-            Throttling::Auto => Throttle::Auto,
-            Throttling::DirtyLimit => Throttle::DirtyLimit,
-        }
-    }
-}
-
 /// What goes wrong on this side of a move.
 #[derive(Debug, Error)]
 enum MoveError {
@@ -196,20 +133,9 @@ impl Args {
     /// The flags as a checked request.
     fn request(&self) -> Result<MigrateRequest, Failure> {
         let request = MigrateRequest {
-            downtime_ms: millis("downtime", self.downtime)?,
-            bandwidth_bytes_per_s: self.bandwidth.map(|Rate(rate)| rate),
-            streams: self.streams,
-            max_rounds: self.max_rounds,
-            timeout_ms: millis("timeout", self.timeout)?,
-            on_timeout: match self.on_timeout {
-                AtTimeout::Cancel => OnTimeout::Cancel,
-                AtTimeout::Switch => OnTimeout::Switch,
-            },
-            throttle: self.throttle.into(),
             compress: self.compress.into(),
             delta_cache_bytes: self.delta.map(|DeltaCache(bytes)| bytes),
-            insecure_plaintext: self.insecure_plaintext,
-            ..MigrateRequest::to(self.target.clone())
+            ..self.wanted.request(self.target.clone())?
         };
         request.checked().map_err(Failure::usage)
     }
@@ -346,6 +272,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::control::Throttle;
 
     #[derive(Parser)]
     struct Line {

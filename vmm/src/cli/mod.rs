@@ -10,12 +10,14 @@ pub mod exit;
 mod migrate;
 mod net;
 mod orders;
+mod predict;
 mod receive;
 mod run;
 mod serial;
 mod status;
 mod study;
 mod usage;
+mod wanted;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -56,6 +58,7 @@ enum Command {
     Migrate(migrate::Args),
     Status(status::Args),
     DirtyRate(dirty_rate::Args),
+    Predict(Box<predict::Args>),
     Study(study::Args),
     Pause(orders::PauseArgs),
     Resume(orders::ResumeArgs),
@@ -95,6 +98,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Migrate(args) => args.run(),
         Command::Status(args) => args.run(),
         Command::DirtyRate(args) => args.run(),
+        Command::Predict(args) => args.run(),
         Command::Study(args) => args.run(),
         Command::Pause(args) => args.run(),
         Command::Resume(args) => args.run(),

@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
-use super::event::{MoveEvent, RateEvent};
-use super::request::{DirtyRateRequest, MigrateRequest};
+use super::event::{MoveEvent, PredictEvent, RateEvent};
+use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
 use super::status::Status;
 
 /// The longest head of a response.
@@ -154,6 +154,17 @@ impl Client {
         let body =
             serde_json::to_value(request).map_err(|error| self.foreign(error.to_string()))?;
         self.told("/v1/dirty-rate", body)
+    }
+
+    /// Begins to find out what a move would cost; what was measured and the prediction are read from what is
+    /// returned.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn predict(&self, request: &PredictRequest) -> Result<Told<PredictEvent>, ClientError> {
+        let body =
+            serde_json::to_value(request).map_err(|error| self.foreign(error.to_string()))?;
+        self.told("/v1/predict", body)
     }
 
     /// A request that is answered line by line.

@@ -6,8 +6,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::event::{MoveEvent, RateEvent};
-use super::request::{DirtyRateRequest, MigrateRequest};
+use super::event::{MoveEvent, PredictEvent, RateEvent};
+use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
 use super::status::Status;
 
 /// Something to be done by the main thread.
@@ -31,6 +31,8 @@ pub enum Command {
     Migrate(MigrateRequest),
     /// Watch how fast the guest writes.
     DirtyRate(DirtyRateRequest),
+    /// Say what a move would cost.
+    Predict(PredictRequest),
 }
 
 /// The main thread's answer.
@@ -48,6 +50,8 @@ pub enum Reply {
     Moving(Receiver<MoveEvent>),
     /// A measurement has begun: its windows, and how it ended. It ends when nobody listens any more.
     Measuring(Receiver<RateEvent>),
+    /// A prediction has begun: what was measured for it, and the prediction. It ends when nobody listens any more.
+    Predicting(Receiver<PredictEvent>),
 }
 
 /// A command on its way to the main thread. Dropped without an answer it tells the asker so.

@@ -1,7 +1,8 @@
-//! What the asker of a move or of a measurement hears while it goes on: one JSON object a line, its end last.
+//! What the asker of a move, a measurement or a prediction hears while it goes on: one JSON object a line, its end last.
 
 use migration::dirty_rate::Window;
 use migration::event::Event;
+use migration::predict::{Estimate, Prediction};
 use migration::report::{Report, Round};
 use serde::{Deserialize, Serialize};
 
@@ -145,6 +146,55 @@ pub enum RateEvent {
     Done {
         /// Guest memory, in bytes.
         memory_bytes: u64,
+    },
+    /// The last line: it came to nothing, or was cancelled. The guest runs on.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+    /// Something that this build does not know, from a newer VMM.
+    #[serde(other)]
+    Other,
+}
+
+/// One line of the answer to a predict request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum PredictEvent {
+    /// So much was written since the guest is watched.
+    Window {
+        /// How much in which time.
+        #[serde(flatten)]
+        window: Window,
+    },
+    /// The guest's memory was looked through.
+    Memory {
+        /// All of it, in bytes.
+        memory_bytes: u64,
+        /// Pages that anybody ever touched.
+        touched_pages: u64,
+        /// Those of them that hold nothing but zeros, in percent.
+        zero_percent: f64,
+        /// The share of its time that the busiest vCPU ran while the guest was watched, in percent.
+        busy_percent: f64,
+    },
+    /// The link was measured.
+    Link {
+        /// Bytes a second that arrived.
+        bandwidth_bytes_per_s: Estimate<u64>,
+        /// A message there and its answer back, in milliseconds.
+        round_trip_ms: f64,
+        /// To make one connection, in milliseconds.
+        connect_ms: f64,
+        /// Connections that the destination granted.
+        streams: u16,
+        /// Bytes that were sent to find out.
+        probe_bytes: u64,
+    },
+    /// The last line: what the move would cost.
+    Prediction {
+        /// In numbers.
+        prediction: Box<Prediction>,
     },
     /// The last line: it came to nothing, or was cancelled. The guest runs on.
     Failed {

@@ -11,7 +11,7 @@
 //! checked as well. What there is to ask is written in `vmm/openapi.json`, which a test keeps true and which the
 //! server hands out itself.
 //!
-//! Moves and measurements of the dirty rate answer line by line while they go on.
+//! Moves, measurements of the dirty rate and predictions answer line by line while they go on.
 //!
 //! A connection's thread parses the request and hands a [`Call`] to the VM's main thread, the only one that
 //! changes the VM; its [`Reply`] becomes the response.
@@ -32,8 +32,10 @@ pub(crate) mod socket;
 mod status;
 
 pub use command::{Call, CallReceiver, CallSender, Command, Reply, calls};
-pub use event::{Happening, MoveEvent, RateEvent};
-pub use request::{Compress, DirtyRateRequest, MigrateRequest, OnTimeout, RequestError, Throttle};
+pub use event::{Happening, MoveEvent, PredictEvent, RateEvent};
+pub use request::{
+    Compress, DirtyRateRequest, MigrateRequest, OnTimeout, PredictRequest, RequestError, Throttle,
+};
 pub use router::{OPENAPI, routes};
 pub use server::{ControlError, ControlServer};
 pub use status::{

@@ -1,4 +1,4 @@
-//! The requests for a move and for a measurement: what the API takes, checked.
+//! The requests for a move, a measurement and a prediction: what the API takes, checked.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -252,6 +252,39 @@ impl DirtyRateRequest {
     /// How long to watch.
     pub fn longest(&self) -> Duration {
         (self.longest_ms).map_or(dirty_rate::DEFAULT, Duration::from_millis)
+    }
+}
+
+/// A prediction, as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PredictRequest {
+    /// The move that is thought of. Its compression and differences are not reckoned with.
+    #[serde(rename = "move")]
+    pub wanted: MigrateRequest,
+    /// How long to watch the guest first, in milliseconds, 1 to 64,000; 8,000 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watch_ms: Option<u64>,
+}
+
+impl PredictRequest {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first that makes no sense.
+    pub fn checked(self) -> Result<Self, RequestError> {
+        self.watch().checked()?;
+        Ok(Self {
+            wanted: self.wanted.checked()?,
+            ..self
+        })
+    }
+
+    /// The measurement that it begins with.
+    pub fn watch(&self) -> DirtyRateRequest {
+        DirtyRateRequest {
+            longest_ms: self.watch_ms,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::command::Command;
 use super::http::{Refusal, Request};
-use super::request::{DirtyRateRequest, MigrateRequest};
+use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
 
 /// The API's description, as handed out.
 pub const OPENAPI: &str = include_str!("../../openapi.json");
@@ -21,6 +21,7 @@ enum Route {
     Stop,
     Migrate,
     DirtyRate,
+    Predict,
     OpenApi,
 }
 
@@ -32,6 +33,7 @@ const ROUTES: &[(&str, &str, Route)] = &[
     ("PUT", "/v1/stop", Route::Stop),
     ("POST", "/v1/migrate", Route::Migrate),
     ("POST", "/v1/dirty-rate", Route::DirtyRate),
+    ("POST", "/v1/predict", Route::Predict),
     ("GET", "/v1/openapi.json", Route::OpenApi),
 ];
 
@@ -106,6 +108,11 @@ pub fn route(request: &Request) -> Result<Asked, Refusal> {
             let request: DirtyRateRequest = optional(body)?;
             let request = request.checked();
             Command::DirtyRate(request.map_err(|error| Refusal::new(400, error.to_string()))?)
+        }
+        Route::Predict => {
+            let request: PredictRequest = json(body)?;
+            let request = request.checked();
+            Command::Predict(request.map_err(|error| Refusal::new(400, error.to_string()))?)
         }
     };
     Ok(Asked::Command(command))

@@ -246,6 +246,7 @@ fn answer(writer: &mut &UnixStream, answer: &Receiver<Reply>) -> io::Result<()> 
         Ok(Reply::Failed(text)) => (500, json!({ "error": text })),
         Ok(Reply::Moving(events)) => return stream(writer, &events),
         Ok(Reply::Measuring(events)) => return stream(writer, &events),
+        Ok(Reply::Predicting(events)) => return stream(writer, &events),
         Err(RecvTimeoutError::Disconnected) => {
             (500, json!({ "error": "the VM ended before it answered" }))
         }

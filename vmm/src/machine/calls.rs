@@ -7,8 +7,10 @@ use migration::cancel::CancelToken;
 use migration::guest::{PausedGuest, RunningGuest};
 
 use super::supervisor::{Phase, Supervisor, chain};
-use super::{End, measuring, outgoing, status};
-use crate::control::{Call, Command, DirtyRateRequest, MigrateRequest, Reply, State};
+use super::{End, measuring, outgoing, predicting, status};
+use crate::control::{
+    Call, Command, DirtyRateRequest, MigrateRequest, PredictRequest, Reply, State,
+};
 
 impl Supervisor {
     pub(super) fn obey(&mut self, call: Call) {
@@ -25,6 +27,10 @@ impl Supervisor {
             Command::DirtyRate(request) => {
                 let request = *request;
                 self.dirty_rate(&request)
+            }
+            Command::Predict(request) => {
+                let request = request.clone();
+                self.predict(&request)
             }
         };
         call.answer(reply);
@@ -181,6 +187,31 @@ impl Supervisor {
             Ok((events, cancel)) => {
                 self.measuring = Some(cancel);
                 Reply::Measuring(events)
+            }
+            Err(reason) => Reply::Failed(reason),
+        }
+    }
+
+    fn predict(&mut self, request: &PredictRequest) -> Reply {
+        let Phase::Running(vm) = &self.phase else {
+            return self.refused("a prediction");
+        };
+        if self.measuring.is_some() {
+            return Reply::Refused(measured("a prediction"));
+        }
+        let started = self
+            .notifier()
+            .map_err(|e| chain(&e))
+            .and_then(|notify| Ok((notify, CancelToken::new().map_err(|e| e.to_string())?)));
+        let started = started.and_then(|(notify, cancel)| {
+            let events = predicting::spawn(vm, request, cancel.clone(), notify)
+                .map_err(|e| format!("start the thread that predicts: {e}"))?;
+            Ok((events, cancel))
+        });
+        match started {
+            Ok((events, cancel)) => {
+                self.measuring = Some(cancel);
+                Reply::Predicting(events)
             }
             Err(reason) => Reply::Failed(reason),
         }

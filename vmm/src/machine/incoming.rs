@@ -154,6 +154,23 @@ fn from_peer(peer: &str, reason: &str) -> String {
     }
 }
 
+/// Why a connection brought no guest.
+enum NoGuest {
+    /// It was there to measure the link.
+    Probed {
+        /// Who did.
+        peer: String,
+    },
+    /// It failed.
+    Failed(String),
+}
+
+impl From<String> for NoGuest {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}
+
 /// The receiving thread: waits for sources until a guest has come in.
 struct Receiver {
     kvm: Kvm,
@@ -174,7 +191,11 @@ impl Receiver {
                     self.arrived(received);
                     return;
                 }
-                Err(reason) => {
+                Err(NoGuest::Probed { peer }) => {
+                    eprintln!("ferry: {peer} has measured the link; waiting for a guest");
+                    None
+                }
+                Err(NoGuest::Failed(reason)) => {
                     eprintln!("ferry: no guest came in: {reason}");
                     self.config.once.then_some(reason)
                 }
@@ -188,7 +209,7 @@ impl Receiver {
     }
 
     /// One source, from its connection to a running guest.
-    fn attempt(&self) -> Result<(Received<RunningVm>, Vec<CardInfo>), String> {
+    fn attempt(&self) -> Result<(Received<RunningVm>, Vec<CardInfo>), NoGuest> {
         let next = self.listener.next(None, None).map_err(|error| {
             // Out of descriptors or memory: that does not pass by asking again at once.
             std::thread::sleep(RETRY);
@@ -197,7 +218,7 @@ impl Receiver {
                 self.config.listen
             )
         })?;
-        let (socket, peer) = next.ok_or("nobody came")?;
+        let (socket, peer) = next.ok_or_else(|| "nobody came".to_owned())?;
         let cancel = CancelToken::new().map_err(|e| format!("make a cancel token: {e}"))?;
         self.notify.send(FromThread::Receiving(cancel.clone()));
         let mut cards = Vec::new();
@@ -236,8 +257,11 @@ impl Receiver {
             &cancel,
             &mut tell,
         );
-        let received = received.map_err(|error: ReceiveError| from_peer(&peer, &chain(&error)))?;
-        Ok((received, cards))
+        match received {
+            Ok(received) => Ok((received, cards)),
+            Err(ReceiveError::Probed { peer }) => Err(NoGuest::Probed { peer }),
+            Err(error) => Err(from_peer(&peer, &chain(&error)).into()),
+        }
     }
 
     /// What a VM is made with here; anew for each attempt.

@@ -27,7 +27,7 @@ pub fn spawn(
         let mut tell = |window| asker.send(RateEvent::Window { window }).is_ok();
         let done = dirty_rate::measure(&*log, &layout, &windows, &cancel, &mut tell);
         let last = match done {
-            Ok(()) => RateEvent::Done {
+            Ok(_) => RateEvent::Done {
                 memory_bytes: layout.bytes(),
             },
             Err(RateError::Cancelled(_)) => RateEvent::Failed {

@@ -11,6 +11,7 @@ mod incoming;
 mod measuring;
 mod news;
 mod outgoing;
+mod predicting;
 mod start;
 mod status;
 mod supervisor;

@@ -80,7 +80,7 @@ pub fn spawn(
 }
 
 /// How the engine reaches the peer.
-fn connector(target: &Target) -> Box<dyn Connect + Send> {
+pub(super) fn connector(target: &Target) -> Box<dyn Connect + Send> {
     match target {
         Target::Tcp(host, port) => {
             let address = if host.contains(':') {

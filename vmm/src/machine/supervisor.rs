@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use migration::cancel::CancelToken;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::outgoing::{Departed, Outgoing};
 use super::status::CardInfo;
@@ -14,7 +15,7 @@ use super::{End, MachineError};
 use crate::console::{Console, Signals};
 use crate::control::{CallReceiver, ControlServer, LastMove};
 use crate::vcpu::{EventSender, VmEvent};
-use crate::vm::{PausedVm, RunningVm, View};
+use crate::vm::{PausedVm, RunningVm, View, WORK_PERIOD};
 
 /// How long responses under way may take when the process ends.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -75,6 +76,7 @@ const THREADS: u32 = 2;
 const SIGNALS: u32 = 3;
 const CONSOLE: u32 = 4;
 const SERIAL_ROOM: u32 = 5;
+const WORK: u32 = 6;
 
 /// The pieces that a process with a guest is made of.
 pub struct Supervisor {
@@ -96,6 +98,8 @@ pub struct Supervisor {
     pub(super) threads_wake: EventFd,
     pub(super) thread_sender: mpsc::Sender<FromThread>,
     pub(super) serial_room: EventFd,
+    /// Ticks while there is a guest whose work is to be read.
+    work_timer: TimerFd,
     pub(super) console: Console,
     /// Behind the console: until the terminal is given back, no signal may end the process.
     pub(super) signals: Signals,
@@ -137,6 +141,8 @@ impl Supervisor {
             threads_wake: eventfd()?,
             thread_sender,
             serial_room: eventfd()?,
+            work_timer: TimerFd::new()
+                .map_err(|e| MachineError::host("make a timer")(std::io::Error::from(e)))?,
             signals,
             console,
             calls,
@@ -190,6 +196,13 @@ impl Supervisor {
         self.view = Some(vm.view());
         self.cards = cards;
         self.since = Some(Instant::now());
+        // Only who can be asked to move the guest needs to know what that costs it.
+        if vm.counts_work()
+            && self.server.is_some()
+            && let Err(error) = self.work_timer.reset(WORK_PERIOD, Some(WORK_PERIOD))
+        {
+            tracing::warn!("the guest's work is not read: {error}");
+        }
         self.phase = Phase::Running(Box::new(vm));
     }
 
@@ -245,6 +258,7 @@ impl MutEventSubscriber for Supervisor {
             Events::with_data(&self.threads_wake, THREADS, EventSet::IN),
             Events::with_data_raw(self.signals.as_raw_fd(), SIGNALS, EventSet::IN),
             Events::with_data(&self.serial_room, SERIAL_ROOM, EventSet::IN),
+            Events::with_data(&self.work_timer, WORK, EventSet::IN),
         ];
         if let Some(input) = self.console.input() {
             events.push(Events::with_data_raw(
@@ -291,6 +305,16 @@ impl MutEventSubscriber for Supervisor {
             SERIAL_ROOM => {
                 let _ = self.serial_room.read();
                 self.feed_serial();
+            }
+            WORK => {
+                let _ = self.work_timer.wait();
+                if let Phase::Running(vm) = &self.phase {
+                    // Being measured slows a guest down.
+                    match self.measuring {
+                        Some(_) => vm.forget_work(),
+                        None => vm.note_work(),
+                    }
+                }
             }
             _ => {}
         }

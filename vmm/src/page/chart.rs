@@ -6,9 +6,9 @@ use std::fmt::Write;
 use maud::{Markup, PreEscaped, html};
 
 /// The drawing's size in its own units; on the page it is as wide as there is room.
-const SIZE: (f64, f64) = (560.0, 300.0);
+const SIZE: (f64, f64) = (440.0, 260.0);
 /// Room around the plot: left, right, above, below.
-const MARGIN: (f64, f64, f64, f64) = (56.0, 14.0, 10.0, 44.0);
+const MARGIN: (f64, f64, f64, f64) = (58.0, 12.0, 10.0, 44.0);
 /// About so many marks on an axis.
 const TICKS: f64 = 5.0;
 
@@ -275,15 +275,62 @@ impl Chart {
     }
 
     fn svg(&self) -> String {
+        let (width, height) = SIZE;
+        format!(
+            "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">{}</svg>",
+            escape(&self.title),
+            self.drawing()
+        )
+    }
+
+    /// The chart as a file of its own, with headline and legend in it.
+    pub fn image(&self) -> String {
+        let (width, height) = SIZE;
+        let named: Vec<_> = self.series.iter().filter(|s| !s.name.is_empty()).collect();
+        let mut head = format!(
+            "<text class=\"title\" x=\"12\" y=\"20\">{}</text>",
+            escape(&self.title)
+        );
+        let mut top = 26.0;
+        for pair in named.chunks(2) {
+            top += 16.0;
+            for (column, series) in pair.iter().enumerate() {
+                let x = 12.0 + width / 2.0 * column as f64;
+                let class = if series.mark == Mark::Guide {
+                    "guide"
+                } else {
+                    ""
+                };
+                let _ = write!(
+                    head,
+                    "<g class=\"c{0}\"><line class=\"{class}\" x1=\"{x}\" x2=\"{1}\" y1=\"{2}\" y2=\"{2}\"/></g><text x=\"{3}\" y=\"{top}\">{4}</text>",
+                    series.colour,
+                    x + 16.0,
+                    top - 4.0,
+                    x + 22.0,
+                    escape(&series.name)
+                );
+            }
+        }
+        top += 10.0;
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {1}\" width=\"{2}\"><style>{3}{4}</style><rect class=\"card\" width=\"{width}\" height=\"{1}\" rx=\"8\"/>{head}<g transform=\"translate(0 {top})\" class=\"plot\">{0}</g></svg>\n",
+            self.drawing(),
+            top + height,
+            width * 1.6,
+            super::COLOURS,
+            super::CHARTS
+        )
+    }
+
+    /// Axes and marks.
+    fn drawing(&self) -> String {
         let (left, right, above, below) = MARGIN;
         let (width, height) = SIZE;
         let points = || self.series.iter().flat_map(|series| &series.points);
         let x = Span::new(&self.x, points().map(|p| p.x), left, width - right);
         let y = Span::new(&self.y, points().map(|p| p.y), height - below, above);
-        let mut svg = format!(
-            "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">",
-            escape(&self.title)
-        );
+        let mut svg = String::new();
         grid(&mut svg, &x, &y);
         let bars = self.series.iter().filter(|s| s.mark == Mark::Bars).count();
         let mut bar = 0;
@@ -304,7 +351,6 @@ impl Chart {
             }
             svg.push_str("</g>");
         }
-        svg.push_str("</svg>");
         svg
     }
 }

@@ -12,7 +12,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::ui::millis;
 
-/// The one stylesheet.
+/// The stylesheets: colours for both kinds of light, charts, and the rest of a page.
+const COLOURS: &str = include_str!("colours.css");
+const CHARTS: &str = include_str!("chart.css");
 const STYLE: &str = include_str!("style.css");
 
 /// A whole document.
@@ -25,7 +27,7 @@ fn document(title: &str, body: &Markup) -> String {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 title { (title) }
-                style { (PreEscaped(STYLE)) }
+                style { (PreEscaped(COLOURS)) (PreEscaped(CHARTS)) (PreEscaped(STYLE)) }
             }
             body { main { (body) } }
         }

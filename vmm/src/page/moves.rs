@@ -12,7 +12,7 @@ pub fn page(report: &Report, target: &str) -> String {
     let title = format!("A move to {target}");
     let body = html! {
         h1 { (title) }
-        p.lead { (outcome(report)) " " (report.reason) }
+        p.lead { (outcome(report)) " Why then: " (report.reason) "." }
         (tiles(report))
         (blackout(report))
         div.charts { @for chart in charts(report) { (chart.figure()) } }
@@ -176,9 +176,13 @@ pub fn charts(report: &Report) -> Vec<Chart> {
             bars("pages of zeros", 4, |round| round.zero_pages),
         ],
     };
+    // A round of a few pages says nothing of a rate.
+    let whole: f64 = rounds.iter().map(|round| round.duration_ms).sum();
+    let telling = |round: &&Round| round.duration_ms >= whole / 100.0;
+    let long: Vec<Round> = rounds.iter().filter(telling).cloned().collect();
     let mbytes = |what: fn(&Round) -> u64| {
         over_time(
-            rounds,
+            &long,
             move |round| float(what(round)) / 1e6,
             |v| format!("{} MB/s", short(v)),
         )

@@ -28,7 +28,7 @@ pub fn page(summary: &Summary, records: &[Record], machine: &str) -> String {
         (policies(summary))
         (one_load(records))
         (predictions(summary, records))
-        (scaling(records))
+        (scaling(summary, records))
         (failures(summary))
         (all(records))
         footer {
@@ -322,7 +322,7 @@ fn scatter(
 }
 
 /// Work lost, move by move, against the load.
-fn scaling(records: &[Record]) -> Markup {
+fn scaling(summary: &Summary, records: &[Record]) -> Markup {
     let mut series: BTreeMap<String, Vec<Point>> = BTreeMap::new();
     for record in records {
         let (Some(ratio), Some(report)) = (record.case.ratio(), record.completed()) else {
@@ -360,6 +360,28 @@ fn scaling(records: &[Record]) -> Markup {
     html! {
         h2 { "What the guest paid" }
         div.charts { (chart.figure()) }
+        (computing(summary))
+    }
+}
+
+/// What vCPUs paid that write nothing.
+fn computing(summary: &Summary) -> Markup {
+    if summary.computing.is_empty() {
+        return html! {};
+    }
+    html! {
+        h3 { "vCPUs that only compute, beside others that write" }
+        div.scroll {
+            table {
+                tr { th.text { "policy" } th { "moves" } th { "work lost" } th { "work lost per second of processor time" } }
+                @for (policy, lost) in &summary.computing {
+                    tr {
+                        td.text { (policy) } td { (lost.moves) } td { (percent(lost.work_lost_percent)) }
+                        td { (percent(lost.work_per_cpu_s_lost_percent)) }
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -324,6 +324,16 @@ impl fmt::Display for DirtyRate {
     }
 }
 
+impl Link {
+    /// Whether it may carry more than memory gives at its first touch on a host that has to find it first.
+    pub(super) fn is_fast(self) -> bool {
+        match self {
+            Self::Loopback => true,
+            Self::Shaped(rate) => rate > 250_000_000,
+        }
+    }
+}
+
 impl FromStr for Link {
     type Err = String;
 

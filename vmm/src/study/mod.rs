@@ -16,3 +16,4 @@ pub mod spec;
 pub mod store;
 pub mod summary;
 pub mod trial;
+mod warm;

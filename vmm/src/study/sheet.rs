@@ -38,6 +38,8 @@ struct Line {
     predicted_total_high_ms: Option<f64>,
     predicted_blackout_ms: Option<f64>,
     verified_pages: u64,
+    computing_lost_percent: Option<f64>,
+    computing_per_cpu_s_lost_percent: Option<f64>,
 }
 
 impl From<&Record> for Line {
@@ -95,6 +97,8 @@ impl From<&Record> for Line {
             predicted_total_high_ms: total.map(|total| total.high),
             predicted_blackout_ms: predicted.map(|predicted| predicted.blackout_ms.expected),
             verified_pages: record.verified_pages,
+            computing_lost_percent: record.computing_lost().map(|lost| lost.0),
+            computing_per_cpu_s_lost_percent: record.computing_lost().map(|lost| lost.1),
         }
     }
 }

@@ -4,12 +4,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use migration::predict::Prediction;
 use migration::report::{Outcome, Report};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::case::Case;
-use super::trial::{Made, Predicted, TrialError};
+use super::trial::{Made, TrialError};
 use crate::cli::error::chain;
 
 /// One move, as it went.
@@ -26,7 +27,7 @@ pub struct Record {
     /// Stamped pages found as they have to be.
     pub verified_pages: u64,
     /// What was predicted.
-    pub predicted: Option<Predicted>,
+    pub predicted: Option<Prediction>,
     /// What the move reported.
     pub report: Option<Report>,
 }
@@ -70,6 +71,20 @@ impl Record {
     pub fn completed(&self) -> Option<&Report> {
         let report = self.report.as_ref()?;
         (report.outcome == Outcome::Completed && !self.lost).then_some(report)
+    }
+
+    /// What the vCPUs that only compute lost of their work: in percent of what they did before the move, and of what
+    /// they did in a second of their threads' processor time. The worst of them.
+    pub fn computing_lost(&self) -> Option<(f64, f64)> {
+        let report = self.completed()?;
+        let worst = |lost: &[Option<f64>]| {
+            let computing = lost.iter().skip(usize::from(self.case.writers));
+            computing.copied().flatten().reduce(f64::max)
+        };
+        Some((
+            worst(&report.vcpu_work_lost_percent)?,
+            worst(&report.vcpu_work_per_cpu_s_lost_percent)?,
+        ))
     }
 
     /// What is to be said of a move that did not complete.

@@ -26,6 +26,8 @@ pub struct Summary {
     pub policies: BTreeMap<String, BTreeMap<String, Medians>>,
     /// By policy, and by how fast the guest was to write, over loopback.
     pub loopback: BTreeMap<String, BTreeMap<String, Medians>>,
+    /// By policy: what vCPUs that only compute lost beside others that write.
+    pub computing: BTreeMap<String, Computing>,
     /// How good predictions were; nothing without any.
     pub prediction: Option<Quality>,
     /// Moves that did not complete, with the reason.
@@ -49,6 +51,18 @@ pub struct Medians {
     pub guest_work_lost_percent: Option<f64>,
     /// Median of the seconds of its work that the guest lost: the percentage of the move's time.
     pub guest_work_lost_s: Option<f64>,
+}
+
+/// Of vCPUs that only compute; the worst of a guest counts, medians over moves.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Computing {
+    /// Moves of guests that have such.
+    pub moves: usize,
+    /// How much less they did than in the same time before the move.
+    pub work_lost_percent: Option<f64>,
+    /// How much less in a second of their threads' processor time: what the policy took from them, and not the
+    /// processors that they share with the move.
+    pub work_per_cpu_s_lost_percent: Option<f64>,
 }
 
 /// How good predictions were.
@@ -104,6 +118,7 @@ impl Summary {
             over_limit: records.iter().filter(|record| record.over_limit()).count(),
             unverified_pages: records.iter().map(unverified).sum(),
             verified_pages: records.iter().map(|record| record.verified_pages).sum(),
+            computing: computing(records),
             policies: medians(policies),
             loopback: medians(loopback),
             prediction: Quality::of(records),
@@ -135,6 +150,22 @@ fn medians(
     let each = groups.into_iter();
     each.map(|(policy, loads)| (policy, of_policy(loads)))
         .collect()
+}
+
+fn computing(records: &[Record]) -> BTreeMap<String, Computing> {
+    let mut policies: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    for record in records {
+        if let Some(lost) = record.computing_lost() {
+            policies.entry(record.case.policy()).or_default().push(lost);
+        }
+    }
+    let sum_up = |lost: Vec<(f64, f64)>| Computing {
+        moves: lost.len(),
+        work_lost_percent: median(lost.iter().map(|lost| lost.0).collect()),
+        work_per_cpu_s_lost_percent: median(lost.iter().map(|lost| lost.1).collect()),
+    };
+    let each = policies.into_iter();
+    each.map(|(policy, lost)| (policy, sum_up(lost))).collect()
 }
 
 impl Medians {

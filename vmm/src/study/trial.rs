@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 
 use guest_images::fill;
 use guest_images::verify::{self, Mode, Summary};
+use migration::predict::Prediction;
 use migration::report::{Outcome, Report};
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::case::{Case, Link, Tracking};
+use super::case::{Case, Tracking};
 use super::host::Host;
 use super::netns::NetnsError;
 use super::place::Place;
+use super::warm::warm;
 use crate::config::{ConfigError, Target};
 use crate::control::client::ClientError;
-use crate::control::{MigrateRequest, MoveEvent};
+use crate::control::{MigrateRequest, MoveEvent, PredictEvent, PredictRequest};
 
 /// Seed of the guest's memory.
 const SEED: u64 = 0x0f0e_0d0c;
@@ -25,6 +26,8 @@ const SEED: u64 = 0x0f0e_0d0c;
 const FILLED: u64 = 8 << 20;
 /// How long a guest works before its move: what it gets done then is what it loses some of.
 const WARM_UP: Duration = Duration::from_millis(2500);
+/// How long a guest is watched for a prediction, in milliseconds.
+const WATCH_MS: u64 = 4000;
 
 /// Why a trial came to nothing.
 #[derive(Debug, Error)]
@@ -64,6 +67,9 @@ pub enum TrialError {
     /// The VM ended in the middle of its tale.
     #[error("the VM stopped telling how the move goes")]
     Silent,
+    /// The VM could not say.
+    #[error("the move was not predicted: {0}")]
+    Unpredicted(String),
     /// Somebody asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -76,37 +82,13 @@ impl TrialError {
     }
 }
 
-/// A figure that was predicted.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Expected {
-    /// The likeliest.
-    pub expected: f64,
-    /// Nine of ten lie above.
-    pub low: f64,
-    /// Nine of ten lie below.
-    pub high: f64,
-}
-
-/// What was predicted right before the move.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Predicted {
-    /// Whether it comes within the limit.
-    pub converges: bool,
-    /// Why, or why not.
-    pub reason: String,
-    /// In all.
-    pub total_ms: Expected,
-    /// The guest's standstill.
-    pub blackout_ms: Expected,
-}
-
 /// A move that was made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Made {
     /// Its report.
     pub report: Report,
     /// What was predicted.
-    pub predicted: Option<Predicted>,
+    pub predicted: Option<Prediction>,
     /// Stamped pages that were found as they have to be.
     pub verified_pages: u64,
 }
@@ -136,7 +118,7 @@ pub fn run(
     let predicted = match case.predict {
         true => {
             tell("predicting");
-            Some(predict(&source, &request)?)
+            Some(predict(&source, request.clone(), stop)?)
         }
         false => None,
     };
@@ -144,7 +126,7 @@ pub fn run(
     let before = check(&source)?;
     tell("at work");
     pause(WARM_UP, stop)?;
-    if case.link == Link::Loopback {
+    if case.link.is_fast() {
         warm(case.memory_bytes);
     }
     let report = follow(&source, &request, stop, tell)?;
@@ -211,15 +193,6 @@ fn request(case: &Case, place: &Place, target: Target) -> MigrateRequest {
         insecure_plaintext: place.leaves_loopback(),
         ..MigrateRequest::to(target)
     }
-}
-
-/// Touches and frees so much memory: where the host is a guest itself that gives free memory back, memory that has
-/// rested is many times slower at its first touch, and that is not what a study of links is about.
-fn warm(bytes: u64) {
-    let Ok(bytes) = usize::try_from(bytes) else {
-        return;
-    };
-    std::hint::black_box(vec![1u8; bytes]);
 }
 
 /// Checks a guest that runs on.
@@ -289,6 +262,24 @@ fn follow(
 }
 
 /// Asks what the move will cost.
-fn predict(_source: &Host, _request: &MigrateRequest) -> Result<Predicted, TrialError> {
+fn predict(
+    source: &Host,
+    wanted: MigrateRequest,
+    stop: &AtomicBool,
+) -> Result<Prediction, TrialError> {
+    let request = PredictRequest {
+        wanted,
+        watch_ms: Some(WATCH_MS),
+    };
+    for event in source.client().predict(&request)? {
+        if stop.load(Ordering::Relaxed) {
+            return Err(TrialError::Interrupted);
+        }
+        match event? {
+            PredictEvent::Prediction { prediction } => return Ok(*prediction),
+            PredictEvent::Failed { reason } => return Err(TrialError::Unpredicted(reason)),
+            _ => {}
+        }
+    }
     Err(TrialError::Silent)
 }

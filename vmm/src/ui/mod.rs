@@ -5,6 +5,7 @@
 
 mod dirty_rate;
 mod number;
+mod prediction;
 mod progress;
 mod report;
 mod rounds;
@@ -15,6 +16,7 @@ mod text;
 
 pub use dirty_rate::rate_line;
 pub use number::{bytes, count, millis, rate};
+pub use prediction::prediction_table;
 pub use progress::{MoveView, Notes, round_line};
 pub use report::report_table;
 pub use status::status_table;

@@ -162,11 +162,15 @@ impl Table {
             );
         }
         if let Some(lost) = report.guest_work_lost_percent {
-            self.row(
-                "guest work lost",
-                &format!("{lost:.1} %"),
-                "during the move",
-            );
+            let vcpus = (0u32..).zip(&report.vcpu_work_lost_percent);
+            let known = vcpus.filter_map(|(vcpu, lost)| lost.map(|lost| (vcpu, lost)));
+            let note = match known.max_by(|a, b| a.1.total_cmp(&b.1)) {
+                Some((vcpu, most)) if report.vcpu_work_lost_percent.len() > 1 => {
+                    format!("during the move; vCPU {vcpu} most, {most:.1} %")
+                }
+                _ => "during the move".to_owned(),
+            };
+            self.row("guest work lost", &format!("{lost:.1} %"), &note);
         }
         if let Some(verify) = report.verify_ms {
             self.row("verified", &millis(verify), "both memories compared");

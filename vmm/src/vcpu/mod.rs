@@ -1,5 +1,6 @@
 //! vCPUs: a thread each, and the one handle through which the rest of the VMM talks to it.
 
+mod cpu_clock;
 mod kick;
 mod run;
 mod throttle;
@@ -19,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
 
+pub use cpu_clock::CpuClock;
 pub use throttle::Throttle;
 
 /// What a vCPU's exit means for the whole VM.
@@ -116,6 +118,7 @@ pub struct VcpuHandle {
     index: u8,
     orders: mpsc::Sender<Order>,
     kick: kick::Kick,
+    clock: CpuClock,
     throttle: Arc<throttle::Slot>,
     thread: Option<JoinHandle<()>>,
 }
@@ -149,16 +152,17 @@ impl VcpuHandle {
             .name(format!("vcpu-{index}"))
             .spawn(move || {
                 let vcpu = run::Vcpu::new(fd, index, caps, events, log, inbox, slot);
-                let _ = started.send(kick::Kick::of_this_thread());
+                let _ = started.send((kick::Kick::of_this_thread(), CpuClock::of_this_thread()));
                 vcpu.serve();
             })?;
-        let kick = start.recv().map_err(|_| {
+        let (kick, clock) = start.recv().map_err(|_| {
             std::io::Error::other(format!("vCPU thread {index} ended at its start"))
         })?;
         Ok(Self {
             index,
             orders,
             kick,
+            clock,
             throttle,
             thread: Some(thread),
         })
@@ -213,6 +217,11 @@ impl VcpuHandle {
     /// Gives the vCPU the buses that its exits go to; before it runs.
     pub fn attach(&self, buses: Buses) {
         self.order(Order::Attach(buses));
+    }
+
+    /// The processor time of its thread.
+    pub fn cpu_clock(&self) -> CpuClock {
+        self.clock
     }
 
     /// The slot through which this vCPU is slowed down, and what makes it look there.

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::devices::{Backend, DeviceParts, Devices};
 use super::log::LogChoice;
 use super::shape::Shape;
+use super::work::History;
 use super::{Core, PausedVm, STATE_VERSION};
 use crate::boot;
 use crate::kvm::dirty::VmLog;
@@ -88,6 +89,7 @@ impl BlankVm {
             shape,
             description,
             events: making.events,
+            history: History::default(),
         };
         Ok(Self { core, parts })
     }

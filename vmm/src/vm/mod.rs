@@ -13,6 +13,7 @@ mod host;
 mod io_thread;
 mod log;
 mod shape;
+mod work;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -29,12 +30,13 @@ use migration::guest::{
 };
 use migration::pages::MemoryLayout;
 use migration::state::{Kind, VmState};
+use migration::work::{Baseline, VcpuWork};
 
 use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::kvm::vm_state;
 use crate::memory;
-use crate::vcpu::{EventSender, Throttle, VcpuHandle};
+use crate::vcpu::{CpuClock, EventSender, Throttle, VcpuHandle};
 
 pub use blank::{BlankVm, Making};
 pub use devices::Backend;
@@ -42,6 +44,7 @@ pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
 pub use log::LogChoice;
 pub use shape::{Shape, SlotKind};
+pub use work::PERIOD as WORK_PERIOD;
 
 use devices::Devices;
 
@@ -59,6 +62,8 @@ struct Core {
     shape: Shape,
     description: Description,
     events: EventSender,
+    /// What the guest did lately, where it counts that.
+    history: work::History,
 }
 
 /// What may be looked at and used without owning the VM: for status, the console, and announcements.
@@ -183,6 +188,26 @@ impl RunningVm {
     pub fn view(&self) -> View {
         self.core.view(&self.devices)
     }
+
+    /// How long each vCPU has had a processor, to be read at any time.
+    pub fn cpu_clocks(&self) -> Vec<CpuClock> {
+        self.core.vcpus.iter().map(VcpuHandle::cpu_clock).collect()
+    }
+
+    /// Whether the guest counts its work, so that readings of that make sense.
+    pub fn counts_work(&self) -> bool {
+        self.core.counts_work()
+    }
+
+    /// Takes a reading of the guest's work; to be called every [`WORK_PERIOD`] while nothing holds the guest up.
+    pub fn note_work(&self) {
+        self.core.note_work();
+    }
+
+    /// Something held the guest up: the readings begin anew.
+    pub fn forget_work(&self) {
+        self.core.forget_work();
+    }
 }
 
 impl PausedVm {
@@ -220,6 +245,10 @@ impl RunningGuest for RunningVm {
         let seen = devices::heartbeat(&port);
         lock(&port).forget_gap();
         Some(seen)
+    }
+
+    fn work(&self) -> Option<Baseline> {
+        self.core.take_baseline()
     }
 
     fn pause(self) -> Result<PausedVm, Failed<Self>> {
@@ -261,6 +290,10 @@ impl PausedGuest for PausedVm {
         self.core.throttle.slept()
     }
 
+    fn work(&self) -> Option<Vec<VcpuWork>> {
+        self.core.work()
+    }
+
     /// Devices first, then vCPUs, then what belongs to the VM: the interrupt controllers after everything
     /// that might still raise a line, the clock as late as possible.
     fn save(&mut self) -> Result<VmState, GuestError> {
@@ -289,6 +322,8 @@ impl PausedGuest for PausedVm {
             return Err(Failed { guest: self, error });
         }
         let Self { core, devices } = self;
+        // What was read before it stood still is no baseline for what comes.
+        core.forget_work();
         Ok(RunningVm { core, devices })
     }
 }

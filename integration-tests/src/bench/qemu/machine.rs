@@ -195,7 +195,8 @@ impl Machine {
     pub fn configure(&mut self, setting: &QemuSetting) -> Result<(), Error> {
         let multifd = json!({ "capability": "multifd", "state": setting.channels.is_some() });
         let events = json!({ "capability": "events", "state": true });
-        let capabilities = json!({ "capabilities": [multifd, events] });
+        let converge = json!({ "capability": "auto-converge", "state": setting.auto_converge });
+        let capabilities = json!({ "capabilities": [multifd, events, converge] });
         self.execute("migrate-set-capabilities", capabilities)?;
         let mut parameters = json!({});
         if let Some(channels) = setting.channels {

@@ -46,6 +46,8 @@ pub(crate) fn sample(rounds: u32) -> Report {
         largest_gap_ms: Some(49.0),
         throttled_ms: vec![0.0, 456.1],
         guest_work_lost_percent: None,
+        vcpu_work_lost_percent: Vec::new(),
+        vcpu_work_per_cpu_s_lost_percent: Vec::new(),
         verify_ms: None,
         rounds: (0..rounds).map(round).collect(),
         memory_bytes: 1 << 30,
@@ -143,6 +145,22 @@ fn what_was_packed_is_shown_where_it_was() {
     ] {
         assert!(table.contains(line), "{table}");
     }
+}
+
+#[test]
+fn work_lost_names_the_vcpu_that_lost_most() {
+    let mut report = sample(1);
+    report.guest_work_lost_percent = Some(21.04);
+    report.vcpu_work_lost_percent = vec![Some(42.08), None, Some(0.0)];
+    let table = report_table(&report, "unix:/x", Style::PLAIN);
+    let line = "\n  guest work lost            21.0 %   during the move; vCPU 0 most, 42.1 %\n";
+    assert!(table.contains(line), "{table}");
+    report.vcpu_work_lost_percent = vec![Some(21.04)];
+    let table = report_table(&report, "unix:/x", Style::PLAIN);
+    assert!(
+        table.contains("\n  guest work lost            21.0 %   during the move\n"),
+        "{table}"
+    );
 }
 
 #[test]

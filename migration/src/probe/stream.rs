@@ -1,0 +1,184 @@
+//! One stream of a probe: fillers go out, each with a PING behind it, and the PONGs say when they had arrived.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{ProbeError, instead_of};
+use crate::source::Pacer;
+use crate::wire::channel::Channel;
+use crate::wire::frame::{Frame, MAX_FILLER};
+use crate::wire::iov::Out;
+
+/// What a stream may have under way at first, and at most.
+const WINDOW: (u64, u64) = (64 << 10, 32 << 20);
+/// The smallest filler.
+const SMALLEST: u64 = 4 << 10;
+/// With answers that take so much longer than two round trips there is enough under way.
+const QUEUE: Duration = Duration::from_millis(60);
+/// Fillers are taken from so much memory in turn, so that they do not come from the processor's cache; a guest's pages
+/// do not either.
+const SOURCE: usize = 32 << 20;
+/// With a bandwidth limit so many fillers leave in a second at least.
+const FILLERS_PER_SECOND: u64 = 100;
+
+/// Bytes to be sent. They look like chance, so that nothing between the hosts makes them fewer.
+pub(super) fn source() -> Vec<u8> {
+    const BLOCK: usize = 64 << 10;
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut block = Vec::with_capacity(BLOCK);
+    while block.len() < BLOCK {
+        // xorshift64, as in predictions.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        block.extend_from_slice(&state.to_le_bytes());
+    }
+    block.repeat(SOURCE / BLOCK)
+}
+
+/// What has arrived, on all streams.
+pub(super) struct Acks {
+    began: Instant,
+    time: Duration,
+    bytes: u64,
+    slow: Duration,
+    sent: AtomicU64,
+    came: Mutex<Vec<(Duration, u64)>>,
+}
+
+impl Acks {
+    /// To be filled for so long, with at most so many bytes.
+    pub fn new(time: Duration, bytes: u64, round_trip: Duration) -> Self {
+        Self {
+            began: Instant::now(),
+            time,
+            bytes,
+            slow: round_trip * 2 + QUEUE,
+            sent: AtomicU64::new(0),
+            came: Mutex::default(),
+        }
+    }
+
+    /// Whether so many bytes more may be sent.
+    fn admits(&self, bytes: u64) -> bool {
+        self.began.elapsed() < self.time
+            && self.sent.fetch_add(bytes, Ordering::Relaxed) < self.bytes
+    }
+
+    fn came(&self, bytes: u64) {
+        let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
+        came.push((self.began.elapsed(), bytes));
+    }
+
+    /// When how many bytes had come, in this order.
+    pub fn into_times(self) -> Vec<(Duration, u64)> {
+        self.came
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that is filled.
+pub(super) struct Stream {
+    channel: Channel,
+    /// The number of the next PING.
+    next: u64,
+    /// What is under way: its PING, its bytes, and when it was sent.
+    under_way: VecDeque<(u64, u64, Instant)>,
+    bytes_under_way: u64,
+    window: u64,
+}
+
+impl Stream {
+    pub fn new(channel: Channel) -> Self {
+        Self {
+            channel,
+            next: 0,
+            under_way: VecDeque::new(),
+            bytes_under_way: 0,
+            window: WINDOW.0,
+        }
+    }
+
+    pub fn peer(&self) -> &str {
+        self.channel.peer()
+    }
+
+    /// How long a message there and back takes with nothing else under way.
+    pub fn round_trip(&mut self) -> Result<Duration, ProbeError> {
+        let began = Instant::now();
+        self.ping(0)?;
+        let frame = self.channel.receive()?;
+        self.answered(&frame, None)?;
+        Ok(began.elapsed())
+    }
+
+    /// Sends until all streams together have sent enough, and waits until that has arrived.
+    pub fn fill(&mut self, acks: &Acks, pacer: &Pacer, source: &[u8]) -> Result<(), ProbeError> {
+        let most = (pacer.bandwidth())
+            .map_or(u64::MAX, |bandwidth| bandwidth / FILLERS_PER_SECOND)
+            .clamp(SMALLEST, u64::from(MAX_FILLER));
+        let mut at = 0;
+        loop {
+            let bytes = (self.window / 4).clamp(SMALLEST, most);
+            if !acks.admits(bytes) {
+                break;
+            }
+            let len = usize::try_from(bytes).unwrap_or(0);
+            if at + len > source.len() {
+                at = 0;
+            }
+            pacer.pace(bytes, self.channel.cancel_token())?;
+            let frame = Frame::Filler {
+                bytes: u32::try_from(bytes).unwrap_or(MAX_FILLER),
+            };
+            let data = Out::bytes(&source[at..at + len]);
+            self.channel.send_with(&frame, &[data])?;
+            at += len;
+            self.ping(bytes)?;
+            while let Some(frame) = self.channel.poll_frame()? {
+                self.answered(&frame, Some(acks))?;
+            }
+            while self.bytes_under_way >= self.window {
+                let frame = self.channel.receive()?;
+                self.answered(&frame, Some(acks))?;
+            }
+        }
+        while !self.under_way.is_empty() {
+            let frame = self.channel.receive()?;
+            self.answered(&frame, Some(acks))?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a sign that these bytes have arrived.
+    fn ping(&mut self, bytes: u64) -> Result<(), ProbeError> {
+        self.channel.send(&Frame::Ping(self.next))?;
+        self.under_way.push_back((self.next, bytes, Instant::now()));
+        self.bytes_under_way += bytes;
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Takes the answer to the oldest PING; anything else ends the probe.
+    fn answered(&mut self, frame: &Frame, acks: Option<&Acks>) -> Result<(), ProbeError> {
+        let oldest = self.under_way.front().copied();
+        let Some((number, bytes, sent)) = oldest else {
+            return Err(instead_of("nothing", frame, &self.channel));
+        };
+        if *frame != Frame::Pong(number) {
+            return Err(instead_of("its answer to PING", frame, &self.channel));
+        }
+        self.under_way.pop_front();
+        self.bytes_under_way -= bytes;
+        if let Some(acks) = acks {
+            acks.came(bytes);
+            if sent.elapsed() < acks.slow {
+                self.window = (self.window + bytes).min(WINDOW.1);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,194 @@
+//! A guest about which somebody asks what its move would cost: the thread that watches it, measures the link, and
+//! predicts. Nothing of the guest changes; it runs on, a little slower while it is watched.
+
+use std::sync::mpsc::{self, Receiver};
+use std::time::Instant;
+
+use migration::cancel::{CancelToken, Cancelled};
+use migration::dirty_rate::{self, RateError};
+use migration::guest::{GuestRam, RunningGuest};
+use migration::pages::{MemoryLayout, PageSet};
+use migration::predict::{Curve, Estimate, Memory, Question, Survey, predict, survey};
+use migration::probe::{self, Measured, ProbeError};
+use thiserror::Error;
+
+use super::outgoing::connector;
+use super::supervisor::{FromThread, Notifier, chain};
+use crate::control::{PredictEvent, PredictRequest};
+use crate::vcpu::CpuClock;
+use crate::vm::RunningVm;
+
+/// Why there is no prediction.
+#[derive(Debug, Error)]
+enum PredictError {
+    #[error("the prediction was cancelled")]
+    Cancelled,
+    /// Whoever asked is gone: no reason is needed.
+    #[error("nobody listens any more")]
+    Unheard,
+    #[error(transparent)]
+    Rate(RateError),
+    #[error(transparent)]
+    Link(ProbeError),
+    #[error(transparent)]
+    Curve(#[from] migration::predict::CurveError),
+    #[error(transparent)]
+    Guest(#[from] migration::guest::GuestError),
+}
+
+impl From<RateError> for PredictError {
+    fn from(error: RateError) -> Self {
+        match error {
+            RateError::Cancelled(Cancelled) => Self::Cancelled,
+            error => Self::Rate(error),
+        }
+    }
+}
+
+impl From<ProbeError> for PredictError {
+    fn from(error: ProbeError) -> Self {
+        match error {
+            ProbeError::Cancelled(Cancelled) => Self::Cancelled,
+            error => Self::Link(error),
+        }
+    }
+}
+
+/// Starts the thread. Until it tells the main loop that it is done the dirty log is its own.
+///
+/// # Errors
+/// The thread cannot be had.
+pub fn spawn(
+    vm: &RunningVm,
+    request: &PredictRequest,
+    cancel: CancelToken,
+    notify: Notifier,
+) -> std::io::Result<Receiver<PredictEvent>> {
+    let (asker, events) = mpsc::channel();
+    let log = vm.dirty_log();
+    let (ram, layout) = (vm.ram().clone(), vm.describe().layout);
+    let clocks = vm.cpu_clocks();
+    let request = request.clone();
+    let predict = move || {
+        let mut tell = |event| asker.send(event).is_ok();
+        let study = Study {
+            log: &*log,
+            ram: &ram,
+            layout: &layout,
+            clocks: &clocks,
+            request: &request,
+            cancel: &cancel,
+        };
+        let last = match study.question(&mut tell) {
+            Ok(question) => PredictEvent::Prediction {
+                prediction: Box::new(predict(&question)),
+            },
+            Err(error) => PredictEvent::Failed {
+                reason: chain(&error),
+            },
+        };
+        // The main loop first: who hears the end may move the guest at once.
+        notify.send(FromThread::Measured);
+        let _ = asker.send(last);
+    };
+    (std::thread::Builder::new()
+        .name("predict".into())
+        .spawn(predict))
+    .map(|_| events)
+}
+
+/// A guest and a link that are looked at.
+struct Study<'a> {
+    log: &'a dyn migration::dirty::DirtyLog,
+    ram: &'a GuestRam,
+    layout: &'a MemoryLayout,
+    clocks: &'a [CpuClock],
+    request: &'a PredictRequest,
+    cancel: &'a CancelToken,
+}
+
+impl Study<'_> {
+    /// All that a prediction stands on, measured one after the other: together they would disturb each other.
+    fn question(
+        &self,
+        tell: &mut dyn FnMut(PredictEvent) -> bool,
+    ) -> Result<Question, PredictError> {
+        let options = self.request.wanted.options();
+        let target = connector(&self.request.wanted.target);
+        let (curve, busy, pages) = self.watch(tell)?;
+        let Survey { memory, before } = survey(self.ram, self.layout, &pages)?;
+        let Memory {
+            bytes,
+            touched,
+            zero,
+        } = memory;
+        let heard = tell(PredictEvent::Memory {
+            memory_bytes: bytes,
+            touched_pages: touched,
+            zero_percent: zero * 100.0,
+            busy_percent: busy * 100.0,
+        });
+        listening(heard)?;
+        let measured = probe::measure(&*target, &options, self.cancel)?;
+        listening(tell(of_link(&measured)))?;
+        // What is written was touched by that at the latest.
+        let writes = curve.fit(touched.max(written(&curve)));
+        Ok(Question {
+            busy,
+            before,
+            by_descriptor: target.is_local(),
+            ..Question::new(memory, writes, measured.link, options)
+        })
+    }
+
+    /// How the guest writes, how busy its busiest vCPU is meanwhile, above 0 and at most 1, and which pages it wrote.
+    fn watch(
+        &self,
+        tell: &mut dyn FnMut(PredictEvent) -> bool,
+    ) -> Result<(Curve, f64, PageSet), PredictError> {
+        let lengths = dirty_rate::windows(self.request.watch().longest());
+        let mut windows = Vec::new();
+        let mut heard = true;
+        let ran = || self.clocks.iter().map(|clock| clock.now());
+        let (before, began): (Vec<_>, _) = (ran().collect(), Instant::now());
+        let mut hear = |window| {
+            windows.push(window);
+            heard = tell(PredictEvent::Window { window });
+            heard
+        };
+        let pages = dirty_rate::measure(self.log, self.layout, &lengths, self.cancel, &mut hear)?;
+        let watched = began.elapsed();
+        listening(heard)?;
+        let ran =
+            (before.iter().zip(ran())).filter_map(|(before, now)| now?.checked_sub((*before)?));
+        let most = ran.max().unwrap_or(watched).as_secs_f64();
+        let busy = (most / watched.as_secs_f64().max(1e-6)).clamp(0.01, 1.0);
+        Ok((Curve::measured(&windows)?, busy, pages))
+    }
+}
+
+fn listening(heard: bool) -> Result<(), PredictError> {
+    match heard {
+        true => Ok(()),
+        false => Err(PredictError::Unheard),
+    }
+}
+
+fn written(curve: &Curve) -> u64 {
+    curve.points().last().map_or(0, |(_, pages)| *pages)
+}
+
+fn of_link(measured: &Measured) -> PredictEvent {
+    let link = &measured.link;
+    PredictEvent::Link {
+        bandwidth_bytes_per_s: Estimate {
+            expected: link.bytes_per_s.expected,
+            low: link.bytes_per_s.low,
+            high: link.bytes_per_s.high,
+        },
+        round_trip_ms: link.round_trip.as_secs_f64() * 1000.0,
+        connect_ms: link.connect.as_secs_f64() * 1000.0,
+        streams: measured.streams,
+        probe_bytes: measured.bytes,
+    }
+}
