@@ -25,7 +25,7 @@ pub fn page(summary: &Summary, records: &[Record], machine: &str) -> String {
         h1 { (summary.title) }
         p.lead { (machine) }
         (tiles(summary))
-        (policies(summary))
+        (policies(summary, records))
         (one_load(records))
         (predictions(summary, records))
         (scaling(summary, records))
@@ -62,10 +62,16 @@ fn tiles(summary: &Summary) -> Markup {
 }
 
 /// Total time, downtime and lost work of each policy against the load.
-fn policies(summary: &Summary) -> Markup {
+fn policies(summary: &Summary, records: &[Record]) -> Markup {
     if summary.policies.is_empty() {
         return html! {};
     }
+    // A larger guest takes longer at any rate: only guests of one size are drawn beside each other.
+    let size = commonest(records);
+    let alike = records
+        .iter()
+        .filter(|record| record.case.memory_bytes == size);
+    let drawn = Summary::of("", &alike.cloned().collect::<Vec<_>>()).policies;
     type Figure = fn(&Medians) -> Option<f64>;
     let figures: [(&str, &str, Axis, Figure); 3] = [
         (
@@ -87,7 +93,7 @@ fn policies(summary: &Summary) -> Markup {
             |m| m.blackout_ms,
         ),
     ];
-    let mut ratios: Vec<&String> = summary.policies.values().flat_map(BTreeMap::keys).collect();
+    let mut ratios: Vec<&String> = drawn.values().flat_map(BTreeMap::keys).collect();
     ratios.sort_by(|a, b| parsed(a).total_cmp(&parsed(b)));
     ratios.dedup();
     let names: Vec<String> = ratios
@@ -95,7 +101,7 @@ fn policies(summary: &Summary) -> Markup {
         .map(|ratio| format!("{}x", parsed(ratio)))
         .collect();
     let charts = figures.into_iter().map(|(title, note, y, figure)| {
-        let series = summary.policies.iter().map(|(policy, loads)| Series {
+        let series = drawn.iter().map(|(policy, loads)| Series {
             name: policy.clone(),
             colour: colour(policy),
             mark: Mark::Line,
@@ -125,10 +131,23 @@ fn policies(summary: &Summary) -> Markup {
     let charts = charts.filter(|chart| chart.series.iter().any(|series| !series.points.is_empty()));
     html! {
         h2 { "Policy against policy" }
-        p.lead { "Medians over all patterns, sizes and limits of this study, by how fast the guest was to write." }
+        p.lead { "Medians over all patterns and limits of this study, by how fast the guest was to write. The charts are of guests of " (bytes(size)) ", the table is of all." }
         div.charts { @for chart in charts { (chart.figure()) } }
         (policy_table(summary))
     }
+}
+
+/// The size of guest that most moves were of.
+fn commonest(records: &[Record]) -> u64 {
+    let mut sizes: BTreeMap<u64, usize> = BTreeMap::new();
+    for record in records
+        .iter()
+        .filter(|record| record.case.ratio().is_some())
+    {
+        *sizes.entry(record.case.memory_bytes).or_default() += 1;
+    }
+    let most = sizes.into_iter().max_by_key(|(_, moves)| *moves);
+    most.map_or(0, |(size, _)| size)
 }
 
 fn parsed(number: &str) -> f64 {
