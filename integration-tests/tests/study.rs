@@ -26,7 +26,7 @@ working_set = "64M"
 dirty_rate = "4x"
 throttle = "off"
 downtime = "20ms"
-timeout = "3s"
+timeout = "60s"
 "#;
 /// A study of these, on the slowest machine.
 const LONG: Duration = Duration::from_secs(120);
