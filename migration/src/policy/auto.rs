@@ -11,7 +11,7 @@
 //! - Once nearly all that is sent is written again meanwhile ([`ENGAGE`]), and this round will not leave much
 //!   less than the one before ([`SHRINKS`]), going on at full speed is in vain.
 //! - From then on the guest is held down to [`AIM`] of what the link carries, so that each round leaves a
-//!   quarter, or less strongly where that is enough to fit the limit. At a standstill it would lose about a
+//!   quarter, also where less would fit the limit: what it would save the guest, a longer blackout takes. At a standstill it would lose about a
 //!   sixth less of its work, but that would be a blackout. Held down less, it would lose more, and take longer.
 //! - How fast it writes at a given throttle is measured, not computed: guests have idle time to catch up in, and
 //!   other things to do than write. Where the dirty log knows which vCPU writes, those that write too much are slowed down and no
@@ -39,8 +39,6 @@ const PART: u64 = 8;
 const SHRINKS: f64 = 0.7;
 /// The share of the link that a slowed guest may write.
 const AIM: f64 = 0.25;
-/// It may write more if what is left then fills no more than this share of what fits the blackout.
-const FILL: f64 = 0.6;
 /// In so many seconds half of the highest rate seen is forgotten.
 const HALF_LIFE: f64 = 0.5;
 
@@ -118,12 +116,7 @@ impl Throttling for Auto {
         // At the end of a round the link stands still for a moment, and the guest does not.
         let still = (costs.round_trip * 2 + costs.sync).as_secs_f64();
         let carried = (pages / (pages / link + still)).min(seen);
-        // Once it fits, what is still to be had is a shorter blackout.
-        let aim = match pages > room {
-            true => AIM.max(FILL * room / pages),
-            false => AIM,
-        };
-        let percents = self.writers.held_to(aim * carried, limits.throttle);
+        let percents = self.writers.held_to(AIM * carried, limits.throttle);
         Throttle::smooth(percents, limits.downtime)
     }
 }
