@@ -57,6 +57,30 @@ pub struct Blackout {
     pub resume_ms: f64,
 }
 
+impl Blackout {
+    /// The parts in the order in which they happen, each with its name for people, in milliseconds.
+    pub fn parts(&self) -> [(&'static str, f64); 7] {
+        let Self {
+            stop_vcpus_ms,
+            final_dirty_sync_ms,
+            final_pages_ms,
+            save_state_ms,
+            send_state_ms,
+            restore_ms,
+            resume_ms,
+        } = *self;
+        [
+            ("stop vCPUs", stop_vcpus_ms),
+            ("final dirty sync", final_dirty_sync_ms),
+            ("final pages", final_pages_ms),
+            ("save state", save_state_ms),
+            ("send state", send_state_ms),
+            ("restore", restore_ms),
+            ("resume", resume_ms),
+        ]
+    }
+}
+
 /// One pass over the pages written since the one before. The last one of a move that got so far is the
 /// final copy, with the vCPUs stopped.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

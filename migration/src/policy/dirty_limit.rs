@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use super::writers::Writers;
-use super::{Limits, Look, Throttle, Throttling, link_pages, precise};
+use super::{Limits, Look, Throttle, Throttling, link_pages, precise, written_since};
 use crate::pages::PAGE_SIZE;
 use crate::predict::Costs;
 
@@ -46,18 +46,9 @@ impl Throttling for DirtyLimit {
         let Some(link) = link_pages(costs).filter(|_| look.round > 0 || look.over) else {
             return Throttle::default();
         };
-        let before = self.before.take().filter(|last| last.round == look.round);
-        let (written, from) = before.as_ref().map_or((0, Duration::ZERO), |before| {
-            (before.written, before.duration)
-        });
-        let time = look.duration.saturating_sub(from);
-        if time < SHORTEST && before.is_some() {
-            self.before = before;
+        let Some((rate, seconds)) = written_since(&mut self.before, look, SHORTEST) else {
             return look.throttle.clone();
-        }
-        self.before = Some(look.clone());
-        let seconds = time.as_secs_f64().max(1e-6);
-        let rate = precise(look.written.saturating_sub(written)) / seconds;
+        };
         let remembered = match look.throttle.is_on() {
             true => (-seconds / HALF_LIFE).exp2(),
             false => 0.0,

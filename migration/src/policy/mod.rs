@@ -120,6 +120,23 @@ pub fn throttling(policy: ThrottlePolicy) -> Box<dyn Throttling> {
     }
 }
 
+/// Pages written again a second, and over how many seconds that was measured: since the look `before` if that was in the
+/// same round, else since the round began. `None` if less than `shortest` has passed since that look, which then stays.
+fn written_since(before: &mut Option<Look>, look: &Look, shortest: Duration) -> Option<(f64, f64)> {
+    let last = before.as_ref().filter(|last| last.round == look.round);
+    let (written, from) = last.map_or((0, Duration::ZERO), |last| (last.written, last.duration));
+    let time = look.duration.saturating_sub(from);
+    if time < shortest && last.is_some() {
+        return None;
+    }
+    let seconds = time.as_secs_f64().max(1e-6);
+    *before = Some(look.clone());
+    Some((
+        precise(look.written.saturating_sub(written)) / seconds,
+        seconds,
+    ))
+}
+
 /// Pages a second that a link carries; `None` while that is not known.
 fn link_pages(costs: &Costs) -> Option<f64> {
     (costs.bandwidth > 0).then(|| precise(costs.bandwidth) / precise(PAGE_SIZE + RUN_HEADER))

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    Limits, Look, Percents, Throttle, Throttling, link_pages, percent_for, precise, speed,
+    Limits, Look, Percents, Throttle, Throttling, link_pages, percent_for, speed, written_since,
 };
 use crate::predict::Costs;
 
@@ -36,17 +36,9 @@ impl Throttling for Sdps {
         let Some(link) = link_pages(costs).filter(|_| look.round > 0) else {
             return Throttle::default();
         };
-        let before = self.before.take().filter(|last| last.round == look.round);
-        let (written, from) = before.as_ref().map_or((0, Duration::ZERO), |before| {
-            (before.written, before.duration)
-        });
-        let time = look.duration.saturating_sub(from);
-        if time < SHORTEST && before.is_some() {
-            self.before = before;
+        let Some((rate, _)) = written_since(&mut self.before, look, SHORTEST) else {
             return look.throttle.clone();
-        }
-        self.before = Some(look.clone());
-        let rate = precise(look.written.saturating_sub(written)) / time.as_secs_f64().max(1e-6);
+        };
         let now = speed(look.throttle.percents.strongest());
         let wanted = now * AIM * link / rate.max(1e-6);
         let percent = percent_for(wanted.min(now * STEP), limits.throttle);

@@ -1,7 +1,7 @@
 //! One move as a page: `ferry migrate --html FILE`.
 
 use maud::{Markup, html};
-use migration::report::{Blackout, Outcome, Report, Round};
+use migration::report::{Outcome, Report, Round};
 
 use super::chart::{Axis, Chart, Mark, Point, Series, short};
 use super::{document, float, ms, percent, tile};
@@ -60,24 +60,7 @@ fn blackout(report: &Report) -> Markup {
     let (Some(parts), Some(whole)) = (&report.blackout, report.blackout_ms) else {
         return html! {};
     };
-    let Blackout {
-        stop_vcpus_ms,
-        final_dirty_sync_ms,
-        final_pages_ms,
-        save_state_ms,
-        send_state_ms,
-        restore_ms,
-        resume_ms,
-    } = *parts;
-    let parts = [
-        ("stop vCPUs", stop_vcpus_ms),
-        ("final dirty sync", final_dirty_sync_ms),
-        ("final pages", final_pages_ms),
-        ("save state", save_state_ms),
-        ("send state", send_state_ms),
-        ("restore", restore_ms),
-        ("resume", resume_ms),
-    ];
+    let parts = parts.parts();
     html! {
         h2 { "Where the downtime went" }
         div.bar {

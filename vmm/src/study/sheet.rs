@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::case::word;
 use super::store::Record;
 
 /// One line. Columns are added at the end, never renamed.
@@ -47,10 +48,6 @@ impl From<&Record> for Line {
         let (case, report) = (&record.case, record.report.as_ref());
         let predicted = record.predicted.as_ref();
         let total = predicted.map(|predicted| predicted.total_ms);
-        let text = |value: serde_json::Result<serde_json::Value>| match value {
-            Ok(serde_json::Value::String(text)) => text,
-            _ => String::new(),
-        };
         Self {
             sweep: case.sweep.clone(),
             policy: case.policy(),
@@ -58,10 +55,10 @@ impl From<&Record> for Line {
             memory_bytes: case.memory_bytes,
             working_set_bytes: case.working_set_bytes,
             pattern: match case.phases {
-                None => text(serde_json::to_value(case.pattern)),
+                None => word(&case.pattern),
                 Some(phases) => format!(
                     "{} {}:{} ms",
-                    text(serde_json::to_value(case.pattern)),
+                    word(&case.pattern),
                     phases.on_ms,
                     phases.off_ms
                 ),
@@ -71,11 +68,11 @@ impl From<&Record> for Line {
             writers: case.writers,
             computing: case.computing,
             streams: case.streams,
-            tracking: text(serde_json::to_value(case.tracking)),
+            tracking: word(&case.tracking),
             downtime_limit_ms: case.downtime_ms,
             repeat: case.repeat,
             outcome: match (report, &record.error) {
-                (Some(report), None) => text(serde_json::to_value(report.outcome)),
+                (Some(report), None) => word(&report.outcome),
                 _ if record.lost => "lost".to_owned(),
                 _ => "error".to_owned(),
             },

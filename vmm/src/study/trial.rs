@@ -1,11 +1,13 @@
 //! One move of a study, from boot to verification.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_images::fill;
+use guest_images::procmem::Mapping;
 use guest_images::verify::{self, Mode, Summary};
 use migration::predict::Prediction;
 use migration::report::{Outcome, Report};
@@ -166,12 +168,19 @@ fn boot(case: &Case, place: &Place, stop: &AtomicBool) -> Result<Host, TrialErro
     Ok(host)
 }
 
+/// The guest-physical memory that is filled from outside.
+fn filled(host: &Host) -> Result<Vec<Range<u64>>, TrialError> {
+    let range = |piece: &Mapping| {
+        let from = piece.gpa.max(FILLED);
+        from..(piece.gpa + piece.bytes).max(from)
+    };
+    Ok(host.mappings()?.iter().map(range).collect())
+}
+
 /// Fills the guest's memory, working sets included, with what nothing compresses.
 fn fill(host: &Host) -> Result<(), TrialError> {
     let memory = host.memory()?;
-    for piece in host.mappings()? {
-        let from = piece.gpa.max(FILLED);
-        let gpas = from..(piece.gpa + piece.bytes).max(from);
+    for gpas in filled(host)? {
         fill::write(SEED, gpas, |gpa, bytes| memory.write(gpa, bytes)).map_err(|error| {
             TrialError::Io {
                 act: "fill the guest's memory",
@@ -215,9 +224,7 @@ fn arrived(host: &Host, before: &Summary) -> Result<u64, TrialError> {
     let after = still(host)?;
     after.follows(before).map_err(lost)?;
     let memory = host.memory()?;
-    for piece in host.mappings()? {
-        let from = piece.gpa.max(FILLED);
-        let gpas = from..(piece.gpa + piece.bytes).max(from);
+    for gpas in filled(host)? {
         fill::check(SEED, gpas, &memory).map_err(lost)?;
     }
     Ok(after.pages_checked)

@@ -98,25 +98,7 @@ impl Table {
     }
 
     fn breakdown(&mut self, parts: &Blackout, whole: f64) {
-        let Blackout {
-            stop_vcpus_ms,
-            final_dirty_sync_ms,
-            final_pages_ms,
-            save_state_ms,
-            send_state_ms,
-            restore_ms,
-            resume_ms,
-        } = *parts;
-        let rows = [
-            ("stop vCPUs", stop_vcpus_ms),
-            ("final dirty sync", final_dirty_sync_ms),
-            ("final pages", final_pages_ms),
-            ("save state", save_state_ms),
-            ("send state", send_state_ms),
-            ("restore", restore_ms),
-            ("resume", resume_ms),
-        ];
-        for (name, part) in rows {
+        for (name, part) in parts.parts() {
             let bar = self.style.paint(Colour::Bar, &bar(part, whole));
             self.row(&format!("  {name}"), &millis(part), &bar);
         }
