@@ -13,6 +13,7 @@ use crate::clock::{boot_id, boottime_ns};
 use crate::event::Arrival;
 use crate::guest::{BlankGuest, Host, PausedGuest};
 use crate::pack::unpacker::Unpacker;
+use crate::placement::{Bound, Processors};
 use crate::ram::RamView;
 use crate::source::chain;
 use crate::state::VmState;
@@ -24,6 +25,8 @@ pub(super) struct Filling<B> {
     streams: Streams,
     intake: Arc<Intake>,
     unpacker: Unpacker,
+    /// Where the first stream's bytes come in, this thread runs.
+    bound: Bound,
     blank: B,
 }
 
@@ -72,7 +75,8 @@ impl<H: Host> Receiver<H> {
             {
                 Err(probed::answer(means, session, streams, channel))
             }
-            (Self::Filling(filling), Frame::Pages { round, runs }) => {
+            (Self::Filling(mut filling), Frame::Pages { round, runs }) => {
+                filling.bound.follow(channel.shared_processor());
                 filling.intake.pages(round, &runs, channel)?;
                 Ok(Self::Filling(filling))
             }
@@ -104,7 +108,13 @@ impl<H: Host> Receiver<H> {
             }
             (Self::Filling(filling), Frame::State(state)) => {
                 filling.intake.seal(channel)?;
-                let Filling { blank, streams, .. } = filling;
+                let Filling {
+                    blank,
+                    streams,
+                    bound,
+                    ..
+                } = filling;
+                drop(bound);
                 let (paused, restore_ns) = load::<H>(blank, &state)?;
                 channel.send(&Frame::Ready)?;
                 events(Arrival::Ready);
@@ -194,9 +204,12 @@ fn prepare<H: Host>(
         memory_bytes: description.layout.bytes(),
         vcpus: description.vcpus,
     });
+    // Asked before this thread is bound, and the others inherit that.
+    let processors = Processors::shared(streams);
     Ok(Filling {
         unpacker: Unpacker::default(),
-        streams: Streams::start(channels, &intake, means.alarm)?,
+        streams: Streams::start(channels, &intake, processors.as_ref(), means.alarm)?,
+        bound: Bound::new(processors),
         intake,
         blank,
     })

@@ -21,6 +21,7 @@ use crate::options::{Options, ThrottlePolicy};
 use crate::pack::Compress;
 use crate::pack::packer::{Packer, Resent};
 use crate::pages::PAGE_SIZE;
+use crate::placement::Processors;
 use crate::report::Report;
 use crate::wire::Connect;
 use crate::wire::channel::Channel;
@@ -44,6 +45,8 @@ pub(super) struct Link {
     pub shared_clock: bool,
     /// The quickest answer to a PING so far.
     pub round_trip: Duration,
+    /// What the streams are spread over, where the destination's ends of them run on the same few processors.
+    pub processors: Option<Processors>,
     /// The destination maps the very memory of the guest: there are no pages to send.
     pub by_descriptor: bool,
 }
@@ -94,6 +97,7 @@ impl Link {
             description,
             shared_clock: false,
             round_trip: Duration::MAX,
+            processors: None,
             by_descriptor: trip.target.is_local(),
         })
     }
@@ -204,6 +208,9 @@ impl Link {
             frame => return Err(instead_of("ACCEPT", &frame, channel)),
         };
         self.join(granted.min(trip.options.streams), session, trip)?;
+        if self.main.channel.shared_processor().is_some() {
+            self.processors = Processors::shared(self.streams());
+        }
         self.measure_round_trip()
     }
 

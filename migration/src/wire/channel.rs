@@ -156,6 +156,11 @@ impl Channel {
         self.version
     }
 
+    /// The processor on which bytes come in, over loopback.
+    pub(crate) fn shared_processor(&self) -> Option<usize> {
+        self.transport.shared_processor()
+    }
+
     /// Bytes that the kernel has taken so far.
     pub fn sent_bytes(&self) -> u64 {
         self.sent

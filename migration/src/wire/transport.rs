@@ -13,6 +13,10 @@ use socket2::SockRef;
 
 use super::iov::{self, In, Out};
 
+/// What a sender may have under way over loopback, in bytes; the kernel doubles it (socket(7)). Below that a packet of
+/// loopback's size (64 KiB) no longer fits in beside another, and each waits for the last to be acknowledged.
+const LOOPBACK_BUFFER: usize = 64 << 10;
+
 /// A connected byte stream that never blocks: waiting is the channel's work, so that it can be cancelled.
 pub trait Transport: Send + Debug {
     /// Makes the stream ready for a move: non-blocking, no delay of small frames, and a kernel that gives up
@@ -48,6 +52,11 @@ pub trait Transport: Send + Debug {
         Vec::new()
     }
 
+    /// The processor on which the last bytes came in, over loopback: there it is the one that sent them.
+    fn shared_processor(&self) -> Option<usize> {
+        None
+    }
+
     /// What poll(2) waits on.
     fn poll_fd(&self) -> BorrowedFd<'_>;
 
@@ -64,6 +73,9 @@ impl Transport for TcpStream {
             // Nothing is congested on the way to oneself, and BBR's pacing halves what two streams carry
             // there. Where the system has no cubic, its own choice stays.
             let _ = socket.set_tcp_congestion(b"cubic");
+            // Little is under way at a time, so that it is still in the processor's cache when it is read, and the
+            // kernel takes it in at once instead of leaving it to a thread that a busy host keeps waiting.
+            let _ = socket.set_send_buffer_size(LOOPBACK_BUFFER);
         }
         socket.set_tcp_user_timeout(Some(peer_timeout))
     }
@@ -74,6 +86,12 @@ impl Transport for TcpStream {
 
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
         iov::receive(self.as_fd(), into)
+    }
+
+    fn shared_processor(&self) -> Option<usize> {
+        let peer = self.peer_addr().ok()?;
+        let cpu = || SockRef::from(self).cpu_affinity().ok();
+        peer.ip().is_loopback().then(cpu)?
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {
