@@ -12,6 +12,7 @@ pub mod dirty;
 pub mod dirty_rate;
 pub mod event;
 pub mod guest;
+pub mod handover;
 pub mod marks;
 pub mod options;
 pub mod pack;

@@ -1,23 +1,21 @@
-//! From HELLO to LIVE: what the receiver is waiting for, and what each frame makes of it.
+//! From HELLO to STATE: what the receiver is waiting for, and what each frame makes of it.
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use super::alarm::Alarm;
 use super::intake::Intake;
 use super::probed;
 use super::streams::{Accept, Joining, Streams};
-use super::{Arrived, Paused, ReceiveError, ReceiveOptions};
-use crate::clock::{boot_id, boottime_ns};
+use super::{ReceiveError, ReceiveOptions};
+use crate::clock::boot_id;
 use crate::event::Arrival;
-use crate::guest::{BlankGuest, Host, PausedGuest};
+use crate::guest::{BlankGuest, Host};
 use crate::pack::unpacker::Unpacker;
 use crate::ram::RamView;
-use crate::source::chain;
 use crate::state::VmState;
 use crate::wire::channel::Channel;
-use crate::wire::frame::{Frame, Hello, Live};
+use crate::wire::frame::{Frame, Hello};
 
 /// A blank guest whose memory is being filled. What is left of it when it goes: first the streams.
 pub(super) struct Filling<B> {
@@ -45,14 +43,16 @@ pub(super) enum Receiver<H: Host> {
     Waiting,
     /// Memory is filled, round by round.
     Filling(Filling<H::Blank>),
-    /// All is there and the source knows it.
-    Ready {
-        paused: Paused<H>,
-        restore_ns: u64,
-        streams: Streams,
-    },
-    /// The guest runs here.
-    Live(Arrived<H>),
+    /// All is there; the state is still to be loaded.
+    Filled(Box<Filled<H::Blank>>),
+}
+
+/// A blank guest whose memory is whole. What is left of it when it goes: first the streams.
+pub(super) struct Filled<B> {
+    /// They end when the guest runs, lest that cost it time.
+    pub streams: Streams,
+    pub blank: B,
+    pub state: VmState,
 }
 
 impl<H: Host> Receiver<H> {
@@ -105,26 +105,11 @@ impl<H: Host> Receiver<H> {
             (Self::Filling(filling), Frame::State(state)) => {
                 filling.intake.seal(channel)?;
                 let Filling { blank, streams, .. } = filling;
-                let (paused, restore_ns) = load::<H>(blank, &state)?;
-                channel.send(&Frame::Ready)?;
-                events(Arrival::Ready);
-                Ok(Self::Ready {
-                    paused,
-                    restore_ns,
+                Ok(Self::Filled(Box::new(Filled {
                     streams,
-                })
-            }
-            (
-                Self::Ready {
-                    paused,
-                    restore_ns,
-                    streams,
-                },
-                Frame::Go,
-            ) => {
-                let guest = go::<H>(paused, restore_ns, channel, events)?;
-                drop(streams);
-                Ok(Self::Live(guest))
+                    blank,
+                    state,
+                })))
             }
             (receiver @ Self::Filling(_), Frame::Ping(number)) => {
                 channel.send(&Frame::Pong(number))?;
@@ -146,8 +131,7 @@ impl<H: Host> Receiver<H> {
         match self {
             Self::Waiting => "HELLO or PROBE",
             Self::Filling(_) => "pages or STATE",
-            Self::Ready { .. } => "GO",
-            Self::Live(_) => "nothing",
+            Self::Filled(_) => "nothing",
         }
     }
 }
@@ -225,51 +209,4 @@ fn files(channel: &mut Channel) -> Result<Vec<File>, ReceiveError> {
             expected: "MEMORY",
         }),
     }
-}
-
-/// Makes the filled guest one that can run.
-fn load<H: Host>(blank: H::Blank, state: &VmState) -> Result<(Paused<H>, u64), ReceiveError> {
-    let began = Instant::now();
-    let paused = blank.load(state)?;
-    Ok((paused, nanos(began.elapsed())))
-}
-
-/// Runs the guest and says so. Whether that can be heard does not matter any more: it runs here.
-fn go<H: Host>(
-    paused: Paused<H>,
-    restore_ns: u64,
-    channel: &mut Channel,
-    events: &mut dyn FnMut(Arrival),
-) -> Result<Arrived<H>, ReceiveError> {
-    let began = Instant::now();
-    channel.cancel_token().commit()?;
-    let guest = match paused.resume() {
-        Ok(guest) => guest,
-        Err(failed) => {
-            // Gone before the source hears that it may resume its own.
-            drop(failed.guest);
-            return Err(failed.error.into());
-        }
-    };
-    let resume = began.elapsed();
-    let live = Live {
-        restore_ns,
-        resume_ns: nanos(resume),
-        resumed_at_ns: boottime_ns(),
-    };
-    if let Err(error) = channel.send(&Frame::Live(live)) {
-        tracing::warn!(
-            "the guest runs here, but the source could not be told: {}",
-            chain(&error)
-        );
-    }
-    events(Arrival::Live {
-        restore: Duration::from_nanos(restore_ns),
-        resume,
-    });
-    Ok(guest)
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
