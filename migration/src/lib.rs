@@ -25,5 +25,6 @@ pub mod report;
 pub mod source;
 pub mod state;
 pub mod touched;
+pub mod verify;
 pub mod wire;
 pub mod work;

@@ -20,10 +20,8 @@ fn the_rules_hold_in_every_state() {
 }
 
 /// What the search has asked of the machines.
-static ASKED: Mutex<(
-    Vec<(Source, SourceEvent)>,
-    Vec<(Destination, DestinationEvent)>,
-)> = Mutex::new((Vec::new(), Vec::new()));
+static SOURCE: Mutex<Vec<(Source, SourceEvent)>> = Mutex::new(Vec::new());
+static DESTINATION: Mutex<Vec<(Destination, DestinationEvent)>> = Mutex::new(Vec::new());
 
 /// A model that no longer comes to some transition would prove nothing about it.
 #[test]
@@ -31,18 +29,19 @@ fn every_transition_is_tried() {
     use {Destination as D, DestinationEvent as DE, Source as S, SourceEvent as SE};
     let machines = Machines {
         source: |state, event| {
-            ASKED.lock().unwrap().0.push((state, event));
+            SOURCE.lock().unwrap().push((state, event));
             state.on(event)
         },
         destination: |state, event| {
-            ASKED.lock().unwrap().1.push((state, event));
+            DESTINATION.lock().unwrap().push((state, event));
             state.on(event)
         },
     };
     for setting in Setting::SAFE {
         explore(&machines, setting).unwrap();
     }
-    let (source, destination) = &*ASKED.lock().unwrap();
+    let source = SOURCE.lock().unwrap();
+    let destination = DESTINATION.lock().unwrap();
     for state in [
         S::Asking,
         S::Committing,

@@ -7,6 +7,7 @@ mod intake;
 mod probed;
 mod receiver;
 mod streams;
+mod verify;
 
 pub use streams::Accept;
 
@@ -238,7 +239,7 @@ fn converse<H: Host>(
     channel.greet()?;
     let mut receiver = Receiver::Waiting;
     loop {
-        let frame = channel.receive()?;
+        let frame = channel.receive_up_to(receiver.largest())?;
         receiver = receiver.take(frame, means, channel)?;
         *accepted = true;
         if let Receiver::Filled(filled) = receiver {

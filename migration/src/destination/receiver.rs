@@ -7,6 +7,7 @@ use super::alarm::Alarm;
 use super::intake::Intake;
 use super::probed;
 use super::streams::{Accept, Joining, Streams};
+use super::verify;
 use super::{ReceiveError, ReceiveOptions};
 use crate::clock::boot_id;
 use crate::event::Arrival;
@@ -14,8 +15,9 @@ use crate::guest::{BlankGuest, Host};
 use crate::pack::unpacker::Unpacker;
 use crate::ram::RamView;
 use crate::state::VmState;
+use crate::verify::SINCE;
 use crate::wire::channel::Channel;
-use crate::wire::frame::{Frame, Hello};
+use crate::wire::frame::{Frame, Hello, MAX_HELLO, MAX_STATE};
 
 /// A blank guest whose memory is being filled. What is left of it when it goes: first the streams.
 pub(super) struct Filling<B> {
@@ -23,6 +25,8 @@ pub(super) struct Filling<B> {
     intake: Arc<Intake>,
     unpacker: Unpacker,
     blank: B,
+    /// The source may ask for digests.
+    verify: bool,
 }
 
 /// What a receiver works with besides the connection.
@@ -102,6 +106,10 @@ impl<H: Host> Receiver<H> {
                 events(filling.intake.round_end(round, pages, channel)?);
                 Ok(Self::Filling(filling))
             }
+            (Self::Filling(filling), Frame::Verify(question)) if filling.verify => {
+                verify::answer(question, &filling.intake, channel)?;
+                Ok(Self::Filling(filling))
+            }
             (Self::Filling(filling), Frame::State(state)) => {
                 filling.intake.seal(channel)?;
                 let Filling { blank, streams, .. } = filling;
@@ -127,6 +135,15 @@ impl<H: Host> Receiver<H> {
         }
     }
 
+    /// How long the body of the next frame may be, beyond what most frames have.
+    pub fn largest(&self) -> u32 {
+        match self {
+            Self::Waiting => MAX_HELLO,
+            Self::Filling(_) => MAX_STATE,
+            Self::Filled(_) => 0,
+        }
+    }
+
     fn expects(&self) -> &'static str {
         match self {
             Self::Waiting => "HELLO or PROBE",
@@ -142,6 +159,11 @@ fn prepare<H: Host>(
     hello: Hello,
     channel: &mut Channel,
 ) -> Result<Filling<H::Blank>, ReceiveError> {
+    if hello.verify && channel.version() < SINCE {
+        let peer = channel.peer().to_owned();
+        let what = "HELLO asks for digests, which are not in this version".to_owned();
+        return Err(ReceiveError::Pages { peer, what });
+    }
     let description = hello.description;
     let memory = match hello.by_descriptor {
         true => Some(files(channel)?),
@@ -183,6 +205,7 @@ fn prepare<H: Host>(
         streams: Streams::start(channels, &intake, means.alarm)?,
         intake,
         blank,
+        verify: hello.verify,
     })
 }
 

@@ -190,6 +190,7 @@ fn break_down(total: Duration, spent: &Spent, live: &Live) -> Blackout {
     let final_dirty_sync_ms = part(spent.sync);
     let final_pages_ms = part(spent.pages);
     let save_state_ms = part(spent.save);
+    let verify_ms = part(spent.verify);
     let restore_ms = part(Duration::from_nanos(live.restore_ns));
     let resume_ms = part(Duration::from_nanos(live.resume_ns));
     Blackout {
@@ -197,6 +198,7 @@ fn break_down(total: Duration, spent: &Spent, live: &Live) -> Blackout {
         final_dirty_sync_ms,
         final_pages_ms,
         save_state_ms,
+        verify_ms,
         send_state_ms: millis(rest),
         restore_ms,
         resume_ms,
@@ -219,8 +221,9 @@ mod tests {
             sync: ms(2),
             pages: ms(3),
             save: ms(4),
+            verify: ms(20),
         };
-        for (restore_ns, send) in [(5_000_000, 84.0), (u64::MAX, 0.0)] {
+        for (restore_ns, send) in [(5_000_000, 64.0), (u64::MAX, 0.0)] {
             let live = Live {
                 restore_ns,
                 resume_ns: 1_000_000,
@@ -231,6 +234,7 @@ mod tests {
                 + parts.final_dirty_sync_ms
                 + parts.final_pages_ms
                 + parts.save_state_ms
+                + parts.verify_ms
                 + parts.send_state_ms
                 + parts.restore_ms
                 + parts.resume_ms;
