@@ -26,6 +26,8 @@ fn busy() -> std::sync::Arc<World> {
 fn cancelled_at(when: impl Fn(&Event) -> bool) {
     let world = busy();
     let (a, b) = UnixStream::pair().unwrap();
+    // First, since it takes its time on a busy machine and the receiver is not patient for ever.
+    let guest = boot(&world);
     let receiving = receiving(&world, b);
     let cancel = CancelToken::new().unwrap();
     let mut hits = 0;
@@ -34,7 +36,7 @@ fn cancelled_at(when: impl Fn(&Event) -> bool) {
         bandwidth: Some(32 << 20),
         ..options()
     };
-    let moved = send(boot(&world), a, &slow, &cancel, &mut |event| {
+    let moved = send(guest, a, &slow, &cancel, &mut |event| {
         if when(&event) && !cancel.is_cancelled() {
             cancel.cancel().unwrap();
             hits += 1;
@@ -186,6 +188,7 @@ fn cancelled_there_at(when: impl Fn(&Event) -> bool) {
     let world = busy();
     let (a, b) = UnixStream::pair().unwrap();
     let there = CancelToken::new().unwrap();
+    let guest = boot(&world);
     let receiving = receiving_with(&world, b, &there, PATIENCE);
     let cancel = CancelToken::new().unwrap();
     let mut hits = 0;
@@ -194,7 +197,7 @@ fn cancelled_there_at(when: impl Fn(&Event) -> bool) {
         bandwidth: Some(32 << 20),
         ..options()
     };
-    let moved = send(boot(&world), a, &slow, &cancel, &mut |event| {
+    let moved = send(guest, a, &slow, &cancel, &mut |event| {
         if when(&event) && !there.is_cancelled() {
             there.cancel().unwrap();
             hits += 1;
