@@ -72,14 +72,19 @@ impl Bound {
             self.cpu = Some(cpu);
         }
     }
+
+    /// Lets the calling thread run anywhere again.
+    pub fn release(&mut self) {
+        if let (Some(to), Some(_)) = (&self.to, self.cpu.take()) {
+            // Allowed before, so allowed now; if not, where it runs is where it stays.
+            let _ = sched_setaffinity(SELF, &to.allowed);
+        }
+    }
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let (Some(to), Some(_)) = (&self.to, self.cpu) {
-            // Allowed before, so allowed now; if not, where it runs is where it stays.
-            let _ = sched_setaffinity(SELF, &to.allowed);
-        }
+        self.release();
     }
 }
 

@@ -23,6 +23,7 @@ use crate::pack::packer::{Packer, Resent};
 use crate::pages::PAGE_SIZE;
 use crate::placement::Processors;
 use crate::report::Report;
+use crate::verify;
 use crate::wire::Connect;
 use crate::wire::channel::Channel;
 use crate::wire::frame::{Frame, Hello, SessionId};
@@ -58,9 +59,10 @@ impl<G: RunningGuest> Connecting<G> {
         trip.report.memory_bytes = description.layout.bytes();
         let blind = trip.options.throttle == ThrottlePolicy::DirtyLimit
             && self.guest.dirty_log().written_by_vcpu().is_none();
-        let opened = match blind {
-            true => Err(MoveError::WritersUnknown),
-            false => Link::open(trip, description),
+        let opened = match (blind, trip.options.verify && trip.target.is_local()) {
+            (true, _) => Err(MoveError::WritersUnknown),
+            (_, true) => Err(MoveError::NothingToVerify),
+            _ => Link::open(trip, description),
         };
         let mut link = match opened {
             Ok(link) => link,
@@ -174,7 +176,11 @@ impl Link {
         trip: &Trip<'_>,
     ) -> Result<(), MoveError> {
         let channel = &mut self.main.channel;
-        channel.greet()?;
+        let version = channel.greet()?;
+        if trip.options.verify && version < verify::SINCE {
+            let peer = channel.peer().to_owned();
+            return Err(MoveError::CannotVerify { peer, version });
+        }
         let streams = match self.by_descriptor {
             true => 1,
             false => trip.options.streams.max(1),
@@ -184,6 +190,7 @@ impl Link {
             boot: boot_id().unwrap_or_default(),
             streams,
             by_descriptor: self.by_descriptor,
+            verify: trip.options.verify,
             page_size: u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX),
             description: self.description.clone(),
         })))?;

@@ -19,8 +19,8 @@ use crate::wire::channel::ChannelError;
 
 /// A further stream is worth its thread from so many pages on.
 const WORTHWHILE: u64 = 2 * BATCH;
-/// A stream that waits for the others says so often that it lives: well within any peer's patience.
-const SIGN: Duration = Duration::from_millis(500);
+/// A stream that waits for the others, or finds nothing to send, says so often that it lives: well within any peer's patience.
+pub(super) const SIGN: Duration = Duration::from_millis(500);
 
 /// How far a round has come, seen from all its couriers.
 #[derive(Debug, Default)]

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 
 use super::iov::{self, In, Out};
 
@@ -77,6 +77,13 @@ impl Transport for TcpStream {
             // kernel takes it in at once instead of leaving it to a thread that a busy host keeps waiting.
             let _ = socket.set_send_buffer_size(LOOPBACK_BUFFER);
         }
+        // Where nothing is under way that could stay unacknowledged, the kernel asks by itself: a stream that waits for
+        // its next page notices a dead host too. Its unit is a second.
+        let between = Duration::from_secs((peer_timeout.as_secs() / 3).max(1));
+        let keepalive = TcpKeepalive::new()
+            .with_time(between)
+            .with_interval(between);
+        socket.set_tcp_keepalive(&keepalive.with_retries(2))?;
         socket.set_tcp_user_timeout(Some(peer_timeout))
     }
 
