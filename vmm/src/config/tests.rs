@@ -14,6 +14,7 @@ fn guest() -> GuestConfig {
         nets: Vec::new(),
         serial: SerialConfig::None,
         control: None,
+        tls: None,
     }
 }
 
@@ -280,6 +281,8 @@ fn a_receiver_names_each_slot_once() {
             dirty_tracking: DirtyTracking::default(),
             once: false,
             control: None,
+            tls: None,
+            peers: Vec::new(),
             insecure_plaintext: false,
         }
         .checked()

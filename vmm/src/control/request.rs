@@ -9,7 +9,8 @@ use migration::pack::{self, Codec, MIN_DELTA_CACHE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::config::{ConfigError, Target};
+use crate::config::{ConfigError, Target, check_peer};
+use crate::tls::TlsFiles;
 use crate::units::{Rate, Size, Span};
 
 /// What to do when the bound on time or rounds is reached and the blackout would still be too long.
@@ -112,6 +113,15 @@ pub struct MigrateRequest {
     /// Keep so many bytes of sent pages, at least 1 MiB, so that pages that go again go as differences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta_cache_bytes: Option<u64>,
+    /// Encrypt, and have both ends prove who they are, by `tls_files` or else by what the VM was started with.
+    #[serde(default)]
+    pub tls: bool,
+    /// The certificate, its key and the CA to do that with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_files: Option<TlsFiles>,
+    /// The name that the destination's certificate has to have; the target's host if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// Go beyond this machine without encryption.
     #[serde(default)]
     pub insecure_plaintext: bool,
@@ -141,6 +151,17 @@ pub enum RequestError {
     /// The longest window is out of range.
     #[error("a window of {} ms: take 1 ms to {}", .0, Span(dirty_rate::LONGEST))]
     Window(u64),
+    /// Something was said of TLS, but not that it is wanted.
+    #[error("{0} is given without tls: give both, or neither")]
+    WithoutTls(&'static str),
+    /// TLS and no TLS.
+    #[error("tls and insecure_plaintext are given: take one of them")]
+    Both,
+    /// TLS within the host.
+    #[error(
+        "TLS is for tcp targets: {0} does not leave this machine, and its socket is its owner's alone"
+    )]
+    LocalTls(Target),
     /// The target is refused.
     #[error(transparent)]
     Target(#[from] ConfigError),
@@ -163,6 +184,9 @@ impl MigrateRequest {
             throttle: Throttle::Auto,
             compress: Compress::None,
             delta_cache_bytes: None,
+            tls: false,
+            tls_files: None,
+            peer: None,
             insecure_plaintext: false,
         }
     }
@@ -200,8 +224,22 @@ impl MigrateRequest {
         {
             return Err(RequestError::DeltaCache(bytes));
         }
-        self.target.check_plaintext(self.insecure_plaintext)?;
+        self.check_tls()?;
+        (self.target).check_plaintext(self.insecure_plaintext || self.tls)?;
         Ok(self)
+    }
+
+    fn check_tls(&self) -> Result<(), RequestError> {
+        if let Some(peer) = &self.peer {
+            check_peer(peer)?;
+        }
+        match (&self.target, self.tls) {
+            (_, false) if self.tls_files.is_some() => Err(RequestError::WithoutTls("tls_files")),
+            (_, false) if self.peer.is_some() => Err(RequestError::WithoutTls("peer")),
+            (_, true) if self.insecure_plaintext => Err(RequestError::Both),
+            (Target::Unix(_), true) => Err(RequestError::LocalTls(self.target.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// The same for the engine.
