@@ -11,6 +11,7 @@ use super::intake::Intake;
 use crate::cancel::CancelToken;
 use crate::guest::GuestError;
 use crate::pack::unpacker::Unpacker;
+use crate::source::chain;
 use crate::wire::Transport;
 use crate::wire::channel::Channel;
 use crate::wire::frame::{Frame, SessionId};
@@ -93,7 +94,11 @@ impl Joining<'_> {
         match said {
             Ok(Frame::Join { session, index }) if session == self.session => Some((index, channel)),
             said => {
-                tracing::warn!("{peer} is no stream of this move and was turned away: {said:?}");
+                let said = match said {
+                    Ok(frame) => format!("it sent {}", frame.name()),
+                    Err(error) => chain(&error),
+                };
+                tracing::warn!("{peer} is no stream of this move and was turned away: {said}");
                 let reason = "another move is coming in here; try again when it is over".into();
                 channel.farewell(&Frame::Refuse(reason), LINGER);
                 None
