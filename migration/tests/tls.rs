@@ -197,7 +197,8 @@ fn forward(
             if from.read_exact(&mut bytes).is_err() {
                 break;
             }
-            let length = u16::from_be_bytes([bytes[3], bytes[4]]);
+            // RFC 8446, 5.1: the length is big-endian.
+            let length = u16::from(bytes[3]) << 8 | u16::from(bytes[4]);
             let start = bytes.len();
             bytes.resize(start + usize::from(length), 0);
             if from.read_exact(&mut bytes[start..]).is_err() {
@@ -275,7 +276,8 @@ fn a_cut_at_any_record_leaves_one_guest_or_says_that_it_does_not_know() {
     let mut unknown = 0;
     for (from_source, count) in [(true, there), (false, back)] {
         // The pages are many records alike.
-        let telling = |record: &usize| *record < 8 || record + 8 > count || record % 40 == 0;
+        let telling =
+            |record: &usize| *record < 8 || record + 8 > count || record.is_multiple_of(40);
         for record in (0..count).filter(telling) {
             for middle in [false, true] {
                 let (_, _, outcome) = travel(&ca, Some((from_source, record, middle)));
@@ -447,7 +449,7 @@ fn strangers_are_turned_away_with_a_reason_on_both_sides() {
             &alpha,
             "delta",
             &any,
-            "is for DnsName(\"beta\"), not for delta",
+            "is for beta, not for delta",
             "not for the name that it asks for",
         ),
         (

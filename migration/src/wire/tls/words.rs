@@ -151,8 +151,19 @@ fn of_alert(alert: AlertDescription) -> String {
 fn names(presented: &[String]) -> String {
     match presented.is_empty() {
         true => "no name at all".into(),
-        false => presented.join(", "),
+        false => {
+            let names: Vec<_> = presented.iter().map(|name| bare(name)).collect();
+            names.join(", ")
+        }
     }
+}
+
+/// A name out of `DnsName("beta")`, which is how it is presented.
+fn bare(name: &str) -> &str {
+    let inner = name
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.unwrap_or(name).trim_matches('"')
 }
 
 /// A time for people: one unit is enough.
@@ -209,6 +220,11 @@ mod tests {
                 assert!(text.contains(word), "{text}");
             }
         }
+        assert_eq!(
+            names(&["DnsName(\"beta\")".into(), "IpAddress(10.0.0.1)".into()]),
+            "beta, 10.0.0.1"
+        );
+        assert_eq!(names(&[]), "no name at all");
         assert_eq!(between(at(5), at(3)), "0 s");
     }
 }
