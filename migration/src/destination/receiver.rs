@@ -192,6 +192,7 @@ fn prepare<H: Host>(
         Some(accept) => Joining {
             accept: &mut **accept,
             session: hello.session,
+            identity: channel.identity().cloned(),
             streams,
             timeout: channel.patience(),
             cancel: channel.cancel_token(),

@@ -25,8 +25,9 @@ use crate::placement::Processors;
 use crate::report::Report;
 use crate::verify;
 use crate::wire::Connect;
-use crate::wire::channel::Channel;
+use crate::wire::channel::{Channel, ChannelError};
 use crate::wire::frame::{Frame, Hello, SessionId};
+use crate::wire::tls::TlsError;
 
 /// The guest runs, nobody else knows of it.
 pub(super) struct Connecting<G> {
@@ -173,7 +174,7 @@ impl Link {
         &mut self,
         session: SessionId,
         files: &[BorrowedFd<'_>],
-        trip: &Trip<'_>,
+        trip: &mut Trip<'_>,
     ) -> Result<(), MoveError> {
         let channel = &mut self.main.channel;
         let version = channel.greet()?;
@@ -181,6 +182,7 @@ impl Link {
             let peer = channel.peer().to_owned();
             return Err(MoveError::CannotVerify { peer, version });
         }
+        trip.report.secured_with(channel.identity());
         let streams = match self.by_descriptor {
             true => 1,
             false => trip.options.streams.max(1),
@@ -239,7 +241,16 @@ impl Link {
             });
             ended.collect()
         });
-        self.others = joined?;
+        let joined = joined?;
+        let mut channels = joined.iter().map(|line| &line.channel);
+        if let Some(other) = channels.find(|other| other.identity() != self.main.channel.identity())
+        {
+            return Err(MoveError::Channel(ChannelError::Tls {
+                peer: other.peer().to_owned(),
+                source: TlsError::OtherHost,
+            }));
+        }
+        self.others = joined;
         Ok(())
     }
 
