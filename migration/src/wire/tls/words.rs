@@ -41,9 +41,15 @@ pub enum TlsError {
     /// The connection ended without the peer's goodbye.
     #[error("the connection was cut; check what is printed there, and the network between")]
     Cut,
-    /// The session failed.
+    /// The session failed. The library's own words say less, so it is no cause of its own.
     #[error("{}", in_words(.0))]
-    Session(#[from] Error),
+    Session(Error),
+}
+
+impl From<Error> for TlsError {
+    fn from(error: Error) -> Self {
+        Self::Session(error)
+    }
 }
 
 impl From<TlsError> for io::Error {
