@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::boot::DEFAULT_CMDLINE;
 use crate::kvm::ring::{DEFAULT_ENTRIES, MIN_ENTRIES};
 use crate::layout::LOW_RAM_END;
+use crate::sandbox::Mode;
 use crate::units::{Size, UnitError};
 
 /// The most vCPUs a guest has.
@@ -181,6 +182,8 @@ pub struct GuestConfig {
     pub serial: SerialConfig,
     /// Where to listen for commands.
     pub control: Option<PathBuf>,
+    /// How the process is confined.
+    pub sandbox: Mode,
 }
 
 /// A guest's memory.
@@ -293,6 +296,8 @@ pub struct ReceiveConfig {
     pub control: Option<PathBuf>,
     /// Listen beyond loopback without encryption.
     pub insecure_plaintext: bool,
+    /// How the process is confined.
+    pub sandbox: Mode,
 }
 
 /// Where a guest goes to, or is waited for.

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use super::error::Failure;
-use super::exit;
 use super::net::SlotFlag;
 use super::serial::{self, SerialFlag};
+use super::{exit, sandbox};
 use crate::config::{ConfigError, DirtyTracking, ReceiveConfig, Target};
 use crate::machine::End;
+use crate::sandbox::Mode;
 use crate::units::Size;
 
 /// Wait for a guest that is moved here, then stay with it until it ends or has moved on
@@ -58,6 +59,9 @@ pub struct Args {
     /// Listen beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
     #[arg(long)]
     insecure_plaintext: bool,
+
+    #[arg(long, value_name = "HOW", default_value = "kill", help = sandbox::HELP)]
+    sandbox: Mode,
 }
 
 impl Args {
@@ -76,6 +80,7 @@ impl Args {
             once: self.once,
             control: self.control,
             insecure_plaintext: self.insecure_plaintext,
+            sandbox: self.sandbox,
         }
         .checked()
     }

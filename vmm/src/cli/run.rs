@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use super::error::Failure;
 use super::net::NetFlag;
 use super::serial::{self, SerialFlag};
-use super::{exit, receive};
+use super::{exit, receive, sandbox};
 use crate::config::{
     ConfigError, DirtyTracking, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig,
 };
+use crate::sandbox::Mode;
 
 /// Boot a guest and stay with it until it ends or has moved away
 #[derive(Debug, clap::Args)]
@@ -76,6 +77,9 @@ pub struct Args {
     /// Listen on this Unix socket for `ferry status`, `ferry migrate` and the like
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+
+    #[arg(long, value_name = "HOW", default_value = "kill", help = sandbox::HELP)]
+    sandbox: Mode,
 }
 
 /// Whether it is one of those that make sense is the configuration's question.
@@ -103,6 +107,7 @@ impl Args {
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             serial: self.serial.0,
             control: self.control,
+            sandbox: self.sandbox,
         };
         if self.cpus.is_none() {
             config.cpus = config.cpus_of_pulse()?.unwrap_or(config.cpus);

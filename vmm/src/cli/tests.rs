@@ -5,6 +5,7 @@ use crate::config::{
     DirtyTracking, GuestConfig, KernelConfig, NetConfig, ReceiveConfig, SerialConfig, TapConfig,
     Target,
 };
+use crate::sandbox::Mode;
 
 fn parse(line: &[&str]) -> Result<Args, clap::Error> {
     let words = std::iter::once("ferry").chain(line.iter().copied());
@@ -82,6 +83,8 @@ fn a_guest_with_everything() {
         "/c",
         "--dirty-tracking",
         "ring,entries=4096",
+        "--sandbox",
+        "log",
     ]);
     let expected = GuestConfig {
         kernel: KernelConfig::File("vmlinuz".into()),
@@ -109,6 +112,7 @@ fn a_guest_with_everything() {
         ],
         serial: SerialConfig::Socket("/s".into()),
         control: Some("/c".into()),
+        sandbox: Mode::Log,
     };
     assert_eq!(config, expected);
 }

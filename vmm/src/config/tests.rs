@@ -14,6 +14,7 @@ fn guest() -> GuestConfig {
         nets: Vec::new(),
         serial: SerialConfig::None,
         control: None,
+        sandbox: Mode::Kill,
     }
 }
 
@@ -281,6 +282,7 @@ fn a_receiver_names_each_slot_once() {
             once: false,
             control: None,
             insecure_plaintext: false,
+            sandbox: Mode::Kill,
         }
         .checked()
     };

@@ -9,6 +9,7 @@ use crate::control::ControlError;
 use crate::control::socket::SocketError;
 use crate::kvm::KvmError;
 use crate::kvm::probe::ProbeError;
+use crate::sandbox::SandboxError;
 
 /// A machine's end in error.
 #[derive(Debug, Error)]
@@ -52,6 +53,9 @@ pub enum MachineError {
         /// The host's answer.
         source: std::io::Error,
     },
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// KVM cannot go on.
     #[error("the guest has crashed: {0}")]
     Crashed(String),

@@ -11,6 +11,7 @@ use migration::wire::{Connect, TcpTarget, UnixTarget};
 use super::supervisor::{FromThread, Notifier};
 use crate::config::Target;
 use crate::control::{MigrateRequest, MoveEvent, MoveProgress};
+use crate::sandbox::{self, Kind};
 use crate::vm::RunningVm;
 
 /// A move under way, as the main thread sees it.
@@ -55,6 +56,7 @@ pub fn spawn(
     let thread = std::thread::Builder::new()
         .name("migration".into())
         .spawn(move || {
+            sandbox::enter(Kind::Source);
             let Ok(vm) = take.recv() else {
                 return;
             };

@@ -6,16 +6,17 @@ use std::hash::{BuildHasher, Hasher};
 use kvm_ioctls::Kvm;
 use migration::guest::{BlankGuest, PausedGuest};
 
+use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::Supervisor;
 use super::{End, MachineError, tap};
 use crate::boot::{self, Kernel};
 use crate::config::{GuestConfig, KernelConfig, MemoryBacking, NetConfig, display_mac};
-use crate::console::{Console, Signals};
-use crate::control::{self, ControlServer};
+use crate::console::Signals;
 use crate::kvm::{self, cpuid, probe};
 use crate::layout;
 use crate::memory::Backing;
+use crate::sandbox::{Reach, Sandbox};
 use crate::vm::{Backend, BlankVm, LogChoice, Making, RunningVm, Shape};
 
 /// Starts a guest and stays with it until it ends, leaves, or is stopped.
@@ -27,16 +28,17 @@ pub fn run(config: GuestConfig) -> Result<End, MachineError> {
     let kvm = kvm::open()?;
     let log = LogChoice::of(config.dirty_tracking, &kvm)?;
     let kernel = open_kernel(&config.kernel, &kvm)?;
-    let (call_sender, calls) = control::calls().map_err(MachineError::host("make a queue"))?;
-    let server = config
-        .control
-        .as_deref()
-        .map(|path| ControlServer::start(path, call_sender))
-        .transpose()?;
-    let console = Console::open(&config.serial)?;
-    let mut supervisor = Supervisor::new(signals, console, calls, server)?;
-    let (vm, cards) = start(&config, &kvm, &kernel, log, &supervisor)?;
+    let paths = Paths::open(config.control.as_deref(), &config.serial)?;
+    let backends = backends(&config)?;
+    let reach = Reach {
+        reads: config.initramfs.iter().cloned().collect(),
+        ..paths.reach()
+    };
+    let sandbox = Sandbox::confine(config.sandbox, &reach)?;
+    let mut supervisor = paths.supervisor(signals)?;
+    let (vm, cards) = start(&config, &kvm, &kernel, log, backends, &supervisor)?;
     supervisor.adopt(vm, cards);
+    supervisor.sandbox = Some(sandbox.close()?);
     supervisor.serve()
 }
 
@@ -65,9 +67,9 @@ fn start(
     kvm: &Kvm,
     kernel: &Kernel,
     log: LogChoice,
+    (backends, cards): (Vec<Backend>, Vec<CardInfo>),
     supervisor: &Supervisor,
 ) -> Result<(RunningVm, Vec<CardInfo>), MachineError> {
-    let (backends, cards) = backends(config)?;
     let shape = Shape {
         layout: layout::memory_layout(config.memory.bytes)
             .map_err(|e| migration::guest::GuestError::new("lay out guest memory", e))?,
