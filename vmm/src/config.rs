@@ -13,6 +13,7 @@ use migration::pages::{MAX_MEMORY, REGION_ALIGN};
 use thiserror::Error;
 
 use crate::boot::DEFAULT_CMDLINE;
+use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::ring::{DEFAULT_ENTRIES, MIN_ENTRIES};
 use crate::layout::LOW_RAM_END;
 use crate::sandbox::Mode;
@@ -176,6 +177,8 @@ pub struct GuestConfig {
     pub dirty_tracking: DirtyTracking,
     /// vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
+    /// The CPU that they are.
+    pub cpu: Baseline,
     /// Network devices; the index is the slot.
     pub nets: Vec<NetConfig>,
     /// The serial port.

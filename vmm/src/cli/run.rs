@@ -9,6 +9,7 @@ use super::{exit, receive, sandbox};
 use crate::config::{
     ConfigError, DirtyTracking, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig,
 };
+use crate::kvm::cpuid::baseline::Baseline;
 use crate::sandbox::Mode;
 
 /// Boot a guest and stay with it until it ends or has moved away
@@ -60,6 +61,11 @@ pub struct Args {
     #[arg(long, short, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
     cpus: Option<u8>,
 
+    /// The CPU that the guest sees: host, all that this one has; or an x86-64 level that several hosts share (of one
+    /// vendor), v1, v2 (SSE4.2), v3 (AVX2) or v4 (AVX-512), so that it can be moved among them
+    #[arg(long, value_name = "LEVEL", default_value = "host")]
+    cpu: Baseline,
+
     /// A network device on tap=NAME (exists), create=NAME (made here, gone afterwards) or fd=N (passed open), optionally
     /// with ,mac=52:54:00:12:34:56. May be given several times
     #[arg(long, value_name = "TAP")]
@@ -104,6 +110,7 @@ impl Args {
             memory: self.memory,
             dirty_tracking: self.dirty_tracking,
             cpus: self.cpus.unwrap_or(1),
+            cpu: self.cpu,
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             serial: self.serial.0,
             control: self.control,

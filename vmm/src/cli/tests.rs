@@ -5,6 +5,7 @@ use crate::config::{
     DirtyTracking, GuestConfig, KernelConfig, NetConfig, ReceiveConfig, SerialConfig, TapConfig,
     Target,
 };
+use crate::kvm::cpuid::baseline::Baseline;
 use crate::sandbox::Mode;
 
 fn parse(line: &[&str]) -> Result<Args, clap::Error> {
@@ -83,6 +84,8 @@ fn a_guest_with_everything() {
         "/c",
         "--dirty-tracking",
         "ring,entries=4096",
+        "--cpu",
+        "v3",
         "--sandbox",
         "log",
     ]);
@@ -96,6 +99,7 @@ fn a_guest_with_everything() {
             entries: Some(4096),
         },
         cpus: 4,
+        cpu: Baseline::V3,
         nets: vec![
             NetConfig {
                 tap: TapConfig::Existing("tap0".to_owned()),

@@ -11,6 +11,7 @@ fn guest() -> GuestConfig {
         memory: (512 << 20).into(),
         dirty_tracking: DirtyTracking::default(),
         cpus: 1,
+        cpu: Baseline::Host,
         nets: Vec::new(),
         serial: SerialConfig::None,
         control: None,

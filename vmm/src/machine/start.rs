@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 use migration::guest::{BlankGuest, PausedGuest};
 
@@ -13,6 +14,7 @@ use super::{End, MachineError, tap};
 use crate::boot::{self, Kernel};
 use crate::config::{GuestConfig, KernelConfig, MemoryBacking, NetConfig, display_mac};
 use crate::console::Signals;
+use crate::kvm::cpuid::baseline::{self, Baseline};
 use crate::kvm::{self, cpuid, probe};
 use crate::layout;
 use crate::memory::Backing;
@@ -74,8 +76,10 @@ fn start(
         layout: layout::memory_layout(config.memory.bytes)
             .map_err(|e| migration::guest::GuestError::new("lay out guest memory", e))?,
         vcpus: config.cpus,
-        cpuid: cpuid::supported(kvm)?,
+        baseline: config.cpu,
+        cpuid: cpu(config.cpu, kvm)?,
         tsc_khz: None,
+        msrs: Vec::new(),
         slots: backends.iter().map(Backend::kind).collect(),
         heartbeat: is_pulse(config),
     };
@@ -110,6 +114,16 @@ fn start(
     )?;
     let vm = vm.boot(&entry)?.resume().map_err(|failed| failed.error)?;
     Ok((vm, cards))
+}
+
+/// The CPUID of a guest that is to be like `wanted`.
+fn cpu(wanted: Baseline, kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
+    let host = cpuid::supported(kvm)?;
+    baseline::apply(wanted, &host).map_err(|missing| MachineError::Cpu {
+        wanted,
+        missing: missing.join(", "),
+        best: baseline::best(&host).unwrap_or(Baseline::Host),
+    })
 }
 
 fn is_pulse(config: &GuestConfig) -> bool {

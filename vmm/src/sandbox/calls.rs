@@ -138,6 +138,10 @@ impl Kind {
             // Its flags lie in memory, where a filter cannot look; glibc takes clone then.
             fails.push((call(libc::SYS_clone3), libc::ENOSYS));
         }
+        if self == Kind::Receiver {
+            // How many processors there are std asks of cgroups, too, in /proc.
+            fails.push((call(libc::SYS_openat), libc::EACCES));
+        }
         if self == Kind::Resolve || self.starts_any(Kind::Resolve) {
             // nsswitch.conf may name modules, which glibc tries to load, and goes on without.
             fails.push((with(libc::SYS_mmap, 2, EXEC, EXEC), libc::EPERM));
