@@ -18,6 +18,7 @@ use vmm::control::{
     MemoryRegion, MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, PredictEvent,
     PredictRequest, RateEvent, State, Status, Throttle, routes,
 };
+use vmm::sandbox::{InForce, Mode};
 
 fn document() -> Value {
     serde_json::from_str(OPENAPI).expect("openapi.json is JSON")
@@ -229,6 +230,10 @@ fn every_status_fits() {
         dirty_log: Some(DirtyLogStatus {
             kind: "manual_protect".to_owned(),
             on: true,
+        }),
+        sandbox: Some(InForce {
+            system_calls: Mode::Kill,
+            landlock_abi: 7,
         }),
         migration: Some(MoveProgress {
             peer: Some("10.0.0.2:7000".to_owned()),

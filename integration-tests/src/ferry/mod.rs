@@ -10,6 +10,7 @@ mod network;
 mod process;
 mod pulse;
 mod relay;
+mod user;
 
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
 pub use echo::{EchoClient, EchoCount};
@@ -20,3 +21,4 @@ pub use network::{Netns, World};
 pub use process::{Ferry, Migration};
 pub use pulse::PulseGuest;
 pub use relay::{End, Fault, Relay, Spot};
+pub use user::User;

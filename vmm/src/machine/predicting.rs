@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::supervisor::{FromThread, Notifier, chain};
 use crate::control::{PredictEvent, PredictRequest};
+use crate::sandbox::{self, Kind};
 use crate::vcpu::CpuClock;
 use crate::vm::RunningVm;
 
@@ -71,6 +72,7 @@ pub fn spawn(
     let clocks = vm.cpu_clocks();
     let request = request.clone();
     let predict = move || {
+        sandbox::enter(Kind::Source);
         let mut tell = |event| asker.send(event).is_ok();
         let study = Study {
             log: &*log,
