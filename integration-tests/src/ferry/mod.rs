@@ -3,6 +3,7 @@
 
 mod agent;
 mod echo;
+pub(crate) mod frames;
 mod lines;
 mod naps;
 mod network;
