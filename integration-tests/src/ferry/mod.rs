@@ -2,6 +2,7 @@
 //! the guest's memory and network seen from outside, independent of what Ferry says of itself.
 
 mod agent;
+mod cgroup;
 mod echo;
 pub(crate) mod frames;
 mod lines;
@@ -12,6 +13,7 @@ mod pulse;
 mod relay;
 
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
+pub use cgroup::MemoryBound;
 pub use echo::{EchoClient, EchoCount};
 pub use lines::Lines;
 pub use naps::{NapWatch, Naps};

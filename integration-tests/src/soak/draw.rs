@@ -60,45 +60,49 @@ fn place(rng: &mut Rng, setting: &mut Setting) -> Place {
             kind: TURNS[rng.usize(..TURNS.len())],
             round: None,
             nth: 1,
-            stream: 0,
+            stream: Some(0),
         },
         10 => {
             setting.streams = setting.streams.max(2);
-            let kind = [Kind::PREAMBLE, Kind::JOIN, Kind::PING, Kind::PONG][rng.usize(..4)];
             Place::Frame {
-                kind,
+                kind: [Kind::PREAMBLE, Kind::JOIN, Kind::JOIN][rng.usize(..3)],
                 round: None,
                 nth: 1,
-                stream: rng.usize(1..usize::from(setting.streams)),
+                stream: Some(rng.usize(1..usize::from(setting.streams))),
             }
         }
         11..=14 => pages(rng, setting),
         15 | 16 => Place::Nth {
             from: end(rng),
             // There are hundreds, but what matters happens early.
-            nth: 1 + rng.u32(..4) * rng.u32(..4),
-            stream: rng.usize(..usize::from(setting.streams)),
+            nth: 1 + rng.u32(..4) * rng.u32(..3),
+            stream: 0,
         },
-        _ => {
-            let from = if rng.u8(..4) == 0 {
-                End::Destination
-            } else {
-                End::Source
-            };
-            // The destination says some 100 bytes, the source some 10 MiB; any order of magnitude is as likely.
-            let magnitude = rng.u32(..if from == End::Source { 24 } else { 7 });
-            Place::Byte {
-                from,
-                offset: rng.u64(..2 << magnitude),
-                stream: rng.usize(..usize::from(setting.streams)),
-            }
-        }
+        _ => byte(rng, *setting),
+    }
+}
+
+/// A byte, of any order of magnitude as likely as of the other: the source sends some 10 MiB, of which further streams of a
+/// slow move get little; the destination says 100 bytes, and on a further stream only its preamble for sure.
+fn byte(rng: &mut Rng, setting: Setting) -> Place {
+    let stream = rng.usize(..usize::from(setting.streams));
+    let (from, magnitudes) = match (rng.u8(..4), stream) {
+        (0, 0) => (End::Destination, 6),
+        (0, _) => (End::Destination, 3),
+        (_, 0) => (End::Source, 22),
+        (_, _) => (End::Source, 18),
+    };
+    let magnitude = rng.u32(..magnitudes);
+    Place::Byte {
+        from,
+        offset: rng.u64(..2 << magnitude),
+        stream,
     }
 }
 
 /// A frame of pages, in a move that has such.
 fn pages(rng: &mut Rng, setting: &mut Setting) -> Place {
-    let round = rng.u32(..3);
+    let round = rng.u32(..2);
     setting.rounds |= round > 0;
     let mut kind = match setting.compress {
         Compress::None => Kind::PAGES,
@@ -110,8 +114,8 @@ fn pages(rng: &mut Rng, setting: &mut Setting) -> Place {
     Place::Frame {
         kind,
         round: Some(round),
-        nth: if round == 0 { rng.u32(1..=4) } else { 1 },
-        stream: rng.usize(..usize::from(setting.streams)),
+        nth: if round == 0 { rng.u32(1..=6) } else { 1 },
+        stream: None,
     }
 }
 

@@ -36,8 +36,8 @@ pub enum Place {
         round: Option<u32>,
         /// Which of them.
         nth: u32,
-        /// The stream: the `stream`th further connection, or the first (0).
-        stream: usize,
+        /// The stream: the `stream`th further connection, or the first (0); any of them if none is given.
+        stream: Option<usize>,
     },
     /// The `nth` frame, of whatever kind.
     Nth {
@@ -296,7 +296,10 @@ impl fmt::Display for Place {
                 if let Some(round) = round {
                     write!(f, " of round {round}")?;
                 }
-                write!(f, " on stream {stream}")
+                match stream {
+                    Some(stream) => write!(f, " on stream {stream}"),
+                    None => Ok(()),
+                }
             }
             Self::Nth { from, nth, stream } => {
                 write!(f, "at frame {nth} of the {from:?} on stream {stream}")

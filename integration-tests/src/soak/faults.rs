@@ -1,7 +1,7 @@
 //! Many faults, by several pairs of ends side by side.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -17,8 +17,10 @@ use crate::Error;
 pub struct Campaign {
     /// What all faults are drawn from.
     pub seed: u64,
-    /// Their numbers.
-    pub indices: std::ops::Range<u32>,
+    /// The number of the first.
+    pub first: u32,
+    /// How many are to happen. Those to whose place a move never comes are not counted.
+    pub faults: u32,
     /// No new one is begun after that.
     pub until: Option<Instant>,
     /// Pairs of ends side by side.
@@ -33,22 +35,19 @@ impl Campaign {
     /// # Errors
     /// A lab failed, which is none of ferry's doing: processes cannot be started, or are not ours to look into.
     pub fn run(&self, each: impl Fn(&Fault, &Outcome, &Tally) + Sync) -> Result<Tally, Error> {
-        let next = AtomicU32::new(self.indices.start);
+        let next = AtomicU32::new(self.first);
         let tally = Mutex::new(Tally::default());
         let work = |number: usize| {
             let mut lab = Lab::new(number, self.seed, self.peers.clone())?;
-            while self.until.is_none_or(|until| Instant::now() < until) {
+            while self.until.is_none_or(|until| Instant::now() < until)
+                && lock(&tally).faults < self.faults
+            {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= self.indices.end {
-                    break;
-                }
                 let fault = draw(self.seed, index, self.peers.able());
                 let outcome = lab
                     .run(&fault)
                     .map_err(|e| Error::Unexpected(format!("{fault}: {}", crate::chain(&e))))?;
-                let mut tally = tally
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut tally = lock(&tally);
                 tally.add(&fault, &outcome);
                 each(&fault, &outcome, &tally);
             }
@@ -65,8 +64,10 @@ impl Campaign {
             labs.into_iter().map(join).collect()
         });
         done.into_iter().collect::<Result<(), Error>>()?;
-        Ok(tally
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner))
+        Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,6 +55,8 @@ struct Shared {
     /// LIVE came by: the destination runs the guest, whatever anybody says later.
     live: AtomicBool,
     streams: AtomicUsize,
+    /// Frames seen of the kind, and of the round, of the place.
+    of_kind: AtomicU32,
 }
 
 impl Injector {
@@ -70,6 +72,7 @@ impl Injector {
             over: AtomicBool::new(false),
             live: AtomicBool::new(false),
             streams: AtomicUsize::new(0),
+            of_kind: AtomicU32::new(0),
         });
         // What is started by a thread in the namespace is in it as well.
         netns
@@ -163,7 +166,6 @@ impl Shared {
                     shared: &shared,
                     sent: 0,
                     frames: 0,
-                    of_kind: 0,
                     slow: None,
                 };
                 if let Err(error) = pump.run() {
@@ -257,8 +259,6 @@ struct Pump<'a> {
     sent: u64,
     /// Frames seen.
     frames: u32,
-    /// Frames seen of the kind, and of the round, of the place.
-    of_kind: u32,
     /// How many bytes a millisecond, until when.
     slow: Option<(u16, Instant)>,
 }
@@ -310,11 +310,10 @@ impl Pump<'_> {
                 let this_round = || number(body.get(..4).unwrap_or_default());
                 // Both ends say a preamble; the source's counts.
                 let is = self.end == kind.said_by()
-                    && self.stream == stream
+                    && stream.is_none_or(|stream| self.stream == stream)
                     && whole.kind == kind
                     && round.is_none_or(|r| kind.has_round() && u64::from(r) == this_round());
-                self.of_kind += u32::from(is);
-                is && self.of_kind == nth
+                is && self.shared.of_kind.fetch_add(1, Ordering::AcqRel) + 1 == nth
             }
             Place::Nth { from, nth, stream } => {
                 self.end == from && self.stream == stream && self.frames == nth

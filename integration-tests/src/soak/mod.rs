@@ -4,11 +4,17 @@
 //! A [`fault`](fault::Fault) is a plain value that a seed and a number stand for ([`draw`](draw::draw)); the
 //! [`injector`] does it to a move; the [`lab`] waits for what comes of it, and asks the guest, not the VMM.
 
+pub mod clock;
 pub mod draw;
+pub mod endurance;
 pub mod fault;
 pub mod faults;
+pub mod footprint;
+pub mod fuzz;
 pub mod injector;
 pub mod lab;
+pub mod linux;
 pub mod outcome;
 pub mod peers;
+pub mod summary;
 mod witness;

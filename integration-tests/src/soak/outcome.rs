@@ -64,7 +64,7 @@ impl Outcome {
 /// What came of many faults. The names are a contract.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Tally {
-    /// Faults done.
+    /// Faults that happened.
     pub faults: u32,
     /// Guests that nobody runs although their owner lives, or is not known.
     pub lost_guests: u32,
@@ -84,10 +84,10 @@ pub struct Tally {
     pub killed_with_owner: u32,
     /// Moves that failed although the fault was none that a move may fail for.
     pub failed_needlessly: u32,
-    /// Faults to whose place the move never came.
+    /// Faults beside those, to whose place the move never came.
     pub missed: u32,
     /// Moves with a fault that completed, failed, and so on, by the exit status of `ferry migrate`.
-    pub by_status: BTreeMap<String, u32>,
+    pub by_status: BTreeMap<&'static str, u32>,
     /// Faults by what they do.
     pub by_act: BTreeMap<&'static str, u32>,
     /// Faults by where they do it.
@@ -105,7 +105,7 @@ pub struct Tally {
 impl Tally {
     /// Counts a fault in.
     pub fn add(&mut self, fault: &Fault, outcome: &Outcome) {
-        self.faults += 1;
+        self.faults += u32::from(!outcome.missed);
         let flags = [
             (&mut self.unknown_outcomes, outcome.unknown),
             (&mut self.recovered_unknown, outcome.recovered),
@@ -136,9 +136,11 @@ impl Tally {
             Some(4) => "unknown",
             _ => "killed",
         };
-        *self.by_status.entry(word.to_owned()).or_default() += 1;
-        *self.by_act.entry(fault.act.word()).or_default() += 1;
-        *self.by_place.entry(fault.place.word()).or_default() += 1;
+        if !outcome.missed {
+            *self.by_status.entry(word).or_default() += 1;
+            *self.by_act.entry(fault.act.word()).or_default() += 1;
+            *self.by_place.entry(fault.place.word()).or_default() += 1;
+        }
         self.total_ms += outcome.ms;
         self.longest_ms = self.longest_ms.max(outcome.ms);
     }
