@@ -4,7 +4,7 @@
 mod agent;
 mod cgroup;
 mod echo;
-pub(crate) mod frames;
+pub mod frames;
 mod lines;
 mod naps;
 mod network;

@@ -233,8 +233,8 @@ mod tests {
             assert_eq!(fault, serde_json::from_str(&text).unwrap());
             assert_eq!(fault.to_string().lines().count(), 1);
         }
-        let differ = |seed| (0..100).filter(|&i| draw(7, i, ABLE).act != draw(seed, i, ABLE).act);
-        assert!(differ(8).count() > 50);
+        let differ = (0..100).filter(|&i| draw(7, i, ABLE).act != draw(8, i, ABLE).act);
+        assert!(differ.count() > 50);
     }
 
     #[test]
@@ -246,7 +246,7 @@ mod tests {
             acts.insert(fault.act.word());
             places.insert(fault.place.word());
         }
-        assert_eq!(acts.len(), 19, "{acts:?}");
+        assert_eq!(acts.len(), 18, "{acts:?}");
         assert_eq!(places.len(), 18, "{places:?}");
     }
 

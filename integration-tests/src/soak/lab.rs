@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use guest_images::fill::Content;
+use guest_images::procmem::ProcMem;
 use guest_images::verify::{self, Mode, Summary};
 use nix::sys::signal::{Signal as Sent, kill};
 use nix::unistd::Pid;
@@ -18,7 +19,7 @@ use vmm::control::State;
 use vmm::control::client::Client;
 use vmm::study::child::spawn_bound;
 
-use super::fault::{Act, Fault, Place, Signal, Span, Whom};
+use super::fault::{Act, Fault, Signal, Span, Whom};
 use super::injector::{Injector, Orders};
 use super::outcome::{Outcome, Violation};
 use super::peers::Peers;
@@ -141,6 +142,17 @@ impl Lab {
         self.second_try(survivors, &mut outcome)?;
         outcome.ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(outcome)
+    }
+
+    /// The memory of the guest that the next fault will be about, if it is there already.
+    ///
+    /// # Errors
+    /// It cannot be looked into.
+    pub fn memory(&self) -> Result<Option<ProcMem>, Error> {
+        self.guest
+            .as_ref()
+            .map(|guest| guest.ferry.memory())
+            .transpose()
     }
 
     fn boot(&self) -> Result<Guest, Error> {
@@ -583,7 +595,7 @@ impl Judge<'_> {
 fn beats(ferry: &Ferry, expected: bool) -> bool {
     let Ok(memory) = ferry
         .memory()
-        .or_else(|_| guest_images::procmem::ProcMem::find_pulse(ferry.pid(), MIB << 20))
+        .or_else(|_| ProcMem::find_pulse(ferry.pid(), MIB << 20))
     else {
         return false;
     };
@@ -680,21 +692,5 @@ impl Targets {
         for timer in timers.drain(..) {
             let _ = timer.join();
         }
-    }
-}
-
-/// Whether a fault waits for timeouts, so that it takes seconds.
-pub fn is_slow(fault: &Fault) -> bool {
-    match fault.act {
-        Act::Stall(Span::BeyondTimeout) | Act::Drop => true,
-        Act::Signal { to, signal, .. } => {
-            to != Whom::Client
-                && matches!(signal, Signal::Freeze | Signal::Stop(Span::BeyondTimeout))
-        }
-        // A frame that its receiver waits for in vain.
-        Act::Garble { .. } | Act::Cut { .. } | Act::Reorder => {
-            !matches!(fault.place, Place::Connecting)
-        }
-        _ => false,
     }
 }

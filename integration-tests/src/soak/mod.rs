@@ -17,4 +17,4 @@ pub mod linux;
 pub mod outcome;
 pub mod peers;
 pub mod summary;
-mod witness;
+pub mod witness;

@@ -121,6 +121,11 @@ enum MoveError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("could not write to {}; how the move went is told above", .path.display())]
+    Written {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot wait for signals")]
     Signals(#[source] std::io::Error),
     #[error(
@@ -194,7 +199,7 @@ impl Output {
         let text = text.map_err(std::io::Error::other);
         let written = text.and_then(|text| self.file.write_all(text.as_bytes()));
         let path = self.path;
-        written.map_err(|source| Failure::error(MoveError::Report { path, source }))
+        written.map_err(|source| Failure::error(MoveError::Written { path, source }))
     }
 }
 
