@@ -241,6 +241,38 @@ impl Act {
         }
     }
 
+    /// Which process gets a signal.
+    pub fn target(self) -> Option<Whom> {
+        match self {
+            Self::Signal { to, .. } => Some(to),
+            _ => None,
+        }
+    }
+
+    /// Which process it freezes.
+    pub fn freezes(self) -> Option<Whom> {
+        match self {
+            Self::Signal {
+                to,
+                signal: Signal::Freeze,
+                ..
+            } => Some(to),
+            _ => None,
+        }
+    }
+
+    /// Which process is dead in the end.
+    pub fn kills(self) -> Option<Whom> {
+        match self {
+            Self::Signal {
+                to,
+                signal: Signal::Kill | Signal::Freeze,
+                ..
+            } => Some(to),
+            _ => None,
+        }
+    }
+
     /// What it is counted as.
     pub fn word(self) -> &'static str {
         match self {

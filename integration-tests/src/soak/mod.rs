@@ -6,15 +6,18 @@
 
 pub mod clock;
 pub mod draw;
+mod ends;
 pub mod endurance;
 pub mod fault;
 pub mod faults;
 pub mod footprint;
 pub mod fuzz;
 pub mod injector;
+mod judge;
 pub mod lab;
 pub mod linux;
 pub mod outcome;
 pub mod peers;
 pub mod summary;
+mod targets;
 pub mod witness;
