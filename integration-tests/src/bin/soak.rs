@@ -170,7 +170,8 @@ fn faults(cli: &Cli, peers: &Peers) -> Result<Tally, Error> {
             progress.say(&format!("{fault}: {what:?}: {how}"));
         }
         if outcome.needless {
-            progress.say(&format!("{fault}: the move failed, but need not have"));
+            let reason = outcome.reason.as_deref().unwrap_or_default();
+            progress.say(&format!("{fault}: failed, but need not have: {reason}"));
         }
         progress.at(tally.faults);
     })

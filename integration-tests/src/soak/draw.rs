@@ -219,6 +219,7 @@ fn part(rng: &mut Rng, kind: Option<Kind>, setting: Setting) -> Part {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

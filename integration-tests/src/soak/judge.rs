@@ -18,7 +18,7 @@ const STEP: Duration = Duration::from_secs(60);
 /// How long a guest that runs may take to show a few heartbeats.
 const BEATS: Duration = Duration::from_secs(3);
 /// How long one that stands still is looked at.
-const STILL: Duration = Duration::from_millis(30);
+const STILL: Duration = Duration::from_millis(200);
 
 /// Who has the guest, and whether everybody has told the truth about it.
 pub(super) struct Judge<'a> {
@@ -59,6 +59,11 @@ impl Judge<'_> {
         let benign = self.outcome.missed || self.fault.act.is_harmless();
         if benign && self.destination != Destination::Runs {
             self.outcome.needless = true;
+        }
+        if self.source == Source::Runs {
+            let status = ends.source.status()?;
+            let reason = status["last_move"]["reason"].as_str();
+            self.outcome.reason = reason.map(str::to_owned);
         }
         Ok(Some(if here {
             Whom::Source

@@ -36,6 +36,8 @@ pub struct Outcome {
     pub recovered: bool,
     /// The process that had the guest was killed, and the guest with it.
     pub killed_with_owner: bool,
+    /// Why the guest was not moved, in the source's words.
+    pub reason: Option<String>,
     /// The guest was not moved although nothing spoke against it.
     pub needless: bool,
     /// What must not happen, and did.
@@ -127,7 +129,8 @@ impl Tally {
             self.violations.push(format!("{fault}: {what:?}: {how}"));
         }
         if outcome.needless {
-            self.needless.push(fault.to_string());
+            let reason = outcome.reason.as_deref().unwrap_or("no reason was given");
+            self.needless.push(format!("{fault}: {reason}"));
         }
         let word = match outcome.status {
             Some(0) => "completed",

@@ -141,17 +141,27 @@ fn fill(intake: &Intake, channel: &mut Channel) -> Result<(), ReceiveError> {
     loop {
         channel.wait_for_frame()?;
         match channel.receive()? {
-            Frame::Pages { round, runs } => intake.pages(round, &runs, channel)?,
+            Frame::Pages { round, runs } => {
+                intake.wait_for(round, channel)?;
+                intake.pages(round, &runs, channel)?;
+            }
             Frame::Packed {
                 round,
                 runs,
                 codec,
                 bytes,
-            } => intake.packed(round, &runs, (codec, bytes), &mut unpacker, channel)?,
+            } => {
+                intake.wait_for(round, channel)?;
+                intake.packed(round, &runs, (codec, bytes), &mut unpacker, channel)?;
+            }
             Frame::Delta { round, runs, bytes } => {
+                intake.wait_for(round, channel)?;
                 intake.delta(round, &runs, bytes, &mut unpacker, channel)?;
             }
-            Frame::Zero { round, runs } => intake.zero(round, &runs, channel)?,
+            Frame::Zero { round, runs } => {
+                intake.wait_for(round, channel)?;
+                intake.zero(round, &runs, channel)?;
+            }
             Frame::Ping(number) => channel.send(&Frame::Pong(number))?,
             frame => {
                 return Err(ReceiveError::Unexpected {

@@ -19,7 +19,7 @@ use super::orders::Vm;
 use super::wanted::Wanted;
 use crate::config::Target;
 use crate::console::Signals;
-use crate::control::client::{Client, Told};
+use crate::control::client::{Client, ClientError, Told};
 use crate::control::{Compress, MigrateRequest, MoveEvent};
 use crate::page;
 use crate::ui::{self, MoveView, Style};
@@ -131,7 +131,7 @@ enum MoveError {
     #[error(
         "the VM stopped telling how the move goes, so its outcome is unknown here: ask `ferry status` on both ends"
     )]
-    Silent(#[source] Option<crate::control::client::ClientError>),
+    Silent(#[source] Option<ClientError>),
 }
 
 impl Args {
@@ -155,7 +155,7 @@ impl Args {
             Signals::block().map_err(|error| Failure::error(MoveError::Signals(error)))?;
 
         let client = self.vm.client();
-        let moving = client.migrate(&request).map_err(Failure::error)?;
+        let moving = client.migrate(&request).map_err(unbegun)?;
         let mut view = MoveView::new(&request.target.to_string());
         start_canceller(signals, client, view.notes())
             .map_err(|error| Failure::error(MoveError::Signals(error)))?;
@@ -230,6 +230,16 @@ fn undone(report: &Report, target: &Target) -> Option<String> {
         Outcome::Unknown => Some(format!(
             "the guest may run on {target}, it is paused here; look there, then `ferry stop` this one or `ferry resume --force` it: {reason}"
         )),
+    }
+}
+
+/// A move that the VM has not confirmed. Where it broke off in the middle of that, the move may have begun all the same.
+fn unbegun(error: ClientError) -> Failure {
+    match error {
+        ClientError::Broken { .. } => {
+            Failure::with_status(exit::UNKNOWN, MoveError::Silent(Some(error)))
+        }
+        error => Failure::error(error),
     }
 }
 
