@@ -2,7 +2,9 @@
 //! the guest's memory and network seen from outside, independent of what Ferry says of itself.
 
 mod agent;
+mod cgroup;
 mod echo;
+pub mod frames;
 mod hosts;
 mod lines;
 mod naps;
@@ -13,6 +15,7 @@ mod relay;
 mod user;
 
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
+pub use cgroup::MemoryBound;
 pub use echo::{EchoClient, EchoCount};
 pub use hosts::Hosts;
 pub use lines::Lines;

@@ -164,6 +164,7 @@ fn fill(intake: &Intake, bound: &mut Bound, channel: &mut Channel) -> Result<(),
         channel.wait_for_frame()?;
         match channel.receive()? {
             Frame::Pages { round, runs } => {
+                intake.wait_for(round, channel)?;
                 bound.follow(channel.shared_processor());
                 intake.pages(round, &runs, channel)?;
             }
@@ -172,11 +173,18 @@ fn fill(intake: &Intake, bound: &mut Bound, channel: &mut Channel) -> Result<(),
                 runs,
                 codec,
                 bytes,
-            } => intake.packed(round, &runs, (codec, bytes), &mut unpacker, channel)?,
+            } => {
+                intake.wait_for(round, channel)?;
+                intake.packed(round, &runs, (codec, bytes), &mut unpacker, channel)?;
+            }
             Frame::Delta { round, runs, bytes } => {
+                intake.wait_for(round, channel)?;
                 intake.delta(round, &runs, bytes, &mut unpacker, channel)?;
             }
-            Frame::Zero { round, runs } => intake.zero(round, &runs, channel)?,
+            Frame::Zero { round, runs } => {
+                intake.wait_for(round, channel)?;
+                intake.zero(round, &runs, channel)?;
+            }
             Frame::Ping(number) => channel.send(&Frame::Pong(number))?,
             frame => {
                 return Err(ReceiveError::Unexpected {
