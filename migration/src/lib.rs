@@ -17,6 +17,7 @@ pub mod marks;
 pub mod options;
 pub mod pack;
 pub mod pages;
+mod placement;
 pub mod policy;
 pub mod predict;
 pub mod probe;

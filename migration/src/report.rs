@@ -10,6 +10,7 @@ use crate::dirty::Tracking;
 use crate::guest::Heartbeat;
 use crate::options::Options;
 use crate::wire::frame::Figures;
+use crate::wire::transport::Identity;
 use crate::work::Lost;
 
 /// How a move ended.
@@ -175,6 +176,10 @@ pub struct Report {
     pub dirty_tracking: Option<Tracking>,
     /// Connections that carried pages.
     pub streams: u16,
+    /// Whether all that was sent was encrypted, and the destination had to prove who it is.
+    pub tls: bool,
+    /// The first name in the destination's certificate.
+    pub tls_peer: Option<String>,
     /// `wire_bytes` over the time from the first round to the end.
     pub mean_bandwidth_bytes_per_s: u64,
 }
@@ -209,8 +214,16 @@ impl Report {
             untouched_pages: 0,
             dirty_tracking: None,
             streams: 1,
+            tls: false,
+            tls_peer: None,
             mean_bandwidth_bytes_per_s: 0,
         }
+    }
+
+    /// Notes who the destination has proved to be, if it had to.
+    pub(crate) fn secured_with(&mut self, peer: Option<&Identity>) {
+        self.tls = peer.is_some();
+        self.tls_peer = peer.map(|peer| peer.name.clone());
     }
 
     /// Adds what the guest got done less.

@@ -113,10 +113,13 @@ pub enum ConfigError {
     /// Not something to connect to or listen on.
     #[error("{0:?} is no address: take tcp:HOST:PORT, tcp:[IPv6]:PORT or unix:PATH")]
     Target(String),
+    /// Not something that a certificate is made for.
+    #[error("peer {0:?}: take a host name or an address, as it stands in the certificate")]
+    Peer(String),
     /// Guest memory would cross a network readable by all.
     #[error(
         "{target} is not on this machine and the connection is not encrypted: guest memory, keys and passwords in it, would be readable \
-         on the way; give --insecure-plaintext if the network is yours alone, or go through a tunnel"
+         on the way; give --tls DIR (`ferry certs` makes it), or --insecure-plaintext if the network is yours alone"
     )]
     Plaintext {
         /// Where to.
@@ -189,6 +192,8 @@ pub struct GuestConfig {
     pub serial: SerialConfig,
     /// Where to listen for commands.
     pub control: Option<PathBuf>,
+    /// The folder with the host's certificate, for moves over TLS.
+    pub tls: Option<PathBuf>,
 }
 
 /// A guest's memory.
@@ -301,6 +306,10 @@ pub struct ReceiveConfig {
     pub once: bool,
     /// Where to listen for commands.
     pub control: Option<PathBuf>,
+    /// The folder with the host's certificate: guests come over TLS, and may go on so.
+    pub tls: Option<PathBuf>,
+    /// The names that a source's certificate may have; any, if there is none.
+    pub peers: Vec<String>,
     /// Listen beyond loopback without encryption.
     pub insecure_plaintext: bool,
 }
@@ -398,7 +407,11 @@ impl ReceiveConfig {
                 return Err(ConfigError::SlotTwice(*slot));
             }
         }
-        self.listen.check_plaintext(self.insecure_plaintext)?;
+        for peer in &self.peers {
+            check_peer(peer)?;
+        }
+        self.listen
+            .check_plaintext(self.insecure_plaintext || self.tls.is_some())?;
         Ok(self)
     }
 }
@@ -478,6 +491,14 @@ fn parse_port(text: &str) -> Option<u16> {
     (text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit()))
         .then(|| text.parse().ok())
         .flatten()
+}
+
+/// A name that a certificate can have.
+pub(crate) fn check_peer(name: &str) -> Result<(), ConfigError> {
+    match migration::wire::tls::peer_name(name) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ConfigError::Peer(name.to_owned())),
+    }
 }
 
 fn check_memory(bytes: u64, least: u64) -> Result<(), ConfigError> {

@@ -172,6 +172,8 @@ fn report() -> Report {
         untouched_pages: 6,
         dirty_tracking: Some(Tracking::Ring),
         streams: 1,
+        tls: true,
+        tls_peer: Some("beta.example.org".into()),
         mean_bandwidth_bytes_per_s: 1 << 27,
     }
 }

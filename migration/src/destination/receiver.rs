@@ -13,6 +13,7 @@ use crate::clock::boot_id;
 use crate::event::Arrival;
 use crate::guest::{BlankGuest, Host};
 use crate::pack::unpacker::Unpacker;
+use crate::placement::{Bound, Processors};
 use crate::ram::RamView;
 use crate::state::VmState;
 use crate::verify::SINCE;
@@ -24,6 +25,8 @@ pub(super) struct Filling<B> {
     streams: Streams,
     intake: Arc<Intake>,
     unpacker: Unpacker,
+    /// Where the first stream's bytes come in, this thread runs.
+    bound: Bound,
     blank: B,
     /// The source may ask for digests.
     verify: bool,
@@ -76,7 +79,8 @@ impl<H: Host> Receiver<H> {
             {
                 Err(probed::answer(means, session, streams, channel))
             }
-            (Self::Filling(filling), Frame::Pages { round, runs }) => {
+            (Self::Filling(mut filling), Frame::Pages { round, runs }) => {
+                filling.bound.follow(channel.shared_processor());
                 filling.intake.pages(round, &runs, channel)?;
                 Ok(Self::Filling(filling))
             }
@@ -106,7 +110,9 @@ impl<H: Host> Receiver<H> {
                 events(filling.intake.round_end(round, pages, channel)?);
                 Ok(Self::Filling(filling))
             }
-            (Self::Filling(filling), Frame::Verify(question)) if filling.verify => {
+            (Self::Filling(mut filling), Frame::Verify(question)) if filling.verify => {
+                // Its threads would be where this one is.
+                filling.bound.release();
                 verify::answer(question, &filling.intake, channel)?;
                 Ok(Self::Filling(filling))
             }
@@ -186,6 +192,7 @@ fn prepare<H: Host>(
         Some(accept) => Joining {
             accept: &mut **accept,
             session: hello.session,
+            identity: channel.identity().cloned(),
             streams,
             timeout: channel.patience(),
             cancel: channel.cancel_token(),
@@ -200,9 +207,12 @@ fn prepare<H: Host>(
         memory_bytes: description.layout.bytes(),
         vcpus: description.vcpus,
     });
+    // Asked before this thread is bound, and the others inherit that.
+    let processors = Processors::shared(streams);
     Ok(Filling {
         unpacker: Unpacker::default(),
-        streams: Streams::start(channels, &intake, means.alarm)?,
+        streams: Streams::start(channels, &intake, processors.as_ref(), means.alarm)?,
+        bound: Bound::new(processors),
         intake,
         blank,
         verify: hello.verify,

@@ -21,11 +21,13 @@ use crate::options::{Options, ThrottlePolicy};
 use crate::pack::Compress;
 use crate::pack::packer::{Packer, Resent};
 use crate::pages::PAGE_SIZE;
+use crate::placement::Processors;
 use crate::report::Report;
 use crate::verify;
 use crate::wire::Connect;
-use crate::wire::channel::Channel;
+use crate::wire::channel::{Channel, ChannelError};
 use crate::wire::frame::{Frame, Hello, SessionId};
+use crate::wire::tls::TlsError;
 
 /// The guest runs, nobody else knows of it.
 pub(super) struct Connecting<G> {
@@ -45,6 +47,8 @@ pub(super) struct Link {
     pub shared_clock: bool,
     /// The quickest answer to a PING so far.
     pub round_trip: Duration,
+    /// What the streams are spread over, where the destination's ends of them run on the same few processors.
+    pub processors: Option<Processors>,
     /// The destination maps the very memory of the guest: there are no pages to send.
     pub by_descriptor: bool,
 }
@@ -96,6 +100,7 @@ impl Link {
             description,
             shared_clock: false,
             round_trip: Duration::MAX,
+            processors: None,
             by_descriptor: trip.target.is_local(),
         })
     }
@@ -169,7 +174,7 @@ impl Link {
         &mut self,
         session: SessionId,
         files: &[BorrowedFd<'_>],
-        trip: &Trip<'_>,
+        trip: &mut Trip<'_>,
     ) -> Result<(), MoveError> {
         let channel = &mut self.main.channel;
         let version = channel.greet()?;
@@ -177,6 +182,7 @@ impl Link {
             let peer = channel.peer().to_owned();
             return Err(MoveError::CannotVerify { peer, version });
         }
+        trip.report.secured_with(channel.identity());
         let streams = match self.by_descriptor {
             true => 1,
             false => trip.options.streams.max(1),
@@ -211,6 +217,9 @@ impl Link {
             frame => return Err(instead_of("ACCEPT", &frame, channel)),
         };
         self.join(granted.min(trip.options.streams), session, trip)?;
+        if self.main.channel.shared_processor().is_some() {
+            self.processors = Processors::shared(self.streams());
+        }
         self.measure_round_trip()
     }
 
@@ -232,7 +241,16 @@ impl Link {
             });
             ended.collect()
         });
-        self.others = joined?;
+        let joined = joined?;
+        let mut channels = joined.iter().map(|line| &line.channel);
+        if let Some(other) = channels.find(|other| other.identity() != self.main.channel.identity())
+        {
+            return Err(MoveError::Channel(ChannelError::Tls {
+                peer: other.peer().to_owned(),
+                source: TlsError::OtherHost,
+            }));
+        }
+        self.others = joined;
         Ok(())
     }
 

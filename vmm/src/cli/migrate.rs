@@ -38,6 +38,8 @@ Examples:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --verify
   Over a slow link, compressed where that pays, with differences of pages that go again:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --compress auto --delta 256M
+  To another machine, encrypted (`ferry certs` makes the folder); the destination has to be beta, by its certificate:
+    ferry migrate --control /tmp/a.sock tcp:10.0.0.2:7000 --tls /etc/ferry --peer beta.example.org
 
 Ctrl-C cancels the move, unless it is committed already; the guest stays where it is.
 

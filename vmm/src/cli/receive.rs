@@ -18,7 +18,10 @@ Examples:
     ferry receive --listen tcp:127.0.0.1:7000
   With the network of the guest that will come, able to send it on:
     ferry receive --listen tcp:127.0.0.1:7000 --net 0=tap=tap1 --control /tmp/b.sock
-  For the other machine, over a network that only you can read:
+  For the other machine, encrypted, from a host with a certificate of the same CA (`ferry certs`), or from one alone:
+    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry
+    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry --peer alpha.example.org
+  The same over a network that only you can read:
     ferry receive --listen tcp:10.0.0.2:7000 --insecure-plaintext
 
 Kernel, memory, vCPUs and devices come with the guest. Exit status as of `ferry run`.")]
@@ -59,6 +62,15 @@ pub struct Args {
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
 
+    /// Take guests over TLS alone, from hosts of one CA: the folder with this host's certificate, key and CA, as `ferry certs
+    /// host` makes it. The guest can be moved on with it, too
+    #[arg(long, value_name = "DIR", conflicts_with = "insecure_plaintext")]
+    tls: Option<PathBuf>,
+
+    /// A name that the source's certificate may have, instead of any name; may be given several times
+    #[arg(long, value_name = "NAME", requires = "tls")]
+    peer: Vec<String>,
+
     /// Listen beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
     #[arg(long)]
     insecure_plaintext: bool,
@@ -80,6 +92,8 @@ impl Args {
             peer_timeout: self.peer_timeout.0,
             once: self.once,
             control: self.control,
+            tls: self.tls,
+            peers: self.peer,
             insecure_plaintext: self.insecure_plaintext,
         }
         .checked()

@@ -9,7 +9,8 @@ use migration::pack::{self, Codec, MIN_DELTA_CACHE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::config::{ConfigError, PEER_TIMEOUT, Target};
+use crate::config::{ConfigError, PEER_TIMEOUT, Target, check_peer};
+use crate::tls::TlsFiles;
 use crate::units::{Rate, Size, Span};
 
 /// What to do when the bound on time or rounds is reached and the blackout would still be too long.
@@ -118,6 +119,15 @@ pub struct MigrateRequest {
     /// How long the other end may do nothing before it is taken for dead, in milliseconds; 100 to an hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_timeout_ms: Option<u64>,
+    /// Encrypt, and have both ends prove who they are, by `tls_files` or else by what the VM was started with.
+    #[serde(default)]
+    pub tls: bool,
+    /// The certificate, its key and the CA to do that with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_files: Option<TlsFiles>,
+    /// The name that the destination's certificate has to have; the target's host if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// Go beyond this machine without encryption.
     #[serde(default)]
     pub insecure_plaintext: bool,
@@ -155,6 +165,17 @@ pub enum RequestError {
     /// The longest window is out of range.
     #[error("a window of {} ms: take 1 ms to {}", .0, Span(dirty_rate::LONGEST))]
     Window(u64),
+    /// Something was said of TLS, but not that it is wanted.
+    #[error("{0} is given without tls: give both, or neither")]
+    WithoutTls(&'static str),
+    /// TLS and no TLS.
+    #[error("tls and insecure_plaintext are given: take one of them")]
+    Both,
+    /// TLS within the host.
+    #[error(
+        "TLS is for tcp targets: {0} does not leave this machine, and its socket is its owner's alone"
+    )]
+    LocalTls(Target),
     /// The target is refused.
     #[error(transparent)]
     Target(#[from] ConfigError),
@@ -179,6 +200,9 @@ impl MigrateRequest {
             delta_cache_bytes: None,
             verify: false,
             peer_timeout_ms: None,
+            tls: false,
+            tls_files: None,
+            peer: None,
             insecure_plaintext: false,
         }
     }
@@ -224,8 +248,22 @@ impl MigrateRequest {
         if self.verify && matches!(self.target, Target::Unix(_)) {
             return Err(RequestError::NothingToVerify);
         }
-        self.target.check_plaintext(self.insecure_plaintext)?;
+        self.check_tls()?;
+        (self.target).check_plaintext(self.insecure_plaintext || self.tls)?;
         Ok(self)
+    }
+
+    fn check_tls(&self) -> Result<(), RequestError> {
+        if let Some(peer) = &self.peer {
+            check_peer(peer)?;
+        }
+        match (&self.target, self.tls) {
+            (_, false) if self.tls_files.is_some() => Err(RequestError::WithoutTls("tls_files")),
+            (_, false) if self.peer.is_some() => Err(RequestError::WithoutTls("peer")),
+            (_, true) if self.insecure_plaintext => Err(RequestError::Both),
+            (Target::Unix(_), true) => Err(RequestError::LocalTls(self.target.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// The same for the engine.

@@ -204,12 +204,16 @@ impl Supervisor {
         if self.measuring.is_some() {
             return Reply::Refused(measured("a prediction"));
         }
+        let target = match outgoing::connector(&request.wanted, self.tls.as_ref()) {
+            Ok(target) => target,
+            Err(reason) => return Reply::Refused(reason),
+        };
         let started = self
             .notifier()
             .map_err(|e| chain(&e))
             .and_then(|notify| Ok((notify, CancelToken::new().map_err(|e| e.to_string())?)));
         let started = started.and_then(|(notify, cancel)| {
-            let events = predicting::spawn(vm, request, cancel.clone(), notify)
+            let events = predicting::spawn(vm, request, target, cancel.clone(), notify)
                 .map_err(|e| format!("start the thread that predicts: {e}"))?;
             Ok((events, cancel))
         });
@@ -226,6 +230,10 @@ impl Supervisor {
         if self.measuring.is_some() {
             return Reply::Refused(measured("migrate"));
         }
+        let target = match outgoing::connector(request, self.tls.as_ref()) {
+            Ok(target) => target,
+            Err(reason) => return Reply::Refused(reason),
+        };
         let vm = match std::mem::replace(&mut self.phase, Phase::None) {
             Phase::Running(vm) => vm,
             other => {
@@ -244,7 +252,7 @@ impl Supervisor {
                 return Reply::Failed(reason);
             }
         };
-        match outgoing::spawn(vm, request, cancel, notify) {
+        match outgoing::spawn(vm, request, target, cancel, notify) {
             Ok((outgoing, events)) => {
                 self.phase = Phase::Moving(outgoing);
                 Reply::Moving(events)

@@ -181,6 +181,11 @@ impl Table {
         };
         let note = format!("mean {}{streams}", rate(report.mean_bandwidth_bytes_per_s));
         self.row("on the wire", &bytes(report.wire_bytes), &note);
+        if report.tls {
+            let peer = report.tls_peer.as_deref().unwrap_or("an unnamed host");
+            let note = format!("to {}, by its certificate", plain(peer));
+            self.row("  encrypted", "TLS 1.3", &note);
+        }
         if report.compressed_bytes > 0 {
             self.row("  compressed", &bytes(report.compressed_bytes), "of these");
         }

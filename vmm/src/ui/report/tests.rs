@@ -59,6 +59,8 @@ pub(crate) fn sample(rounds: u32) -> Report {
         untouched_pages: 0,
         dirty_tracking: Some(Tracking::Bitmap),
         streams: 1,
+        tls: true,
+        tls_peer: Some("beta.example.org".into()),
         mean_bandwidth_bytes_per_s: 117_312_000,
     }
 }
