@@ -50,6 +50,8 @@ pub struct Blackout {
     pub final_pages_ms: f64,
     /// Saving the state.
     pub save_state_ms: f64,
+    /// Comparing both memories, where that was asked for.
+    pub verify_ms: f64,
     /// All that is spent between the two ends: pages and state still under way, READY, GO.
     pub send_state_ms: f64,
     /// On the destination: from the state's last byte to a guest that can run.
@@ -59,26 +61,31 @@ pub struct Blackout {
 }
 
 impl Blackout {
-    /// The parts in the order in which they happen, each with its name for people, in milliseconds.
-    pub fn parts(&self) -> [(&'static str, f64); 7] {
+    /// The parts in the order in which they happen, each with its name for people, in milliseconds. Verifying is none
+    /// where it did not happen.
+    pub fn parts(&self) -> Vec<(&'static str, f64)> {
         let Self {
             stop_vcpus_ms,
             final_dirty_sync_ms,
             final_pages_ms,
             save_state_ms,
+            verify_ms,
             send_state_ms,
             restore_ms,
             resume_ms,
         } = *self;
-        [
+        let parts = [
             ("stop vCPUs", stop_vcpus_ms),
             ("final dirty sync", final_dirty_sync_ms),
             ("final pages", final_pages_ms),
             ("save state", save_state_ms),
+            ("verify", verify_ms),
             ("send state", send_state_ms),
             ("restore", restore_ms),
             ("resume", resume_ms),
-        ]
+        ];
+        let happened = |&(name, part): &(&str, f64)| name != "verify" || part > 0.0;
+        parts.into_iter().filter(happened).collect()
     }
 }
 

@@ -11,6 +11,7 @@ use super::intake::Intake;
 use crate::cancel::CancelToken;
 use crate::guest::GuestError;
 use crate::pack::unpacker::Unpacker;
+use crate::placement::{Bound, Processors};
 use crate::source::chain;
 use crate::wire::Transport;
 use crate::wire::channel::Channel;
@@ -119,6 +120,7 @@ impl Streams {
     pub fn start(
         channels: Vec<Channel>,
         intake: &Arc<Intake>,
+        processors: Option<&Processors>,
         alarm: &Alarm,
     ) -> Result<Self, ReceiveError> {
         let mut streams = Self {
@@ -128,9 +130,10 @@ impl Streams {
         for (index, mut channel) in (1..).zip(channels) {
             channel.listen_to(&alarm.token);
             let intake = Arc::clone(intake);
+            let mut bound = Bound::new(processors.cloned());
             let thread = thread::Builder::new().name("stream".into());
             let thread = thread.spawn(move || {
-                if let Err(error) = fill(&intake, &mut channel) {
+                if let Err(error) = fill(&intake, &mut bound, &mut channel) {
                     let source = Box::new(error);
                     intake.stream_ended(ReceiveError::Stream { index, source });
                 }
@@ -153,12 +156,15 @@ impl Drop for Streams {
 }
 
 /// What a further stream may say, until it ends.
-fn fill(intake: &Intake, channel: &mut Channel) -> Result<(), ReceiveError> {
+fn fill(intake: &Intake, bound: &mut Bound, channel: &mut Channel) -> Result<(), ReceiveError> {
     let mut unpacker = Unpacker::default();
     loop {
         channel.wait_for_frame()?;
         match channel.receive()? {
-            Frame::Pages { round, runs } => intake.pages(round, &runs, channel)?,
+            Frame::Pages { round, runs } => {
+                bound.follow(channel.shared_processor());
+                intake.pages(round, &runs, channel)?;
+            }
             Frame::Packed {
                 round,
                 runs,

@@ -21,7 +21,7 @@ use crate::cancel::{CancelToken, Cancelled};
 
 /// Most of a header and a body of runs comes with one call; more would only be copied once more.
 const READ_AHEAD: usize = 1 << 10;
-/// Own buffer of a receiver. Bodies beyond it (HELLO, STATE) are gathered as they come.
+/// Own buffer of a receiver. Bodies beyond it (HELLO, STATE) are gathered as they come, where they are wanted.
 const BUFFER: usize = 32 << 10;
 /// How long a frame that is half sent may take to be finished after a cancel.
 const GRACE: Duration = Duration::from_millis(50);
@@ -158,6 +158,11 @@ impl Channel {
     /// The version of the protocol that both ends speak; 0 before they have greeted each other.
     pub fn version(&self) -> u16 {
         self.version
+    }
+
+    /// The processor on which bytes come in, over loopback.
+    pub(crate) fn shared_processor(&self) -> Option<usize> {
+        self.transport.shared_processor()
     }
 
     /// Bytes that the kernel has taken so far.
@@ -386,22 +391,37 @@ impl Channel {
         Ok(())
     }
 
-    /// Receives one frame.
+    /// Receives one frame; none that is larger than all but HELLO and STATE ever are.
     ///
     /// # Errors
     /// The connection is of no more use, or the move was cancelled.
     pub fn receive(&mut self) -> Result<Frame, ChannelError> {
-        self.need(HEADER)?;
+        self.receive_up_to(0)
+    }
+
+    /// Receives one frame whose body may have so many bytes, also beyond what all but HELLO and STATE have.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_up_to(&mut self, max: u32) -> Result<Frame, ChannelError> {
+        // A peer that trickles the bytes of a frame does not get more time for it.
+        let deadline = Instant::now() + self.timeout;
+        self.need(HEADER, deadline)?;
         let mut header = [0; HEADER];
         header.copy_from_slice(&self.buffer[self.start..self.start + HEADER]);
         let header = Header::parse(header).map_err(|source| self.broken(source))?;
         self.start += HEADER;
         let len = usize::try_from(header.len).unwrap_or(usize::MAX);
         let frame = if len <= BUFFER {
-            self.need(len)?;
+            self.need(len, deadline)?;
             let frame = codec::parse(header, &self.buffer[self.start..self.start + len]);
             self.start += len;
             frame
+        } else if header.len > max {
+            return Err(self.broken(FrameError::Unwanted {
+                kind: header.name(),
+                len: header.len,
+            }));
         } else {
             let body = self.receive_large(len)?;
             codec::parse(header, &body)
@@ -482,6 +502,8 @@ impl Channel {
         let mut body = Vec::new();
         while body.len() < len {
             let have = body.len();
+            // No more than that: growing by doubling would hold twice what was sent.
+            body.reserve_exact(len.min(have + STEP) - have);
             body.resize(len.min(have + STEP), 0);
             self.receive_data(&mut [In::bytes(&mut body[have..])])?;
         }
@@ -489,9 +511,9 @@ impl Channel {
     }
 
     /// Waits until `count` bytes, at most [`BUFFER`], are in the buffer.
-    fn need(&mut self, count: usize) -> Result<(), ChannelError> {
+    fn need(&mut self, count: usize, deadline: Instant) -> Result<(), ChannelError> {
         while self.end - self.start < count {
-            self.receive_some(count, Instant::now() + self.timeout)?;
+            self.receive_some(count, deadline)?;
         }
         Ok(())
     }

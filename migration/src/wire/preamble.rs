@@ -10,7 +10,7 @@ pub const PREAMBLE: usize = 16;
 /// and answers at once instead of waiting for more.
 pub const MAGIC: [u8; 8] = *b"\x89FERRY\r\n";
 /// The protocol version of this build.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The oldest version that this build still speaks.
 pub const OLDEST: u16 = 1;
 
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(agree(ours(), "x"), Ok(VERSION));
         assert_eq!(agree(encode(VERSION + 5, OLDEST), "x"), Ok(VERSION));
         let newer = agree(encode(VERSION + 5, VERSION + 1), "x").unwrap_err();
-        assert!(newer.to_string().contains("versions 3 to 7"), "{newer}");
+        assert!(newer.to_string().contains("versions 4 to 8"), "{newer}");
         assert!(agree(encode(OLDEST - 1, OLDEST - 1), "x").is_err());
     }
 

@@ -9,9 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 
 use super::iov::{self, In, Out};
+
+/// What a sender may have under way over loopback, in bytes; the kernel doubles it (socket(7)). Below that a packet of
+/// loopback's size (64 KiB) no longer fits in beside another, and each waits for the last to be acknowledged.
+const LOOPBACK_BUFFER: usize = 64 << 10;
 
 /// What a transport has to be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +102,11 @@ pub trait Transport: Send + Debug {
         Vec::new()
     }
 
+    /// The processor on which the last bytes came in, over loopback: there it is the one that sent them.
+    fn shared_processor(&self) -> Option<usize> {
+        None
+    }
+
     /// What poll(2) waits on.
     fn poll_fd(&self) -> BorrowedFd<'_>;
 
@@ -114,7 +123,17 @@ impl Transport for TcpStream {
             // Nothing is congested on the way to oneself, and BBR's pacing halves what two streams carry
             // there. Where the system has no cubic, its own choice stays.
             let _ = socket.set_tcp_congestion(b"cubic");
+            // Little is under way at a time, so that it is still in the processor's cache when it is read, and the
+            // kernel takes it in at once instead of leaving it to a thread that a busy host keeps waiting.
+            let _ = socket.set_send_buffer_size(LOOPBACK_BUFFER);
         }
+        // Where nothing is under way that could stay unacknowledged, the kernel asks by itself: a stream that waits for
+        // its next page notices a dead host too. Its unit is a second.
+        let between = Duration::from_secs((peer_timeout.as_secs() / 3).max(1));
+        let keepalive = TcpKeepalive::new()
+            .with_time(between)
+            .with_interval(between);
+        socket.set_tcp_keepalive(&keepalive.with_retries(2))?;
         socket.set_tcp_user_timeout(Some(peer_timeout))
     }
 
@@ -124,6 +143,12 @@ impl Transport for TcpStream {
 
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
         iov::receive(self.as_fd(), into)
+    }
+
+    fn shared_processor(&self) -> Option<usize> {
+        let peer = self.peer_addr().ok()?;
+        let cpu = || SockRef::from(self).cpu_affinity().ok();
+        peer.ip().is_loopback().then(cpu)?
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {

@@ -8,7 +8,7 @@ use super::net::SlotFlag;
 use super::serial::{self, SerialFlag};
 use crate::config::{ConfigError, DirtyTracking, ReceiveConfig, Target};
 use crate::machine::End;
-use crate::units::Size;
+use crate::units::{Size, Span};
 
 /// Wait for a guest that is moved here, then stay with it until it ends or has moved on
 #[derive(Debug, clap::Args)]
@@ -50,6 +50,10 @@ pub struct Args {
     #[arg(long, value_name = "HOW", default_value = "bitmap")]
     dirty_tracking: DirtyTracking,
 
+    /// Take a source for dead when it does nothing for so long, 100ms to 1h
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    peer_timeout: Span,
+
     /// End when the first attempt fails, instead of waiting for another
     #[arg(long)]
     once: bool,
@@ -85,6 +89,7 @@ impl Args {
             serial: self.serial.0,
             max_memory: self.max_memory.0,
             dirty_tracking: self.dirty_tracking,
+            peer_timeout: self.peer_timeout.0,
             once: self.once,
             control: self.control,
             tls: self.tls,

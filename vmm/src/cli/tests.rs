@@ -168,7 +168,10 @@ fn a_receiver() {
         "--once",
         "--dirty-tracking",
         "ring",
+        "--peer-timeout",
+        "700ms",
     ]);
+    assert_eq!(config.peer_timeout, std::time::Duration::from_millis(700));
     assert_eq!(config.listen, Target::Tcp("::1".to_owned(), 7000));
     let nets = vec![
         (0, TapConfig::Existing("t0".to_owned())),

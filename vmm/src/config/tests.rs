@@ -279,6 +279,7 @@ fn a_receiver_names_each_slot_once() {
             serial: SerialConfig::None,
             max_memory: DEFAULT_MAX_MEMORY,
             dirty_tracking: DirtyTracking::default(),
+            peer_timeout: Duration::from_secs(5),
             once: false,
             control: None,
             tls: None,

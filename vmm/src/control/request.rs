@@ -9,7 +9,7 @@ use migration::pack::{self, Codec, MIN_DELTA_CACHE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::config::{ConfigError, Target, check_peer};
+use crate::config::{ConfigError, PEER_TIMEOUT, Target, check_peer};
 use crate::tls::TlsFiles;
 use crate::units::{Rate, Size, Span};
 
@@ -113,6 +113,12 @@ pub struct MigrateRequest {
     /// Keep so many bytes of sent pages, at least 1 MiB, so that pages that go again go as differences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta_cache_bytes: Option<u64>,
+    /// Compare both memories before the guest is handed over. It stands still for that, beyond the downtime asked for.
+    #[serde(default)]
+    pub verify: bool,
+    /// How long the other end may do nothing before it is taken for dead, in milliseconds; 100 to an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_timeout_ms: Option<u64>,
     /// Encrypt, and have both ends prove who they are, by `tls_files` or else by what the VM was started with.
     #[serde(default)]
     pub tls: bool,
@@ -148,6 +154,14 @@ pub enum RequestError {
     /// The cache of sent pages is too small to be of any use.
     #[error("a cache of {} for differences: take at least {}", Size(*.0), Size(MIN_DELTA_CACHE))]
     DeltaCache(u64),
+    /// The time after which the other end is dead is out of range.
+    #[error("a peer timeout of {0} ms: take 100 ms to 1 hour")]
+    PeerTimeout(u64),
+    /// There are no two memories to compare.
+    #[error(
+        "a move over a Unix socket hands over the memory itself, so there are no two to compare: leave --verify out, or move over TCP (tcp:127.0.0.1:PORT)"
+    )]
+    NothingToVerify,
     /// The longest window is out of range.
     #[error("a window of {} ms: take 1 ms to {}", .0, Span(dirty_rate::LONGEST))]
     Window(u64),
@@ -184,6 +198,8 @@ impl MigrateRequest {
             throttle: Throttle::Auto,
             compress: Compress::None,
             delta_cache_bytes: None,
+            verify: false,
+            peer_timeout_ms: None,
             tls: false,
             tls_files: None,
             peer: None,
@@ -224,6 +240,14 @@ impl MigrateRequest {
         {
             return Err(RequestError::DeltaCache(bytes));
         }
+        if let Some(ms) = self.peer_timeout_ms
+            && !PEER_TIMEOUT.contains(&Duration::from_millis(ms))
+        {
+            return Err(RequestError::PeerTimeout(ms));
+        }
+        if self.verify && matches!(self.target, Target::Unix(_)) {
+            return Err(RequestError::NothingToVerify);
+        }
         self.check_tls()?;
         (self.target).check_plaintext(self.insecure_plaintext || self.tls)?;
         Ok(self)
@@ -259,6 +283,8 @@ impl MigrateRequest {
             throttle: self.throttle.into(),
             compress: self.compress.into(),
             delta_cache: self.delta_cache_bytes,
+            verify: self.verify,
+            peer_timeout: millis(self.peer_timeout_ms, default.peer_timeout),
             ..default
         }
     }

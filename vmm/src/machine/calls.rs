@@ -109,9 +109,9 @@ impl Supervisor {
     }
 
     fn resume(&mut self, force: bool) -> Reply {
-        let vm = match std::mem::replace(&mut self.phase, Phase::None) {
-            Phase::Paused(vm) => vm,
-            Phase::Unknown(vm) if force => vm,
+        let (vm, unknown) = match std::mem::replace(&mut self.phase, Phase::None) {
+            Phase::Paused(vm) => (vm, false),
+            Phase::Unknown(vm) if force => (vm, true),
             other => {
                 let runs = matches!(other, Phase::Running(_));
                 self.phase = other;
@@ -133,7 +133,12 @@ impl Supervisor {
                 Reply::Done
             }
             Err(failed) => {
-                self.phase = Phase::Paused(Box::new(failed.guest));
+                let vm = Box::new(failed.guest);
+                // Nobody has learnt by that whose the guest is.
+                self.phase = match unknown {
+                    true => Phase::Unknown(vm),
+                    false => Phase::Paused(vm),
+                };
                 Reply::Failed(chain(&failed.error))
             }
         }

@@ -274,7 +274,10 @@ impl Receiver {
             ),
             Arrival::RoundFinished { .. } | Arrival::Ready | Arrival::Live { .. } => {}
         };
-        let options = ReceiveOptions::default();
+        let options = ReceiveOptions {
+            peer_timeout: self.config.peer_timeout,
+            ..ReceiveOptions::default()
+        };
         let received = destination::receive(
             &mut host,
             socket,

@@ -346,6 +346,10 @@ impl Transport for Tls {
         self.identity.as_ref()
     }
 
+    fn shared_processor(&self) -> Option<usize> {
+        self.inner.shared_processor()
+    }
+
     fn poll_fd(&self) -> BorrowedFd<'_> {
         self.inner.poll_fd()
     }
