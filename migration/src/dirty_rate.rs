@@ -4,7 +4,8 @@
 //! after a minute, and what a round of a move leaves behind depends on how long the round takes.
 //!
 //! Every page is armed once and looked at until the end, so the guest pays one fault for each page that it writes,
-//! however often it does; by dirty rings, which arm what they name, one in each window. Pages written while they are being armed, about 2 ms a GiB, count in the first window.
+//! however often it does; by dirty rings one more each time that a ring is half full and handed back, which arms what it names. Pages written while
+//! they are being armed, about 2 ms a GiB, count in the first window. Rings also tell who writes: a page is that vCPU's which wrote it first.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ pub const DEFAULT: Duration = Duration::from_secs(8);
 const ARMED: u64 = 16_384;
 
 /// A time for which the guest was watched, and what it wrote in it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Window {
     /// How long it was, in milliseconds, as measured.
     pub window_ms: f64,
@@ -35,6 +36,9 @@ pub struct Window {
     pub pages: u64,
     /// The same in bytes a second, each page counted once.
     pub bytes_per_s: u64,
+    /// Of these pages, those that each vCPU was the first to write, where the log knows. What the VMM writes itself is nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages_by_vcpu: Option<Vec<u64>>,
 }
 
 /// Why there is no curve.
@@ -90,11 +94,16 @@ fn watch(
         log.rearm(&written, piece)?;
     }
     written.clear();
+    // What a log that knows who writes has not given away, it counts once.
+    let before = log.written_by_vcpu();
     let began = Instant::now();
     for window in windows {
         cancel.sleep(window.saturating_sub(began.elapsed()))?;
         let watched = began.elapsed();
-        log.take(&mut written)?;
+        let kept = before.is_some() && log.peek(&mut written)?;
+        if !kept {
+            log.take(&mut written)?;
+        }
         let pages = written.len();
         let bytes = u128::from(pages) * u128::from(PAGE_SIZE);
         let per_second = bytes * 1_000_000_000 / watched.as_nanos().max(1);
@@ -102,12 +111,25 @@ fn watch(
             window_ms: millis(watched),
             pages,
             bytes_per_s: u64::try_from(per_second).unwrap_or(u64::MAX),
+            pages_by_vcpu: (before.as_deref())
+                .filter(|_| kept)
+                .and_then(|before| since(before, log)),
         });
         if !told {
             break;
         }
     }
     Ok(written)
+}
+
+/// What each vCPU has logged since it had logged `before`.
+fn since(before: &[u64], log: &dyn DirtyLog) -> Option<Vec<u64>> {
+    let now = log.written_by_vcpu()?;
+    let both = now.iter().zip(before);
+    Some(
+        both.map(|(now, before)| now.saturating_sub(*before))
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -136,6 +158,38 @@ mod tests {
     /// A guest that writes another page before each look; pages that were not armed are never seen.
     #[derive(Default)]
     struct Log(Mutex<State>);
+
+    /// The same on rings: two vCPUs take turns.
+    #[derive(Default)]
+    struct Knows(Log);
+
+    impl DirtyLog for Knows {
+        fn start(&self) -> Result<(), GuestError> {
+            self.0.start()
+        }
+
+        fn take(&self, into: &mut PageSet) -> Result<(), GuestError> {
+            self.0.take(into)
+        }
+
+        fn peek(&self, into: &mut PageSet) -> Result<bool, GuestError> {
+            self.0.take(into).map(|()| true)
+        }
+
+        fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
+            self.0.rearm(set, range)
+        }
+
+        fn stop(&self) -> Result<(), GuestError> {
+            self.0.stop()
+        }
+
+        fn written_by_vcpu(&self) -> Option<Vec<u64>> {
+            // Pages from before the watch do not count.
+            let looks = self.0.0.lock().unwrap().taken - 1;
+            Some(vec![100 + looks.div_ceil(2).min(1), 7 + (looks / 2).min(1)])
+        }
+    }
 
     #[derive(Default)]
     struct State {
@@ -199,6 +253,26 @@ mod tests {
         .unwrap();
         assert_eq!(pages, [1, 2, 2, 2]);
         assert!(!log.0.lock().unwrap().on);
+    }
+
+    #[test]
+    fn who_writes_is_told_where_it_is_known() {
+        let cancel = CancelToken::new().unwrap();
+        let times = [Duration::from_millis(1); 3];
+        let by_vcpu = |log: &dyn DirtyLog| {
+            let mut all = Vec::new();
+            let mut tell = |window: Window| {
+                all.push(window.pages_by_vcpu);
+                true
+            };
+            measure(log, &layout(), &times, &cancel, &mut tell).unwrap();
+            all
+        };
+        assert_eq!(by_vcpu(&Log::default()), [None, None, None]);
+        assert_eq!(
+            by_vcpu(&Knows::default()),
+            [vec![1, 0], vec![1, 1], vec![1, 1]].map(Some)
+        );
     }
 
     #[test]

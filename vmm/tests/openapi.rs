@@ -312,9 +312,15 @@ fn every_line_of_a_measurement_fits_and_is_read_back() {
         window_ms: 125.25,
         pages: 16,
         bytes_per_s: 523_241,
+        pages_by_vcpu: None,
+    };
+    let by_vcpu = Window {
+        pages_by_vcpu: Some(vec![9, 0, 7]),
+        ..window.clone()
     };
     for line in [
         RateEvent::Window { window },
+        RateEvent::Window { window: by_vcpu },
         RateEvent::Done {
             memory_bytes: 1 << 30,
         },
@@ -357,6 +363,7 @@ fn every_line_of_a_prediction_fits_and_is_read_back() {
         window_ms: 125.25,
         pages: 16,
         bytes_per_s: 523_241,
+        pages_by_vcpu: Some(vec![16]),
     };
     for line in [
         PredictEvent::Window { window },

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Instant;
 
 use migration::cancel::{CancelToken, Cancelled};
-use migration::dirty_rate::{self, RateError};
+use migration::dirty_rate::{self, RateError, Window};
 use migration::guest::{GuestRam, RunningGuest};
 use migration::pages::{MemoryLayout, PageSet};
 use migration::predict::{Curve, Estimate, Memory, Question, Survey, predict, survey};
@@ -151,8 +151,8 @@ impl Study<'_> {
         let mut heard = true;
         let ran = || self.clocks.iter().map(|clock| clock.now());
         let (before, began): (Vec<_>, _) = (ran().collect(), Instant::now());
-        let mut hear = |window| {
-            windows.push(window);
+        let mut hear = |window: Window| {
+            windows.push(window.clone());
             heard = tell(PredictEvent::Window { window });
             heard
         };
