@@ -341,6 +341,10 @@ fn every_line_of_a_measurement_fits_and_is_read_back() {
         (json!({ "longest_ms": 64_001 }), false),
         (json!({ "longest_ms": 0.5 }), false),
         (json!({ "shortest_ms": 1 }), false),
+        (json!({ "sample": 0 }), false),
+        (json!({ "sample": 1 }), true),
+        (json!({ "sample": 1024 }), true),
+        (json!({ "sample": 1025 }), false),
     ] {
         let server = serde_json::from_value::<DirtyRateRequest>(value.clone())
             .is_ok_and(|request| request.checked().is_ok());

@@ -156,7 +156,8 @@ impl Study<'_> {
             heard = tell(PredictEvent::Window { window });
             heard
         };
-        let pages = dirty_rate::measure(self.log, self.layout, &lengths, self.cancel, &mut hear)?;
+        let pages =
+            dirty_rate::measure(self.log, self.layout, &lengths, 1, self.cancel, &mut hear)?;
         let watched = began.elapsed();
         listening(heard)?;
         let ran =
