@@ -275,7 +275,7 @@ impl Transport for Lying {
         self.inner.poll_fd()
     }
 
-    fn shutdown(&self, how: std::net::Shutdown) {
+    fn shutdown(&mut self, how: std::net::Shutdown) {
         self.inner.shutdown(how);
     }
 }

@@ -172,6 +172,8 @@ fn report() -> Report {
         untouched_pages: 6,
         dirty_tracking: Some(Tracking::Ring),
         streams: 1,
+        tls: true,
+        tls_peer: Some("beta.example.org".into()),
         mean_bandwidth_bytes_per_s: 1 << 27,
     }
 }
@@ -440,6 +442,8 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         throttle: Throttle::AutoConverge,
         compress: Compress::Zstd,
         delta_cache_bytes: Some(64 << 20),
+        verify: true,
+        peer_timeout_ms: Some(700),
         insecure_plaintext: true,
         ..least.clone()
     };
@@ -466,6 +470,12 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         (json!({ "max_rounds": 4_294_967_296u64 }), false),
         (json!({ "timeout_ms": 2_592_000_000u64 }), true),
         (json!({ "timeout_ms": 2_592_000_001u64 }), false),
+        (json!({ "verify": true }), true),
+        (json!({ "verify": 1 }), false),
+        (json!({ "peer_timeout_ms": 99 }), false),
+        (json!({ "peer_timeout_ms": 100 }), true),
+        (json!({ "peer_timeout_ms": 3_600_000 }), true),
+        (json!({ "peer_timeout_ms": 3_600_001 }), false),
         (json!({ "on_timeout": "wait" }), false),
         (json!({ "throttle": "on" }), false),
         (json!({ "throttle": true }), false),

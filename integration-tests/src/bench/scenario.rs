@@ -112,7 +112,10 @@ const UNTOUCHED: Scenario = Scenario {
 
 /// All scenarios, in the order of the table.
 pub const SCENARIOS: &[Scenario] = &[
-    IDLE,
+    Scenario {
+        ferry: &["default", "tls"],
+        ..IDLE
+    },
     Scenario {
         name: "4G-idle",
         mib: 4096,

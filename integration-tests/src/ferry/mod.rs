@@ -3,6 +3,7 @@
 
 mod agent;
 mod echo;
+mod hosts;
 mod lines;
 mod naps;
 mod network;
@@ -12,6 +13,7 @@ mod relay;
 
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
 pub use echo::{EchoClient, EchoCount};
+pub use hosts::Hosts;
 pub use lines::Lines;
 pub use naps::{NapWatch, Naps};
 pub use network::{Netns, World};

@@ -61,6 +61,7 @@ fn listen<H>(
         Some(accept) => Joining {
             accept: &mut **accept,
             session,
+            identity: channel.identity().cloned(),
             streams,
             timeout: channel.patience(),
             cancel: channel.cancel_token(),

@@ -34,8 +34,12 @@ Examples:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --downtime 50ms --bandwidth 1Gbit --report move.json
   Within 10 minutes, with a longer downtime if need be:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --timeout 10m --on-timeout switch
+  With both memories compared before it runs there:
+    ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --verify
   Over a slow link, compressed where that pays, with differences of pages that go again:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --compress auto --delta 256M
+  To another machine, encrypted (`ferry certs` makes the folder); the destination has to be beta, by its certificate:
+    ferry migrate --control /tmp/a.sock tcp:10.0.0.2:7000 --tls /etc/ferry --peer beta.example.org
 
 Ctrl-C cancels the move, unless it is committed already; the guest stays where it is.
 
@@ -60,6 +64,14 @@ pub struct Args {
     /// Keep so much of what was sent (64M without a SIZE), and send of pages that go again only what changed in them
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "64M")]
     delta: Option<DeltaCache>,
+
+    /// Compare both memories before the guest is handed over; it stands still for that, about 0.2 s a GiB in use, beyond --downtime
+    #[arg(long)]
+    verify: bool,
+
+    /// Take the other end for dead when it does nothing for so long, 100ms to 1h [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    peer_timeout: Option<Span>,
 
     /// Write the figures into this file, as JSON
     #[arg(long, value_name = "FILE")]
@@ -135,6 +147,8 @@ impl Args {
         let request = MigrateRequest {
             compress: self.compress.into(),
             delta_cache_bytes: self.delta.map(|DeltaCache(bytes)| bytes),
+            verify: self.verify,
+            peer_timeout_ms: millis("peer-timeout", self.peer_timeout)?,
             ..self.wanted.request(self.target.clone())?
         };
         request.checked().map_err(Failure::usage)
@@ -302,6 +316,27 @@ mod tests {
         }
         let refused = request("--throttle dirty").unwrap_err();
         assert!(refused.contains("dirty-limit"), "{refused}");
+    }
+
+    #[test]
+    fn verifying_needs_two_memories_and_a_peer_its_time() {
+        let over_tcp = |words: &str| {
+            let line = format!("migrate --control /c tcp:127.0.0.1:7000 {words}");
+            let line = Line::try_parse_from(line.split_whitespace()).unwrap();
+            line.args.request().map_err(|failure| failure.to_string())
+        };
+        assert!(!over_tcp("").unwrap().verify);
+        assert!(over_tcp("--verify").unwrap().verify);
+        let refused = request("--verify").unwrap_err();
+        assert!(refused.contains("no two to compare"), "{refused}");
+        let options = over_tcp("--peer-timeout 2s").unwrap().options();
+        assert_eq!(options.peer_timeout, Duration::from_secs(2));
+        let options = over_tcp("").unwrap().options();
+        assert_eq!(options.peer_timeout, Duration::from_secs(5));
+        for words in ["--peer-timeout 99ms", "--peer-timeout 2h"] {
+            let refused = over_tcp(words).unwrap_err();
+            assert!(refused.contains("100 ms to 1 hour"), "{refused}");
+        }
     }
 
     #[test]

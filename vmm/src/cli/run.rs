@@ -76,6 +76,11 @@ pub struct Args {
     /// Listen on this Unix socket for `ferry status`, `ferry migrate` and the like
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+
+    /// The folder with this host's certificate, key and CA (`ferry certs host`), for moves that are asked for with a
+    /// bare --tls; it is read now
+    #[arg(long, value_name = "DIR")]
+    tls: Option<PathBuf>,
 }
 
 /// Whether it is one of those that make sense is the configuration's question.
@@ -103,6 +108,7 @@ impl Args {
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             serial: self.serial.0,
             control: self.control,
+            tls: self.tls,
         };
         if self.cpus.is_none() {
             config.cpus = config.cpus_of_pulse()?.unwrap_or(config.cpus);

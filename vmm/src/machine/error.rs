@@ -9,6 +9,7 @@ use crate::control::ControlError;
 use crate::control::socket::SocketError;
 use crate::kvm::KvmError;
 use crate::kvm::probe::ProbeError;
+use crate::tls::TlsFilesError;
 
 /// A machine's end in error.
 #[derive(Debug, Error)]
@@ -41,6 +42,9 @@ pub enum MachineError {
     /// The socket for sources does not listen.
     #[error("cannot listen for a guest")]
     Listen(#[from] SocketError),
+    /// The host cannot prove who it is.
+    #[error(transparent)]
+    Tls(#[from] TlsFilesError),
     /// The VM could not be made, started or driven.
     #[error(transparent)]
     Guest(#[from] GuestError),

@@ -10,9 +10,9 @@ use migration::guest::{GuestRam, RunningGuest};
 use migration::pages::{MemoryLayout, PageSet};
 use migration::predict::{Curve, Estimate, Memory, Question, Survey, predict, survey};
 use migration::probe::{self, Measured, ProbeError};
+use migration::wire::Connect;
 use thiserror::Error;
 
-use super::outgoing::connector;
 use super::supervisor::{FromThread, Notifier, chain};
 use crate::control::{PredictEvent, PredictRequest};
 use crate::vcpu::CpuClock;
@@ -61,6 +61,7 @@ impl From<ProbeError> for PredictError {
 pub fn spawn(
     vm: &RunningVm,
     request: &PredictRequest,
+    target: Box<dyn Connect + Send>,
     cancel: CancelToken,
     notify: Notifier,
 ) -> std::io::Result<Receiver<PredictEvent>> {
@@ -77,6 +78,7 @@ pub fn spawn(
             layout: &layout,
             clocks: &clocks,
             request: &request,
+            target: &*target,
             cancel: &cancel,
         };
         let last = match study.question(&mut tell) {
@@ -104,6 +106,7 @@ struct Study<'a> {
     layout: &'a MemoryLayout,
     clocks: &'a [CpuClock],
     request: &'a PredictRequest,
+    target: &'a dyn Connect,
     cancel: &'a CancelToken,
 }
 
@@ -114,7 +117,6 @@ impl Study<'_> {
         tell: &mut dyn FnMut(PredictEvent) -> bool,
     ) -> Result<Question, PredictError> {
         let options = self.request.wanted.options();
-        let target = connector(&self.request.wanted.target);
         let (curve, busy, pages) = self.watch(tell)?;
         let Survey { memory, before } = survey(self.ram, self.layout, &pages)?;
         let Memory {
@@ -129,14 +131,14 @@ impl Study<'_> {
             busy_percent: busy * 100.0,
         });
         listening(heard)?;
-        let measured = probe::measure(&*target, &options, self.cancel)?;
+        let measured = probe::measure(self.target, &options, self.cancel)?;
         listening(tell(of_link(&measured)))?;
         // What is written was touched by that at the latest.
         let writes = curve.fit(touched.max(written(&curve)));
         Ok(Question {
             busy,
             before,
-            by_descriptor: target.is_local(),
+            by_descriptor: self.target.is_local(),
             ..Question::new(memory, writes, measured.link, options)
         })
     }

@@ -16,6 +16,7 @@ use crate::control::{self, ControlServer};
 use crate::kvm::{self, cpuid, probe};
 use crate::layout;
 use crate::memory::Backing;
+use crate::tls;
 use crate::vm::{Backend, BlankVm, LogChoice, Making, RunningVm, Shape};
 
 /// Starts a guest and stays with it until it ends, leaves, or is stopped.
@@ -26,6 +27,7 @@ pub fn run(config: GuestConfig) -> Result<End, MachineError> {
     let signals = Signals::block().map_err(MachineError::host("block signals"))?;
     let kvm = kvm::open()?;
     let log = LogChoice::of(config.dirty_tracking, &kvm)?;
+    let tls = config.tls.as_deref().map(tls::load).transpose()?;
     let kernel = open_kernel(&config.kernel, &kvm)?;
     let (call_sender, calls) = control::calls().map_err(MachineError::host("make a queue"))?;
     let server = config
@@ -35,6 +37,7 @@ pub fn run(config: GuestConfig) -> Result<End, MachineError> {
         .transpose()?;
     let console = Console::open(&config.serial)?;
     let mut supervisor = Supervisor::new(signals, console, calls, server)?;
+    supervisor.tls = tls;
     let (vm, cards) = start(&config, &kvm, &kernel, log, &supervisor)?;
     supervisor.adopt(vm, cards);
     supervisor.serve()

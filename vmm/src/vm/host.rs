@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::blank::{BlankVm, Making};
 use super::devices::Backend;
 use super::log::LogChoice;
+use super::room;
 use super::shape::{Shape, SlotKind};
 use crate::memory::Backing;
 use crate::units::Size;
@@ -60,6 +61,10 @@ impl Host for ReceivingHost<'_> {
                 Size(bytes),
                 Size(self.max_memory)
             )));
+        }
+        // Memory that comes by descriptor is there already.
+        if memory.is_none() {
+            room::check(bytes)?;
         }
         let shape = Shape::from_description(description, self.kvm)?;
         let mut card = 0;

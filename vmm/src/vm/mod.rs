@@ -12,6 +12,7 @@ mod devices;
 mod host;
 mod io_thread;
 mod log;
+mod room;
 mod shape;
 mod work;
 

@@ -35,6 +35,7 @@ pub(crate) fn sample(rounds: u32) -> Report {
             final_dirty_sync_ms: 0.92,
             final_pages_ms: 31.02,
             save_state_ms: 2.13,
+            verify_ms: 0.0,
             send_state_ms: 6.15,
             restore_ms: 6.1,
             resume_ms: 1.5,
@@ -58,6 +59,8 @@ pub(crate) fn sample(rounds: u32) -> Report {
         untouched_pages: 0,
         dirty_tracking: Some(Tracking::Bitmap),
         streams: 1,
+        tls: true,
+        tls_peer: Some("beta.example.org".into()),
         mean_bandwidth_bytes_per_s: 117_312_000,
     }
 }
