@@ -438,6 +438,8 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["status"],
         &["dirty-rate", "--control", "/c", "--longest", "65s"],
         &["dirty-rate", "--control", "/c", "--longest", "0ms"],
+        &["dirty-rate", "--control", "/c", "--sample", "0"],
+        &["dirty-rate", "--control", "/c", "--sample", "1025"],
         &["resume", "--control", "/c", "--forse"],
     ];
     for line in table {

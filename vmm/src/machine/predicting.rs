@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Instant;
 
 use migration::cancel::{CancelToken, Cancelled};
-use migration::dirty_rate::{self, RateError};
+use migration::dirty_rate::{self, RateError, Window};
 use migration::guest::{GuestRam, RunningGuest};
 use migration::pages::{MemoryLayout, PageSet};
 use migration::predict::{Curve, Estimate, Memory, Question, Survey, predict, survey};
@@ -155,12 +155,13 @@ impl Study<'_> {
         let mut heard = true;
         let ran = || self.clocks.iter().map(|clock| clock.now());
         let (before, began): (Vec<_>, _) = (ran().collect(), Instant::now());
-        let mut hear = |window| {
-            windows.push(window);
+        let mut hear = |window: Window| {
+            windows.push(window.clone());
             heard = tell(PredictEvent::Window { window });
             heard
         };
-        let pages = dirty_rate::measure(self.log, self.layout, &lengths, self.cancel, &mut hear)?;
+        let pages =
+            dirty_rate::measure(self.log, self.layout, &lengths, 1, self.cancel, &mut hear)?;
         let watched = began.elapsed();
         listening(heard)?;
         let ran =
