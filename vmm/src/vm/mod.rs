@@ -43,13 +43,13 @@ pub use devices::Backend;
 pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
 pub use log::LogChoice;
-pub use shape::{Shape, SlotKind};
+pub use shape::{Shape, SlotKind, VERSION as DESCRIPTION_VERSION};
 pub use work::PERIOD as WORK_PERIOD;
 
 use devices::Devices;
 
 /// Version of the vCPU and VM sections.
-const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 1;
 
 /// What a VM consists of besides its devices. The order of the fields is the order in which they go away:
 /// the throttle kicks vCPU threads, which use the VM.

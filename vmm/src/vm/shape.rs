@@ -13,7 +13,7 @@ use crate::kvm::{cpuid, vcpu_state};
 use crate::layout::VIRTIO_SLOTS;
 
 /// Version of both description sections.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// More CPUID entries than KVM itself takes are not looked at.
 const MAX_CPUID_ENTRIES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 /// virtio device type of a network card (virtio 1.2, 5.1).
@@ -114,6 +114,16 @@ impl Shape {
     /// # Errors
     /// Why this host cannot run that guest.
     pub fn from_description(description: &Description, kvm: &Kvm) -> Result<Self, GuestError> {
+        let shape = Self::parse(description)?;
+        check_cpuid(&shape.cpuid, kvm)?;
+        Ok(shape)
+    }
+
+    /// The shape that a peer describes, as far as it can be checked without KVM.
+    ///
+    /// # Errors
+    /// What cannot be.
+    pub fn parse(description: &Description) -> Result<Self, GuestError> {
         let bad = |e| GuestError::new("read the guest's description", e);
         let cpu: CpuModel = description
             .sections
@@ -132,7 +142,7 @@ impl Shape {
                     description.vcpus
                 ))
             })?;
-        check_cpuid(&cpu.cpuid, kvm)?;
+        check_entries(&cpu.cpuid)?;
         Ok(Self {
             layout: description.layout.clone(),
             vcpus,
@@ -159,14 +169,18 @@ impl Shape {
     }
 }
 
-/// Whether this host offers every CPU feature that the guest was given.
-fn check_cpuid(guest: &[kvm_cpuid_entry2], kvm: &Kvm) -> Result<(), GuestError> {
+fn check_entries(guest: &[kvm_cpuid_entry2]) -> Result<(), GuestError> {
     if guest.is_empty() || guest.len() > MAX_CPUID_ENTRIES {
         return Err(GuestError::bare(format!(
             "the guest's CPU model has {} CPUID entries; 1 to {MAX_CPUID_ENTRIES} are accepted",
             guest.len()
         )));
     }
+    Ok(())
+}
+
+/// Whether this host offers every CPU feature that the guest was given.
+fn check_cpuid(guest: &[kvm_cpuid_entry2], kvm: &Kvm) -> Result<(), GuestError> {
     let host = cpuid::supported(kvm).map_err(|e| GuestError::new("look at this host's CPU", e))?;
     let missing = cpuid::missing(guest, &host);
     if missing.is_empty() {
