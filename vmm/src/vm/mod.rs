@@ -9,6 +9,8 @@
 
 mod blank;
 mod devices;
+#[cfg(test)]
+mod golden;
 mod host;
 mod io_thread;
 mod log;
