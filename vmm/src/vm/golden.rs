@@ -78,7 +78,9 @@ fn vcpu() -> VcpuState {
         mp_state: filled(1),
         regs: filled(2),
         sregs: filled(3),
-        xsave: (0..1024).map(|word| word * 0x0100_0001).collect(),
+        xsave: (0..1024u32)
+            .map(|word| word.wrapping_mul(0x0100_0001))
+            .collect(),
         xcrs: filled(4),
         debugregs: filled(5),
         lapic: filled(6),

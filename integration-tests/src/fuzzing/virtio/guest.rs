@@ -1,5 +1,6 @@
 //! The guest's half: its memory, what it has made writable, and the network beyond its card.
 
+use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -27,7 +28,7 @@ pub const BUFFERS: u64 = 0x1_0000;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
-pub type Contents = Vec<Vec<u8>>;
+const PAGE: usize = 4096;
 pub type Ranges = Vec<Range<u64>>;
 
 /// The descriptor table of a queue.
@@ -59,6 +60,8 @@ pub fn address(place: u8, at: u32) -> u64 {
 /// The guest's memory.
 pub struct Guest {
     pub ram: GuestRam,
+    /// What was in it when it was last looked at, and what the guest has written since.
+    seen: RefCell<[Vec<u8>; 2]>,
 }
 
 impl Guest {
@@ -66,12 +69,23 @@ impl Guest {
         let ranges = REGIONS.map(|(start, len)| (GuestAddress(start), len));
         Self {
             ram: GuestRam::from_ranges(&ranges).unwrap(),
+            seen: RefCell::new(REGIONS.map(|(_, len)| vec![0; len])),
         }
     }
 
     /// Writes, as far as there is memory.
     pub fn write(&self, gpa: u64, bytes: &[u8]) {
-        let _ = self.ram.write(bytes, GuestAddress(gpa));
+        let Ok(written) = self.ram.write(bytes, GuestAddress(gpa)) else {
+            return;
+        };
+        for ((start, len), seen) in REGIONS.into_iter().zip(&mut *self.seen.borrow_mut()) {
+            let at = gpa
+                .checked_sub(start)
+                .and_then(|at| usize::try_from(at).ok());
+            if let Some(at) = at.filter(|at| *at < len) {
+                seen[at..at + written].copy_from_slice(&bytes[..written]);
+            }
+        }
     }
 
     fn read<const N: usize>(&self, gpa: u64) -> Option<[u8; N]> {
@@ -106,27 +120,21 @@ impl Guest {
         self.write(table(queue), &[0; 0x3000]);
     }
 
-    pub fn contents(&self) -> Contents {
-        let read = |(start, len)| {
-            let mut bytes = vec![0; len];
-            self.ram
-                .read_slice(&mut bytes, GuestAddress(start))
-                .unwrap();
-            bytes
-        };
-        REGIONS.into_iter().map(read).collect()
-    }
-
-    /// Every byte that is not what it was.
-    pub fn changed(&self, before: &Contents) -> Vec<u64> {
-        let mut changed = Vec::new();
-        for ((start, _), (old, new)) in
-            (REGIONS.into_iter()).zip(before.iter().zip(self.contents()))
-        {
-            if *old != new {
-                let bytes = old.iter().zip(new).enumerate();
-                let differ = bytes.filter(|(_, (old, new))| **old != *new);
-                changed.extend(differ.map(|(at, _)| start + at as u64));
+    /// Every byte that somebody else has written since the last call.
+    pub fn changed(&self) -> Vec<u64> {
+        let (mut changed, mut page) = (Vec::new(), [0; PAGE]);
+        for ((start, _), seen) in REGIONS.into_iter().zip(&mut *self.seen.borrow_mut()) {
+            for (gpa, seen) in (start..).step_by(PAGE).zip(seen.chunks_mut(PAGE)) {
+                self.ram.read_slice(&mut page, GuestAddress(gpa)).unwrap();
+                if *seen != page {
+                    let bytes = (gpa..).zip(seen.iter().zip(&page));
+                    changed.extend(
+                        bytes
+                            .filter(|(_, (old, new))| old != new)
+                            .map(|(gpa, _)| gpa),
+                    );
+                    seen.copy_from_slice(&page);
+                }
             }
         }
         changed
@@ -283,11 +291,16 @@ mod tests {
     #[test]
     fn changes_are_found_and_so_are_their_marks() {
         let guest = Guest::new();
+        // What the guest writes itself is no news, what others write is, once.
+        guest.write(0x1_0ffd, &[1, 2, 3]);
+        guest.write(0x1_ffff, &[1, 2]);
+        assert!(guest.changed().is_empty());
         let _ = guest.take_marks();
-        let before = guest.contents();
-        guest.write(0x1_0ffe, &[1, 0, 3]);
-        guest.write((1 << 32) + 7, &[4]);
-        assert_eq!(guest.changed(&before), [0x1_0ffe, 0x1_1000, (1 << 32) + 7]);
+        let write = |gpa, bytes: &[u8]| guest.ram.write_slice(bytes, GuestAddress(gpa));
+        write(0x1_0ffe, &[9, 3, 9]).unwrap();
+        write((1 << 32) + 7, &[4]).unwrap();
+        assert_eq!(guest.changed(), [0x1_0ffe, 0x1_1000, (1 << 32) + 7]);
+        assert!(guest.changed().is_empty());
         let marked = guest.take_marks();
         assert!(marked(0x1_0000) && marked(0x1_1abc) && marked(1 << 32));
         assert!(!marked(0) && !marked(0x1_2000) && !marked((1 << 32) + 4096));
