@@ -103,13 +103,15 @@ fn changed(mut input: Vec<u8>, changes: Vec<Change>) -> Vec<u8> {
     input
 }
 
+/// So many inputs, or as many as PROPTEST_CASES says.
 fn by_chance(target: &Target, cases: u32) {
     let corpus: Vec<_> = corpus(target).into_iter().map(|(_, input)| input).collect();
     let changes = prop::collection::vec(change(), 1..8);
     let inputs = (prop::sample::select(corpus), changes)
         .prop_map(|(input, changes)| changed(input, changes));
+    let more = std::env::var("PROPTEST_CASES").ok();
     let config = Config {
-        cases,
+        cases: more.and_then(|more| more.parse().ok()).unwrap_or(cases),
         failure_persistence: None,
         ..Config::default()
     };

@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex};
 use devices::bus::{Bus, BusDevice};
 use devices::heartbeat::HeartbeatPort;
 use devices::power::{I8042, I8042_LEN, POWER_LEN, PVPANIC_LEN, Power, PvPanic};
-use devices::serial::{SERIAL_LEN, Serial, SerialParts};
+use devices::serial::{SERIAL_LEN, Serial};
 use devices::virtio::net::VirtioNet;
-use devices::virtio::{MmioParts, VirtioDevice, VirtioMmio, VirtioRng};
+use devices::virtio::{VirtioDevice, VirtioMmio, VirtioRng};
 use migration::guest::GuestRam;
 use migration::state::{Snapshot, VmState};
 use vm_memory::GuestAddress;
 use vmm::layout;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::input::{Program, Written};
+use super::parts;
 use super::virtio::wire;
 
 /// The most accesses of one program.
@@ -28,18 +28,6 @@ struct Machine {
     slots: Vec<Arc<Mutex<VirtioMmio>>>,
 }
 
-fn eventfd() -> EventFd {
-    EventFd::new(EFD_NONBLOCK).unwrap()
-}
-
-fn serial_parts() -> SerialParts {
-    SerialParts {
-        irq: eventfd(),
-        out: Box::new(std::io::sink()),
-        room: eventfd(),
-    }
-}
-
 impl Machine {
     fn new() -> Self {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 64 << 10)]).unwrap();
@@ -48,40 +36,27 @@ impl Machine {
         let card = VirtioNet::new([2, 0, 0, 0, 0, 1], Some(1500), Box::new(wire)).unwrap();
         let behind: [Box<dyn VirtioDevice>; 2] = [Box::new(card), Box::new(VirtioRng::new())];
         let slots = behind.map(|device| {
-            let parts = MmioParts {
-                ram: ram.clone(),
-                irq: eventfd(),
-                queue_events: device.queue_sizes().iter().map(|_| eventfd()).collect(),
-                device,
-            };
-            let mut mmio = VirtioMmio::new(parts).unwrap();
+            let mut mmio = VirtioMmio::new(parts::mmio(&ram, device)).unwrap();
             mmio.resume();
             Arc::new(Mutex::new(mmio))
         });
-        let serial = Arc::new(Mutex::new(Serial::new(serial_parts()).unwrap()));
-        let ports: [(u16, u64, Arc<Mutex<dyn BusDevice>>); 5] = [
-            (layout::SERIAL_PORT, SERIAL_LEN, serial.clone()),
-            (
-                layout::I8042_DATA_PORT,
-                I8042_LEN,
-                Arc::new(Mutex::new(I8042::new())),
-            ),
-            (layout::POWER_PORT, POWER_LEN, Arc::new(Mutex::new(Power))),
-            (
-                layout::PVPANIC_PORT,
-                PVPANIC_LEN,
-                Arc::new(Mutex::new(PvPanic)),
-            ),
-            (
-                layout::HEARTBEAT_PORT,
-                layout::HEARTBEAT_PORTS.into(),
-                Arc::new(Mutex::new(HeartbeatPort::new())),
-            ),
-        ];
+        let serial = Arc::new(Mutex::new(Serial::new(parts::serial()).unwrap()));
         let (mut pio, mut mmio) = (Bus::new(), Bus::new());
-        for (base, len, device) in ports {
+        let mut port = |base: u16, len: u64, device: Arc<Mutex<dyn BusDevice>>| {
             pio.insert(base.into(), len, device).unwrap();
-        }
+        };
+        port(layout::SERIAL_PORT, SERIAL_LEN, serial.clone());
+        let i8042 = Arc::new(Mutex::new(I8042::new()));
+        port(layout::I8042_DATA_PORT, I8042_LEN, i8042);
+        port(layout::POWER_PORT, POWER_LEN, Arc::new(Mutex::new(Power)));
+        let panic = Arc::new(Mutex::new(PvPanic));
+        port(layout::PVPANIC_PORT, PVPANIC_LEN, panic);
+        let heartbeat = Arc::new(Mutex::new(HeartbeatPort::new()));
+        port(
+            layout::HEARTBEAT_PORT,
+            layout::HEARTBEAT_PORTS.into(),
+            heartbeat,
+        );
         for (slot, device) in (0..).zip(&slots) {
             let base = layout::slot_address(slot);
             mmio.insert(base, layout::VIRTIO_MMIO_SIZE, device.clone())
@@ -138,7 +113,7 @@ impl Machine {
     /// Whatever was done to them, the devices' states can be restored, to the same bytes.
     fn move_them(&self) {
         let saved = self.serial.lock().unwrap().save();
-        let restored = Serial::restore(saved.clone(), serial_parts()).unwrap();
+        let restored = Serial::restore(saved.clone(), parts::serial()).unwrap();
         assert_eq!(restored.save(), saved);
         for slot in &self.slots {
             let mut state = VmState::default();

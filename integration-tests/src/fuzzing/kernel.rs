@@ -23,7 +23,7 @@ pub fn run(input: &[u8]) {
 
 fn is_loaded(input: &[u8]) -> bool {
     let mut program = Program::new(input);
-    let bytes = 4 * MIB << (program.u8() % 4);
+    let bytes = (4 * MIB) << (program.u8() % 4);
     let (initramfs, words) = (program.u8(), program.u8());
     let initramfs = (initramfs < 255).then(|| program.bytes(initramfs.into()));
     let words = String::from_utf8_lossy(program.bytes(words.into()));
@@ -66,7 +66,7 @@ fn memfd(bytes: &[u8]) -> File {
 /// The smallest kernels of each kind, as `vmm/src/boot` knows them, and pulse.
 pub fn seeds() -> Vec<Vec<u8>> {
     let with = |kernel: &[u8]| {
-        let seed = Written::default().u8(1).u8(6).u8(4);
+        let seed = Written::default().u8(1).u8(6).u8(5);
         seed.bytes(b"070701").bytes(b"quiet").bytes(kernel).0
     };
     let mut bare = Written::default().u8(0).u8(255).u8(0);

@@ -23,6 +23,7 @@ mod bus;
 mod control;
 mod input;
 mod kernel;
+mod parts;
 mod run;
 mod session;
 mod state;

@@ -106,9 +106,8 @@ pub fn fuzz_all(
     };
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
-        let ends = workers.into_iter().map(|worker| worker.join());
-        ends.map(|end| end.unwrap_or(Ok(())))
-            .collect::<Result<(), _>>()
+        let mut workers = workers.into_iter();
+        workers.try_for_each(|worker| worker.join().unwrap())
     })?;
     Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
 }

@@ -1,8 +1,9 @@
 //! A whole conversation with a peer that means harm, over a socket pair: a source against the real receiver, and a
 //! destination against the real source, with guests of memory and a thread in place of KVM.
 //!
-//! All that the peer has to say is written at once, and then its half of the connection ends: nobody waits for it, so
-//! that a session takes some milliseconds. What it says is a move as it should be, step by step, with as much of it
+//! All that a hostile source has to say is written at once; a hostile destination waits where its part begins with what
+//! it hears, but not for long. Then its half of the connection ends: nobody waits for it, so that a session takes some
+//! milliseconds. What it says is a move as it should be, step by step, with as much of it
 //! spoilt as the input asks for.
 
 mod peer;
@@ -12,17 +13,20 @@ mod support;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use migration::cancel::CancelToken;
 use migration::guest::PausedGuest;
 use migration::options::{OnTimeout, Options};
 use migration::pack::{Codec, Compress};
 use migration::source::After;
+use migration::wire::frame::Frame;
 
 use super::input::Program;
+use super::wire;
 pub use peer::seeds;
-use peer::{Destination, Source, was_said};
+use peer::{Destination, Part, Source, was_said};
 use support::run::{receiving_with, send};
 use support::{World, boot};
 
@@ -64,7 +68,11 @@ fn hostile_source(program: &mut Program<'_>) -> End {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let receiving = receiving_with(&world, theirs, &CancelToken::new().unwrap(), PATIENCE);
     let went = was_said(&said, peer::GO);
-    converse(ours, said);
+    let part = Part {
+        said,
+        ..Part::default()
+    };
+    converse(ours, vec![part]);
     let end = match receiving.join().unwrap() {
         Ok(mut guest) => {
             assert!(went, "a guest runs without GO");
@@ -87,7 +95,7 @@ fn hostile_destination(program: &mut Program<'_>) -> End {
     let options = options(program.u8());
     let said = Destination.all(program);
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let lives = was_said(&said, peer::LIVE);
+    let lives = said.iter().any(|part| was_said(&part.said, peer::LIVE));
     let peer = std::thread::spawn(move || converse(ours, said));
     let cancel = CancelToken::new().unwrap();
     let moved = send(boot(&world), theirs, &options, &cancel, &mut |_| {});
@@ -106,7 +114,8 @@ fn hostile_destination(program: &mut Program<'_>) -> End {
             End::Gone
         }
         After::Unknown(paused) => {
-            assert!(was_said(&heard, peer::GO), "unknown without GO");
+            let went = peer::frames(&heard).contains(&Frame::Go);
+            assert!(went, "unknown without GO");
             assert_eq!(world.running(), 0);
             // Everything was kept.
             let mut guest = paused.resume().map_err(|failed| failed.error).unwrap();
@@ -138,17 +147,72 @@ fn options(bits: u8) -> Options {
     }
 }
 
-/// Says everything, hangs up, and hears what the other has to say to the end.
-fn converse(mut socket: UnixStream, said: Vec<u8>) -> Vec<u8> {
-    let mut ear = socket.try_clone().unwrap();
-    let hearing = std::thread::spawn(move || {
-        let mut heard = Vec::new();
-        let _ = ear.read_to_end(&mut heard);
-        heard
+/// What has been heard so far, and whether that is all.
+type Ear = (Mutex<(Vec<u8>, bool)>, Condvar);
+
+/// Says every part in its time, hangs up, and hears what the other has to say to the end.
+fn converse(mut socket: UnixStream, parts: Vec<Part>) -> Vec<u8> {
+    let ear = Arc::new(Ear::default());
+    let hearing = std::thread::spawn({
+        let (ear, socket) = (ear.clone(), socket.try_clone().unwrap());
+        move || hear(socket, &ear)
     });
-    let _ = socket.write_all(&said);
+    let until = Instant::now() + PATIENCE;
+    let (mut answers, mut answered) = (0, 0);
+    for part in parts {
+        answers += part.answers;
+        loop {
+            let frames = peer::frames(&ear.0.lock().unwrap().0);
+            for number in pings(&frames).take(answers).skip(answered) {
+                let _ = socket.write_all(&wire::encode(&[Frame::Pong(number)]));
+                answered += 1;
+            }
+            let enough = part
+                .behind
+                .is_none_or(|name| frames.iter().any(|f| f.name() == name));
+            if enough || !more(&ear, frames.len(), until) {
+                break;
+            }
+        }
+        let _ = socket.write_all(&part.said);
+    }
     let _ = socket.shutdown(Shutdown::Write);
-    hearing.join().unwrap()
+    hearing.join().unwrap();
+    std::mem::take(&mut ear.0.lock().unwrap().0)
+}
+
+fn hear(mut socket: UnixStream, (heard, news): &Ear) {
+    let mut piece = [0; 64 << 10];
+    loop {
+        let count = socket.read(&mut piece).unwrap_or(0);
+        let mut heard = heard.lock().unwrap();
+        heard.0.extend(&piece[..count]);
+        heard.1 = count == 0;
+        news.notify_all();
+        if heard.1 {
+            return;
+        }
+    }
+}
+
+fn pings(frames: &[Frame]) -> impl Iterator<Item = u64> {
+    frames.iter().filter_map(|frame| match frame {
+        Frame::Ping(number) => Some(*number),
+        _ => None,
+    })
+}
+
+/// Waits until more frames are heard than so many; `false` where nothing more can come, or the time is over.
+fn more((heard, news): &Ear, than: usize, until: Instant) -> bool {
+    let mut heard = heard.lock().unwrap();
+    while peer::frames(&heard.0).len() <= than {
+        let left = until.saturating_duration_since(Instant::now());
+        if heard.1 || left.is_zero() {
+            return false;
+        }
+        heard = news.wait_timeout(heard, left).unwrap().0;
+    }
+    true
 }
 
 #[cfg(test)]

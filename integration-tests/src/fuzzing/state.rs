@@ -5,7 +5,7 @@
 //! bytes made by chance are handed to the kernel here.
 
 use devices::heartbeat::HeartbeatPort;
-use devices::serial::{Serial, SerialParts};
+use devices::serial::Serial;
 use devices::virtio::net::{NetParts, VirtioNet};
 use devices::virtio::{MmioParts, VirtioDevice, VirtioMmio, VirtioRng};
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry};
@@ -18,9 +18,9 @@ use vmm::kvm::vcpu_state::VcpuState;
 use vmm::kvm::vm_state::VmCommonState;
 use vmm::kvm::{cpuid, vm_state};
 use vmm::vm::{Shape, SlotKind};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::input::Written;
+use super::parts;
 use super::virtio::wire;
 
 /// The input: which section, and its bytes.
@@ -29,7 +29,7 @@ pub fn run(input: &[u8]) {
         return;
     };
     match which % 9 {
-        0 => owner::<Serial>(bytes, serial_parts),
+        0 => owner::<Serial>(bytes, parts::serial),
         1 => owner::<HeartbeatPort>(bytes, || ()),
         2 => owner::<VirtioRng>(bytes, || ()),
         3 => owner::<VirtioNet>(bytes, || NetParts {
@@ -135,37 +135,21 @@ fn layout() -> MemoryLayout {
     MemoryLayout::new(vec![region]).unwrap()
 }
 
-fn eventfd() -> EventFd {
-    EventFd::new(EFD_NONBLOCK).unwrap()
-}
-
-fn serial_parts() -> SerialParts {
-    SerialParts {
-        irq: eventfd(),
-        out: Box::new(std::io::sink()),
-        room: eventfd(),
-    }
-}
-
 fn card() -> Box<dyn VirtioDevice> {
     let backend = Box::new(wire().0);
     Box::new(VirtioNet::new([2, 0, 0, 0, 0, 1], None, backend).unwrap())
 }
 
 fn mmio_parts(device: Box<dyn VirtioDevice>) -> MmioParts {
-    MmioParts {
-        ram: GuestRam::from_ranges(&[(GuestAddress(0), 64 << 10)]).unwrap(),
-        irq: eventfd(),
-        queue_events: device.queue_sizes().iter().map(|_| eventfd()).collect(),
-        device,
-    }
+    let ram = GuestRam::from_ranges(&[(GuestAddress(0), 64 << 10)]).unwrap();
+    parts::mmio(&ram, device)
 }
 
 /// Fresh devices, and a card that is set up.
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     let mut add = |which: u8, bytes: &[u8]| seeds.push(Written::default().u8(which).bytes(bytes).0);
-    add(0, &saved(&Serial::new(serial_parts()).unwrap()));
+    add(0, &saved(&Serial::new(parts::serial()).unwrap()));
     add(1, &saved(&HeartbeatPort::new()));
     add(2, &saved(&VirtioRng::new()));
     let backend = Box::new(wire().0);

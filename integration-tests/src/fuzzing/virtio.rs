@@ -12,9 +12,10 @@ use devices::virtio::device::BURST_CHAINS;
 use devices::virtio::net::{NetParts, VirtioNet};
 use devices::virtio::{MmioParts, MmioState, VirtioDevice, VirtioMmio, VirtioRng};
 use migration::state::{Snapshot, VmState};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::input::Program;
+use super::parts;
 use guest::Guest;
 pub use guest::{Network, Wire, wire};
 pub use seeds::{seeds_net, seeds_rng};
@@ -55,19 +56,11 @@ struct World {
     network: Network,
 }
 
-fn eventfd() -> EventFd {
-    EventFd::new(EFD_NONBLOCK).unwrap()
-}
-
-fn parts(guest: &Guest, device: Box<dyn VirtioDevice>) -> (MmioParts, Vec<EventFd>) {
-    let queues = device.queue_sizes().len();
-    let events: Vec<_> = (0..queues).map(|_| eventfd()).collect();
-    let parts = MmioParts {
-        ram: guest.ram.clone(),
-        irq: eventfd(),
-        queue_events: events.iter().map(|e| e.try_clone().unwrap()).collect(),
-        device,
-    };
+/// The parts, and the eventfds of the queues for whoever waits for them.
+fn wired(guest: &Guest, device: Box<dyn VirtioDevice>) -> (MmioParts, Vec<EventFd>) {
+    let parts = parts::mmio(&guest.ram, device);
+    let again = |event: &EventFd| event.try_clone().unwrap();
+    let events = parts.queue_events.iter().map(again).collect();
     (parts, events)
 }
 
@@ -81,7 +74,7 @@ impl World {
             }
             false => Box::new(VirtioRng::new()),
         };
-        let (parts, events) = parts(&guest, device);
+        let (parts, events) = wired(&guest, device);
         let mut mmio = VirtioMmio::new(parts).unwrap();
         mmio.resume();
         Self {
@@ -215,7 +208,7 @@ impl World {
             }
             false => Box::new(state.restore::<VirtioRng>(0, ()).unwrap()),
         };
-        let (parts, events) = parts(&self.guest, device);
+        let (parts, events) = wired(&self.guest, device);
         (self.mmio, self.events) = (state.restore(0, parts).unwrap(), events);
         let mut again = VmState::default();
         self.mmio.save_into(0, &mut again).unwrap();

@@ -58,7 +58,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let frames = frames();
     let mut seeds: Vec<Vec<u8>> = frames
         .iter()
-        .map(|frame| encode(&[frame.clone()]))
+        .map(|frame| encode(std::slice::from_ref(frame)))
         .collect();
     let mut all = preamble::ours().to_vec();
     all.extend(encode(&frames));

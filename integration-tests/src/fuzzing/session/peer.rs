@@ -4,7 +4,7 @@ use migration::guest::Description;
 use migration::pack::codec::Compressor;
 use migration::pack::{Codec, delta};
 use migration::state::{Kind, VmState};
-use migration::wire::codec::{self, HEADER};
+use migration::wire::codec::{self, HEADER, Header};
 use migration::wire::frame::{Figures, Frame, Hello, Live, Run};
 use migration::wire::preamble;
 
@@ -22,6 +22,40 @@ pub const LIVE: [u8; HEADER] = [35, 0, 0, 0, 24, 0, 0, 0];
 /// Whether a frame may have been said: its header is somewhere among the bytes.
 pub fn was_said(bytes: &[u8], header: [u8; HEADER]) -> bool {
     bytes.windows(HEADER).any(|window| window == header)
+}
+
+/// The frames that a source has said so far.
+pub fn frames(said: &[u8]) -> Vec<Frame> {
+    let mut frames = Vec::new();
+    let mut rest = said.get(preamble::PREAMBLE..).unwrap_or_default();
+    while let Some((header, behind)) = rest.split_first_chunk::<HEADER>() {
+        let [.., a, b, c, d] = *header;
+        let len = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap();
+        let Some((body, behind)) = behind.split_at_checked(len) else {
+            break;
+        };
+        let frame = codec::parse(Header::parse(*header).unwrap(), body).unwrap();
+        let data = match &frame {
+            Frame::Pages { runs, .. } => count(runs) * PAGE,
+            Frame::Packed { bytes, .. } | Frame::Delta { bytes, .. } => {
+                usize::try_from(*bytes).unwrap()
+            }
+            _ => 0,
+        };
+        frames.push(frame);
+        rest = behind.get(data..).unwrap_or_default();
+    }
+    frames
+}
+
+/// A part of what is said.
+#[derive(Default)]
+pub struct Part {
+    /// So many more PINGs are answered from here on, as they come.
+    pub answers: usize,
+    /// It is said when such a frame was heard.
+    pub behind: Option<&'static str>,
+    pub said: Vec<u8>,
 }
 
 fn put(frame: Frame, said: &mut Vec<u8>) {
@@ -250,33 +284,34 @@ fn state(saved_at: u64) -> VmState {
 pub struct Destination;
 
 impl Destination {
-    pub fn all(self, program: &mut Program<'_>) -> Vec<u8> {
-        let (mut said, mut pongs) = (Vec::new(), 0);
-        greet(program.u8(), &mut said);
+    pub fn all(self, program: &mut Program<'_>) -> Vec<Part> {
+        let mut parts = vec![Part::default()];
+        greet(program.u8(), &mut parts[0].said);
         for _ in 0..STEPS {
             if program.is_over() {
                 break;
             }
             let step = program.u8();
-            if spoil(step, program, &mut said).is_none() {
-                self.step(step, program, &mut said, &mut pongs);
+            let said = &mut parts.last_mut().unwrap().said;
+            if spoil(step, program, said).is_none() {
+                self.step(step, program, &mut parts);
             }
         }
-        said
+        parts
     }
 
-    fn step(&self, step: u8, program: &mut Program<'_>, said: &mut Vec<u8>, pongs: &mut u64) {
+    fn step(&self, step: u8, program: &mut Program<'_>, parts: &mut Vec<Part>) {
+        let said = &mut parts.last_mut().unwrap().said;
         match step % 9 {
             0 => {
                 let (boot, streams) = ([9; 16], program.u8().into());
                 put(Frame::Accept { boot, streams }, said);
             }
             1 => {
-                // Those that are asked for, in their order.
-                for _ in 0..program.u8() % 16 {
-                    put(Frame::Pong(*pongs), said);
-                    *pongs += 1;
-                }
+                parts.push(Part {
+                    answers: usize::from(program.u8() % 32),
+                    ..Part::default()
+                });
             }
             2 => put(Frame::Pong(program.u64()), said),
             3 => put(Frame::Ready, said),
@@ -297,7 +332,14 @@ impl Destination {
             }
             6 => put(Frame::Failed("cannot".into()), said),
             7 => put(Frame::Refuse("will not".into()), said),
-            _ => *pongs = program.u8().into(),
+            _ => {
+                let names = ["STATE", "GO", "ROUND_END", "HELLO"];
+                let name = names[usize::from(program.u8()) % names.len()];
+                parts.push(Part {
+                    behind: Some(name),
+                    ..Part::default()
+                });
+            }
         }
     }
 }
@@ -329,22 +371,24 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let cancelled = pages(source(), 0, 1).u8(11);
     // Steps of `Destination::step`; the first byte after who it is are the move's options.
     let destination = |options: u8| Written::default().u8(1).u8(options).u8(4).u8(0).u8(1);
-    let agreed = |options| destination(options).u8(1).u8(15).u8(1).u8(15);
-    let live = |seed: Written| seed.u8(3).u8(4).u64(1).u64(2).u64(3).u8(5).u64(4).u64(5);
+    let agreed = |options| destination(options).u8(1).u8(31).u8(8).u8(0);
+    let went = |options| agreed(options).u8(3).u8(8).u8(1);
+    let live = |seed: Written| seed.u8(4).u64(1).u64(2).u64(3).u8(5).u64(4).u64(5);
     vec![
         handed_over(plain.clone()).0,
         handed_over(ended(packed)).0,
         probe.0,
         cancelled.0,
         plain.u8(7).0,
-        live(destination(0).u8(1).u8(5)).0,
-        live(destination(0).u8(1).u8(6)).0,
-        live(destination(0).u8(1).u8(7)).0,
-        live(destination(4).u8(1).u8(7)).0,
+        live(went(0)).0,
+        live(went(4)).0,
+        live(went(2)).u8(250).u8(4).bytes(&[1, 2, 3, 4]).0,
+        went(0).0,
+        went(6).u8(6).0,
+        went(0).u8(1).u8(1).0,
         live(agreed(0)).0,
-        destination(0).u8(1).u8(5).u8(3).0,
-        destination(0).u8(1).u8(6).u8(3).u8(6).0,
-        destination(0).u8(7).0,
+        agreed(0).u8(3).u8(6).0,
         agreed(2).u8(6).0,
+        destination(0).u8(7).0,
     ]
 }
