@@ -12,9 +12,6 @@ pub mod power;
 pub mod serial;
 pub mod virtio;
 
-#[cfg(test)]
-mod golden;
-
 /// Guest memory. Its marks are the VMM's half of the dirty log: devices mark what they write, since KVM sees
 /// writes of vCPUs alone.
 pub use migration::guest::GuestRam;

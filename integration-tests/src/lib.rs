@@ -1,12 +1,14 @@
 //! What Ferry's whole-VM tests stand on.
 //!
 //! [`nested`] is a host with a real `/dev/kvm` on machines whose own KVM cannot run Linux; [`ferry`] starts
-//! and watches `ferry` processes, lays networks for them and looks into their guests from outside.
+//! and watches `ferry` processes, lays networks for them and looks into their guests from outside. [`fuzzing`] is what
+//! hostile bytes must not do.
 
 pub mod bench;
 mod error;
 pub mod ferry;
 pub mod figures;
+pub mod fuzzing;
 pub mod nested;
 pub mod programs;
 pub mod soak;

@@ -13,43 +13,47 @@ use thiserror::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kind(pub u32);
 
-impl Kind {
-    /// One vCPU: registers, MSRs, local APIC, XSAVE area. The instance is the vCPU's index.
-    pub const VCPU: Kind = Kind(1);
-    /// The in-kernel interrupt controllers (PIC pair, IOAPIC), the PIT and the kvmclock.
-    pub const VM: Kind = Kind(2);
-    /// A 16550 serial port.
-    pub const SERIAL: Kind = Kind(16);
-    /// The virtio-mmio transport of one device with its queues. The instance is the slot.
-    pub const VIRTIO_MMIO: Kind = Kind(17);
-    /// virtio-net. The instance is the slot.
-    pub const VIRTIO_NET: Kind = Kind(18);
-    /// virtio-rng. The instance is the slot.
-    pub const VIRTIO_RNG: Kind = Kind(19);
-    /// The heartbeat port of the bare test guest.
-    pub const HEARTBEAT: Kind = Kind(20);
-    /// Description: vCPU count, CPUID, TSC frequency, MSRs. Sent before the first page.
-    pub const CPU_MODEL: Kind = Kind(64);
-    /// Description: which devices sit in which slots, with their features. Sent before the first page.
-    pub const DEVICE_LIST: Kind = Kind(65);
+/// Declares the kinds, each with its name for people: none is without one, and none is missing in [`Kind::ALL`].
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
+        impl Kind {
+            $($(#[$doc])* pub const $name: Kind = Kind($number);)*
+
+            /// All that this build knows.
+            pub const ALL: &'static [Kind] = &[$(Self::$name),*];
+        }
+
+        impl fmt::Display for Kind {
+            /// Its name for people.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match *self {
+                    $(Self::$name => f.write_str($text),)*
+                    Self(number) => write!(f, "section {number}, instance"),
+                }
+            }
+        }
+    };
 }
 
-impl fmt::Display for Kind {
-    /// Its name for people.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match *self {
-            Self::VCPU => "vCPU",
-            Self::VM => "interrupt controllers and clock",
-            Self::SERIAL => "serial port",
-            Self::VIRTIO_MMIO => "virtio-mmio slot",
-            Self::VIRTIO_NET => "virtio-net in slot",
-            Self::VIRTIO_RNG => "virtio-rng in slot",
-            Self::HEARTBEAT => "heartbeat port",
-            Self::CPU_MODEL => "CPU model",
-            Self::DEVICE_LIST => "device list",
-            Self(number) => return write!(f, "section {number}, instance"),
-        })
-    }
+kinds! {
+    /// One vCPU: registers, MSRs, local APIC, XSAVE area. The instance is the vCPU's index.
+    VCPU = 1, "vCPU";
+    /// The in-kernel interrupt controllers (PIC pair, IOAPIC), the PIT and the kvmclock.
+    VM = 2, "interrupt controllers and clock";
+    /// A 16550 serial port.
+    SERIAL = 16, "serial port";
+    /// The virtio-mmio transport of one device with its queues. The instance is the slot.
+    VIRTIO_MMIO = 17, "virtio-mmio slot";
+    /// virtio-net. The instance is the slot.
+    VIRTIO_NET = 18, "virtio-net in slot";
+    /// virtio-rng. The instance is the slot.
+    VIRTIO_RNG = 19, "virtio-rng in slot";
+    /// The heartbeat port of the bare test guest.
+    HEARTBEAT = 20, "heartbeat port";
+    /// Description: vCPU count, CPUID, TSC frequency, MSRs. Sent before the first page.
+    CPU_MODEL = 64, "CPU model";
+    /// Description: which devices sit in which slots, with their features. Sent before the first page.
+    DEVICE_LIST = 65, "device list";
 }
 
 /// One piece of state, in the encoding of the version that wrote it.
@@ -107,6 +111,18 @@ pub enum StateError {
         instance: u32,
         /// The decoder's complaint.
         source: postcard::Error,
+    },
+    /// The bytes go on behind the state.
+    #[error(
+        "state of {kind} {instance} has {extra} bytes too many: run the same ferry on both ends"
+    )]
+    Trailing {
+        /// The section's kind.
+        kind: Kind,
+        /// The section's instance.
+        instance: u32,
+        /// How many.
+        extra: usize,
     },
     /// The state cannot be encoded.
     #[error("state of {kind} {instance} cannot be encoded")]
@@ -180,7 +196,7 @@ impl VmState {
     /// Decodes the state of one instance, of exactly the given version.
     ///
     /// # Errors
-    /// Missing, of another version, or not decodable.
+    /// Missing, of another version, not decodable, or longer than the state.
     pub fn get<T: DeserializeOwned>(
         &self,
         kind: Kind,
@@ -196,11 +212,20 @@ impl VmState {
                 supported: version,
             });
         }
-        postcard::from_bytes(&section.bytes).map_err(|source| StateError::Decode {
+        let decoded = postcard::take_from_bytes(&section.bytes);
+        let (state, rest) = decoded.map_err(|source| StateError::Decode {
             kind,
             instance,
             source,
-        })
+        })?;
+        match rest.len() {
+            0 => Ok(state),
+            extra => Err(StateError::Trailing {
+                kind,
+                instance,
+                extra,
+            }),
+        }
     }
 
     /// Saves `owner` as the given instance.
@@ -247,4 +272,44 @@ pub trait Snapshot: Sized {
     /// # Errors
     /// What is wrong with the state, with the values, for a person to read.
     fn restore(state: Self::State, parts: Self::Parts) -> Result<Self, String>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_is_read_to_its_last_byte() {
+        let with = |bytes: &[u8]| {
+            let section = Section {
+                kind: Kind::SERIAL,
+                instance: 3,
+                version: 1,
+                bytes: bytes.to_vec(),
+            };
+            VmState::from_sections(vec![section]).get::<u16>(Kind::SERIAL, 3, 1)
+        };
+        assert_eq!(with(&[0x80, 1]).unwrap(), 128);
+        let more = with(&[0x80, 1, 0]).unwrap_err().to_string();
+        assert!(
+            more.contains("serial port 3 has 1 bytes too many"),
+            "{more}"
+        );
+        assert!(matches!(with(&[0x80]), Err(StateError::Decode { .. })));
+    }
+
+    #[test]
+    fn kinds_have_numbers_and_names_of_their_own() {
+        let mut numbers: Vec<_> = Kind::ALL.iter().map(|kind| kind.0).collect();
+        let mut names: Vec<_> = Kind::ALL.iter().map(Kind::to_string).collect();
+        numbers.sort_unstable();
+        names.sort_unstable();
+        numbers.dedup();
+        names.dedup();
+        assert_eq!(
+            (numbers.len(), names.len()),
+            (Kind::ALL.len(), Kind::ALL.len())
+        );
+        assert_eq!(Kind(99).to_string(), "section 99, instance");
+    }
 }

@@ -108,6 +108,7 @@ fn samples() -> Vec<Frame> {
             streams: 2,
         },
         Frame::Filler { bytes: 0x0001_0203 },
+        Frame::Memory { files: 0x0102_0304 },
         Frame::Ping(0x0102_0304_0506_0708),
         Frame::Pong(7),
         Frame::Pages {

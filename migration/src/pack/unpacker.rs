@@ -55,7 +55,7 @@ pub enum UnpackError {
 
 /// Buffers and tables that are kept from frame to frame: at most 2 MiB and what the codecs need.
 #[derive(Default)]
-pub(crate) struct Unpacker {
+pub struct Unpacker {
     packed: Vec<u8>,
     pages: Vec<u8>,
     codec: Decompressor,

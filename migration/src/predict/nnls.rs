@@ -1,7 +1,9 @@
 //! Least squares with coefficients that are not negative: how much of each of some columns adds up to the data.
 
 /// Passes over all columns; by then nothing changes any more in the fourth figure.
-const PASSES: u32 = 2000;
+const PASSES: usize = 2000;
+/// The most multiplications, about, if that is fewer passes: 50 columns of 10 rows have them all.
+const WORK: usize = 1_000_000;
 
 /// The coefficients, none below 0, with which the sum of `columns` is nearest to `data`. Each coefficient in turn is
 /// moved to its best value while the others stay ("coordinate descent"): the sum of squares is convex, so that ends at
@@ -10,7 +12,8 @@ pub(super) fn fit(columns: &[Vec<f64>], data: &[f64]) -> Vec<f64> {
     let mut coefficients = vec![0.0; columns.len()];
     let mut rest = data.to_vec();
     let squares: Vec<f64> = columns.iter().map(|column| dot(column, column)).collect();
-    for _ in 0..PASSES {
+    let size = (columns.len() * data.len()).max(1);
+    for _ in 0..PASSES.min(WORK / size) {
         let mut moved: f64 = 0.0;
         for ((column, coefficient), square) in columns.iter().zip(&mut coefficients).zip(&squares) {
             if *square <= 0.0 {

@@ -76,11 +76,22 @@ pub fn main() -> ExitCode {
     ExitCode::from(run(std::env::args_os()))
 }
 
+/// Reads a command line, the program's name first, and does nothing.
+///
+/// # Errors
+/// The line that `ferry` would print.
+pub fn check_words(words: impl IntoIterator<Item = OsString>) -> Result<(), String> {
+    parse(words).map_or_else(|error| Err(usage::line(&error)), |_| Ok(()))
+}
+
+fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
+    command()
+        .try_get_matches_from(words)
+        .and_then(|matches| Args::from_arg_matches(&matches))
+}
+
 fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let parsed = command()
-        .try_get_matches_from(args)
-        .and_then(|matches| Args::from_arg_matches(&matches));
-    let args = match parsed {
+    let args = match parse(args) {
         Ok(args) => args,
         Err(error) => {
             // Help and version come this way as well; so does the help for no command at all.

@@ -33,10 +33,11 @@ mod status;
 
 pub use command::{Call, CallReceiver, CallSender, Command, Reply, calls};
 pub use event::{Happening, MoveEvent, PredictEvent, RateEvent};
+pub use http::{MAX_BODY, ReadError, Refusal, Request, read_request};
 pub use request::{
     Compress, DirtyRateRequest, MigrateRequest, OnTimeout, PredictRequest, RequestError, Throttle,
 };
-pub use router::{OPENAPI, routes};
+pub use router::{Asked, OPENAPI, route, routes};
 pub use server::{ControlError, ControlServer};
 pub use status::{
     DeviceStatus, DirtyLogStatus, HeartbeatStatus, LastMove, MemoryRegion, MoveProgress, State,

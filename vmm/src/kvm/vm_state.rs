@@ -32,6 +32,15 @@ const CHIPS: [u32; 3] = [
     KVM_IRQCHIP_IOAPIC,
 ];
 
+/// The chips of a VM that was never saved.
+pub fn blank_chips() -> Vec<kvm_irqchip> {
+    let chip = |chip_id| kvm_irqchip {
+        chip_id,
+        ..Default::default()
+    };
+    CHIPS.into_iter().map(chip).collect()
+}
+
 /// The longest standstill that is added to the guest's time. Two hosts whose clocks differ by more are
 /// misconfigured, and the guest's time had better not jump.
 const LONGEST_STANDSTILL: Duration = Duration::from_secs(60);
@@ -48,15 +57,10 @@ fn wall_ns() -> u64 {
 /// # Errors
 /// An ioctl failed; nothing has changed.
 pub fn save(vm: &VmFd) -> Result<VmCommonState, KvmError> {
-    let mut irqchips = Vec::with_capacity(CHIPS.len());
-    for chip_id in CHIPS {
-        let mut chip = kvm_irqchip {
-            chip_id,
-            ..Default::default()
-        };
-        vm.get_irqchip(&mut chip)
+    let mut irqchips = blank_chips();
+    for chip in &mut irqchips {
+        vm.get_irqchip(chip)
             .map_err(ioctl("get an interrupt controller's state"))?;
-        irqchips.push(chip);
     }
     let pit = vm.get_pit2().map_err(ioctl("get the PIT's state"))?;
     let clock = vm.get_clock().map_err(ioctl("get the clock"))?;

@@ -19,7 +19,7 @@ use crate::units::{Size, Span};
 /// The longest file.
 const MAX_FILE: u64 = 1 << 20;
 /// The most moves of a study: a week of ten seconds each, and more.
-const MAX_CASES: usize = 100_000;
+pub const MAX_CASES: usize = 100_000;
 /// The most values of one key.
 const MAX_VALUES: usize = 1000;
 /// The most vCPUs of a guest.

@@ -9,6 +9,8 @@
 
 mod blank;
 mod devices;
+#[cfg(test)]
+mod golden;
 mod host;
 mod io_thread;
 mod log;
@@ -45,13 +47,13 @@ pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
 pub use log::LogChoice;
 pub use room::Gauges;
-pub use shape::{Shape, SlotKind};
+pub use shape::{CPU_VERSION, DEVICES_VERSION, Shape, SlotKind};
 pub use work::PERIOD as WORK_PERIOD;
 
 use devices::Devices;
 
 /// Version of the vCPU and VM sections.
-const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 1;
 
 /// What a VM consists of besides its devices. The order of the fields is the order in which they go away:
 /// the throttle kicks vCPU threads, which use the VM.

@@ -15,9 +15,9 @@ use crate::kvm::vcpu_state::{self, VcpuCaps};
 use crate::layout::VIRTIO_SLOTS;
 
 /// Version of the device list.
-const DEVICES_VERSION: u32 = 1;
+pub const DEVICES_VERSION: u32 = 1;
 /// Version of the CPU model. Version 1, which is still read, has no baseline and no MSRs.
-const CPU_VERSION: u32 = 2;
+pub const CPU_VERSION: u32 = 2;
 /// A guest has no more MSRs than KVM takes in one call.
 const MAX_MSRS: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
 /// More CPUID entries than KVM itself takes are not looked at.
@@ -157,6 +157,16 @@ impl Shape {
     /// # Errors
     /// Why this host cannot run that guest.
     pub fn from_description(description: &Description, kvm: &Kvm) -> Result<Self, GuestError> {
+        let shape = Self::parse(description)?;
+        check_cpuid(&shape.cpuid, kvm)?;
+        Ok(shape)
+    }
+
+    /// The shape that a peer describes, as far as it can be checked without KVM.
+    ///
+    /// # Errors
+    /// What cannot be.
+    pub fn parse(description: &Description) -> Result<Self, GuestError> {
         let bad = |e| GuestError::new("read the guest's description", e);
         let cpu = CpuModel::read(&description.sections).map_err(bad)?;
         let devices: DeviceList = description
@@ -172,7 +182,7 @@ impl Shape {
                     description.vcpus
                 ))
             })?;
-        check_cpuid(&cpu.cpuid, kvm)?;
+        check_entries(&cpu.cpuid)?;
         if cpu.msrs.len() > MAX_MSRS {
             return Err(GuestError::bare(format!(
                 "the guest's CPU model has {} MSRs; at most {MAX_MSRS} are accepted",
@@ -233,14 +243,18 @@ impl Shape {
     }
 }
 
-/// Whether this host offers every CPU feature that the guest was given.
-fn check_cpuid(guest: &[kvm_cpuid_entry2], kvm: &Kvm) -> Result<(), GuestError> {
+fn check_entries(guest: &[kvm_cpuid_entry2]) -> Result<(), GuestError> {
     if guest.is_empty() || guest.len() > MAX_CPUID_ENTRIES {
         return Err(GuestError::bare(format!(
             "the guest's CPU model has {} CPUID entries; 1 to {MAX_CPUID_ENTRIES} are accepted",
             guest.len()
         )));
     }
+    Ok(())
+}
+
+/// Whether this host offers every CPU feature that the guest was given.
+fn check_cpuid(guest: &[kvm_cpuid_entry2], kvm: &Kvm) -> Result<(), GuestError> {
     let host = cpuid::supported(kvm).map_err(|e| GuestError::new("look at this host's CPU", e))?;
     match cpuid::refusal(guest, &host) {
         None => Ok(()),

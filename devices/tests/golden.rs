@@ -1,0 +1,198 @@
+//! The bytes of every section that a device writes, version by version: each is restored, and saved as the newest. That
+//! no kind is without its bytes is tested where all kinds are known, in `vmm/src/vm/golden.rs`.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/golden.rs"]
+mod golden_file;
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use devices::GuestRam;
+use devices::heartbeat::{HeartbeatPort, HeartbeatState};
+use devices::serial::{Serial, SerialParts, SerialState};
+use devices::virtio::net::{NetBackend, NetParts, NetState, Offloads, VirtioNet};
+use devices::virtio::queue::RingState;
+use devices::virtio::rng::{RngState, VirtioRng};
+use devices::virtio::{MmioParts, MmioState, VirtioMmio};
+use golden_file::{arrived, check, kept, write_missing};
+use migration::state::{Snapshot, VmState};
+use serde::Serialize;
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// `state` is written as the bytes of this version, and every version is restored to what is saved so.
+fn golden<S: Snapshot>(name: &str, state: &S::State, parts: impl Fn() -> S::Parts) {
+    write_missing(&folder(), S::VERSION, name, state).unwrap();
+    check(&folder(), S::VERSION, name, state).unwrap_or_else(|why| panic!("{why}"));
+    let newest = kept(&folder(), S::VERSION, name).unwrap();
+    for version in 1..=S::VERSION {
+        let bytes = kept(&folder(), version, name).unwrap();
+        let restored: S = (arrived(S::KIND, version, bytes).restore(0, parts()))
+            .unwrap_or_else(|error| panic!("version {version} of {name}: {error}"));
+        let mut saved = VmState::default();
+        saved.save(0, &restored).unwrap();
+        assert_eq!(
+            saved,
+            arrived(S::KIND, S::VERSION, newest.clone()),
+            "{name}"
+        );
+    }
+}
+
+fn eventfd() -> EventFd {
+    EventFd::new(EFD_NONBLOCK).unwrap()
+}
+
+/// A backend that has every offload; nobody uses it.
+struct Wire(UnixStream);
+
+impl NetBackend for Wire {
+    fn fd(&self) -> i32 {
+        std::os::fd::AsRawFd::as_raw_fd(&self.0)
+    }
+    fn offloads(&self) -> Offloads {
+        Offloads::ALL
+    }
+    fn set_offloads(&mut self, _: Offloads) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn net_parts() -> NetParts {
+    NetParts {
+        backend: Box::new(Wire(UnixStream::pair().unwrap().0)),
+    }
+}
+
+fn serial() -> SerialState {
+    SerialState {
+        baud_divisor_low: 12,
+        baud_divisor_high: 1,
+        interrupt_enable: 5,
+        interrupt_identification: 4,
+        line_control: 3,
+        line_status: 0x61,
+        modem_control: 8,
+        modem_status: 0xb0,
+        scratch: 0x5a,
+        input: b"ab".to_vec(),
+    }
+}
+
+fn net() -> NetState {
+    NetState {
+        default_mac: [2, 0, 0, 0, 0, 1],
+        mac: [2, 0, 0, 0, 0, 2],
+        mtu: Some(1500),
+        // CSUM, GUEST_CSUM, CTRL_GUEST_OFFLOADS, MTU, MAC, MRG_RXBUF, STATUS, CTRL_VQ (virtio 1.2, 5.1.3).
+        features: 0x2_802f,
+        announcing: true,
+        guest_offloads: Some(2),
+        held: vec![vec![9; 60]],
+    }
+}
+
+fn queue(size: u16, at: u64) -> RingState {
+    RingState {
+        max_size: 256,
+        size,
+        ready: true,
+        desc_table: at,
+        avail_ring: at + 0x1000,
+        used_ring: at + 0x1_0000_0000,
+        next_avail: 5,
+        next_used: 4,
+        signalled_used: 3,
+    }
+}
+
+fn mmio() -> MmioState {
+    let idle = RingState {
+        ready: false,
+        max_size: 64,
+        ..queue(64, 0)
+    };
+    MmioState {
+        device_type: 1,
+        status: 0xf,
+        device_features_sel: 1,
+        driver_features_sel: 0,
+        driver_features: 1 << 32 | 1 << 29 | 1 << 17 | 1 << 15 | 1 << 5 | 3,
+        queue_sel: 2,
+        interrupt_status: 1,
+        config_generation: 7,
+        queues: vec![queue(128, 0x1000), queue(256, 0x4000), idle],
+    }
+}
+
+fn mmio_parts() -> MmioParts {
+    let regions = [(0, 4 << 20), (1 << 32, 2 << 20)];
+    let regions = regions.map(|(start, len)| (GuestAddress(start), len));
+    MmioParts {
+        ram: GuestRam::from_ranges(&regions).unwrap(),
+        irq: eventfd(),
+        queue_events: (0..3).map(|_| eventfd()).collect(),
+        device: Box::new(VirtioNet::restore(net(), net_parts()).unwrap()),
+    }
+}
+
+#[test]
+fn sections_are_their_golden_bytes() {
+    golden::<HeartbeatPort>("heartbeat", &HeartbeatState { counter: 300 }, || ());
+    golden::<VirtioRng>("virtio_rng", &RngState {}, || ());
+    golden::<Serial>("serial", &serial(), || SerialParts {
+        irq: eventfd(),
+        out: Box::new(std::io::sink()),
+        room: eventfd(),
+    });
+    golden::<VirtioNet>("virtio_net", &net(), net_parts);
+    golden::<VirtioMmio>("virtio_mmio", &mmio(), mmio_parts);
+}
+
+/// Another encoding under the same version is noticed: a field more, two fields that have changed places, a number
+/// that is written otherwise.
+#[test]
+fn an_encoding_that_changed_without_a_new_version_is_noticed() {
+    #[derive(Serialize)]
+    struct More {
+        counter: u32,
+        beats: u64,
+    }
+    #[derive(Serialize)]
+    struct Otherwise {
+        counter: [u8; 4],
+    }
+    #[derive(Serialize)]
+    struct Swapped {
+        baud_divisor_high: u8,
+        baud_divisor_low: u8,
+        rest: [u8; 7],
+        input: Vec<u8>,
+    }
+    let (counter, bytes) = (300u32, 300u32.to_le_bytes());
+    let state = serial();
+    let rest = [5, 4, 3, 0x61, 8, 0xb0, 0x5a];
+    let swap = |baud_divisor_high, baud_divisor_low| Swapped {
+        baud_divisor_high,
+        baud_divisor_low,
+        rest,
+        input: state.input.clone(),
+    };
+    let at = folder();
+    let noticed = [
+        check(&at, 1, "heartbeat", &More { counter, beats: 0 }),
+        check(&at, 1, "heartbeat", &Otherwise { counter: bytes }),
+        check(&at, 1, "serial", &swap(1, 12)),
+    ];
+    for check in noticed {
+        assert!(check.unwrap_err().contains("give it a new version"));
+    }
+    // The same bytes by another name are the same.
+    check(&at, 1, "serial", &swap(12, 1)).unwrap();
+    assert!(check(&at, 2, "no_such_section", &0u8).is_err());
+}

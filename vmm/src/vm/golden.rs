@@ -1,0 +1,218 @@
+//! The bytes of the sections that are not a device's: vCPU, interrupt controllers and clock, CPU model, device list. And
+//! of all kinds there are, that none is without the bytes of each of its versions.
+
+use std::path::{Path, PathBuf};
+
+use devices::heartbeat::HeartbeatPort;
+use devices::serial::Serial;
+use devices::virtio::{VirtioMmio, VirtioNet, VirtioRng};
+use kvm_bindings::kvm_cpuid_entry2;
+use migration::guest::Description;
+use migration::pages::{MemoryLayout, Region};
+use migration::state::{Kind, Snapshot, VmState};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::STATE_VERSION;
+use super::shape::{self, Shape, SlotKind};
+use crate::kvm::cpuid::baseline::Baseline;
+use crate::kvm::vcpu_state::VcpuState;
+use crate::kvm::vm_state::VmCommonState;
+
+#[path = "../../../devices/tests/support/golden.rs"]
+mod golden_file;
+
+use golden_file::{arrived, check, kept, write_missing};
+
+fn ours() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn of_devices() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../devices/tests/golden")
+}
+
+/// Where a kind's bytes are kept, under which name, and the version that this build writes.
+///
+/// A kind that is new needs its line here, a golden test beside those of its neighbours, and the file that
+/// `FERRY_GOLDEN=write cargo test` makes.
+fn place(kind: Kind) -> (PathBuf, &'static str, u32) {
+    match kind {
+        Kind::VCPU => (ours(), "vcpu", STATE_VERSION),
+        Kind::VM => (ours(), "vm", STATE_VERSION),
+        Kind::CPU_MODEL => (ours(), "cpu_model", shape::CPU_VERSION),
+        Kind::DEVICE_LIST => (ours(), "device_list", shape::DEVICES_VERSION),
+        Kind::SERIAL => (of_devices(), "serial", Serial::VERSION),
+        Kind::VIRTIO_MMIO => (of_devices(), "virtio_mmio", VirtioMmio::VERSION),
+        Kind::VIRTIO_NET => (of_devices(), "virtio_net", VirtioNet::VERSION),
+        Kind::VIRTIO_RNG => (of_devices(), "virtio_rng", VirtioRng::VERSION),
+        Kind::HEARTBEAT => (of_devices(), "heartbeat", HeartbeatPort::VERSION),
+        other => panic!("{other} has no golden bytes"),
+    }
+}
+
+#[test]
+fn every_kind_has_golden_bytes_of_every_version() {
+    for &kind in Kind::ALL {
+        let (folder, name, newest) = place(kind);
+        for version in 1..=newest {
+            kept(&folder, version, name).unwrap_or_else(|why| panic!("{kind}: {why}"));
+        }
+    }
+}
+
+/// A value whose fields are all different, as far as bytes go round: `T` is a C structure, which is written as its
+/// bytes with their number in front.
+fn filled<T: Default + Serialize + DeserializeOwned>(from: u8) -> T {
+    let mut bytes = postcard::to_stdvec(&T::default()).unwrap();
+    let (_, rest) = postcard::take_from_bytes::<u64>(&bytes).unwrap();
+    let prefix = bytes.len() - rest.len();
+    let mut next = from;
+    for byte in &mut bytes[prefix..] {
+        *byte = next;
+        next = next.wrapping_add(1);
+    }
+    postcard::from_bytes(&bytes).unwrap()
+}
+
+fn vcpu() -> VcpuState {
+    VcpuState {
+        mp_state: filled(1),
+        regs: filled(2),
+        sregs: filled(3),
+        xsave: (0..1024u32)
+            .map(|word| word.wrapping_mul(0x0100_0001))
+            .collect(),
+        xcrs: filled(4),
+        debugregs: filled(5),
+        lapic: filled(6),
+        tsc_khz: Some(2_345_678),
+        msrs: vec![filled(7), filled(8)],
+        events: filled(9),
+    }
+}
+
+fn common() -> VmCommonState {
+    let mut irqchips = crate::kvm::vm_state::blank_chips();
+    for chip in &mut irqchips {
+        let id = chip.chip_id;
+        *chip = filled(u8::try_from(id).unwrap());
+        chip.chip_id = id;
+    }
+    VmCommonState {
+        irqchips,
+        pit: filled(10),
+        clock: filled(11),
+        wall_ns: 1_700_000_000_000_000_000,
+    }
+}
+
+fn guest() -> Shape {
+    let region = Region {
+        gpa: 0,
+        bytes: 2 << 20,
+    };
+    Shape {
+        layout: MemoryLayout::new(vec![region]).unwrap(),
+        vcpus: 2,
+        cpuid: vec![filled(1), filled(2), kvm_cpuid_entry2::default()],
+        tsc_khz: Some(2_345_678),
+        baseline: Baseline::V3,
+        msrs: vec![0x10, 0x277, 0xc000_0081],
+        slots: vec![SlotKind::Net, SlotKind::Rng],
+        heartbeat: true,
+    }
+}
+
+/// `state` is written as the newest bytes, and every version is read as what is written so.
+fn golden<T: Serialize + DeserializeOwned>(kind: Kind, state: &T) {
+    let (folder, name, newest) = place(kind);
+    write_missing(&folder, newest, name, state).unwrap();
+    check(&folder, newest, name, state).unwrap_or_else(|why| panic!("{why}"));
+    for version in 1..=newest {
+        let bytes = kept(&folder, version, name).unwrap();
+        let read: T = (arrived(kind, version, bytes).get(kind, 0, version))
+            .unwrap_or_else(|error| panic!("version {version} of {name}: {error}"));
+        check(&folder, newest, name, &read).unwrap_or_else(|why| panic!("{why}"));
+    }
+}
+
+#[test]
+fn vcpu_and_vm_are_their_golden_bytes() {
+    golden(Kind::VCPU, &vcpu());
+    golden(Kind::VM, &common());
+    common().check().unwrap();
+}
+
+/// A description goes the whole way: to a shape, and back.
+#[test]
+fn cpu_model_and_device_list_are_their_golden_bytes() {
+    let said = guest().describe().unwrap();
+    let mut sections = Vec::new();
+    for section in said.sections.sections() {
+        let (folder, name, newest) = place(section.kind);
+        assert_eq!(section.version, newest);
+        let bytes = Bare(&section.bytes);
+        write_missing(&folder, newest, name, &bytes).unwrap();
+        check(&folder, newest, name, &bytes).unwrap_or_else(|why| panic!("{why}"));
+        let bytes = kept(&folder, newest, name).unwrap();
+        sections.extend_from_slice(arrived(section.kind, newest, bytes).sections());
+    }
+    let kept = Description {
+        sections: VmState::from_sections(sections),
+        ..said.clone()
+    };
+    assert_eq!(Shape::parse(&kept).unwrap().describe().unwrap(), said);
+}
+
+/// Version 1 knew no baselines, and left the choice of MSRs to the destination.
+#[test]
+fn the_first_cpu_model_is_still_read() {
+    let mut sections = Vec::new();
+    for (kind, version) in [(Kind::CPU_MODEL, 1), (Kind::DEVICE_LIST, 1)] {
+        let (folder, name, _) = place(kind);
+        let bytes = kept(&folder, version, name).unwrap();
+        sections.extend_from_slice(arrived(kind, version, bytes).sections());
+    }
+    let kept = Description {
+        sections: VmState::from_sections(sections),
+        ..guest().describe().unwrap()
+    };
+    let meant = Shape {
+        baseline: Baseline::Host,
+        msrs: Vec::new(),
+        ..guest()
+    };
+    let read = Shape::parse(&kept).unwrap();
+    assert_eq!(read.describe().unwrap(), meant.describe().unwrap());
+}
+
+/// Bytes that are encoded already.
+struct Bare<'a>(&'a [u8]);
+
+impl Serialize for Bare<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeTuple;
+        let mut tuple = serializer.serialize_tuple(self.0.len())?;
+        self.0
+            .iter()
+            .try_for_each(|byte| tuple.serialize_element(byte))?;
+        tuple.end()
+    }
+}
+
+#[test]
+fn an_encoding_that_changed_without_a_new_version_is_noticed() {
+    #[derive(Serialize)]
+    struct More {
+        state: VmCommonState,
+        boot_ns: u64,
+    }
+    let more = More {
+        state: common(),
+        boot_ns: 0,
+    };
+    assert!(check(&ours(), 1, "vm", &more).is_err());
+    let mut other = vcpu();
+    other.msrs.swap(0, 1);
+    assert!(check(&ours(), 1, "vcpu", &other).is_err());
+}
