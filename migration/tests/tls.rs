@@ -198,7 +198,7 @@ fn forward(
                 break;
             }
             // RFC 8446, 5.1: the length is big-endian.
-            let length = u16::from(bytes[3]) << 8 | u16::from(bytes[4]);
+            let length = (u16::from(bytes[3]) << 8) | u16::from(bytes[4]);
             let start = bytes.len();
             bytes.resize(start + usize::from(length), 0);
             if from.read_exact(&mut bytes[start..]).is_err() {
