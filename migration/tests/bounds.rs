@@ -156,6 +156,9 @@ fn accepted(world: &World) -> Vec<u8> {
     frame(&Frame::Hello(Box::new(hello(world))))
 }
 
+/// Its name; what is said, and so many bytes of a filling; how much that may cost, and what comes of it.
+type Row = (&'static str, Vec<u8>, (u8, usize), usize, &'static str);
+
 #[test]
 fn a_receiver_allocates_no_more_than_it_may() {
     let _turn = turn();
@@ -165,7 +168,7 @@ fn a_receiver_allocates_no_more_than_it_may() {
     let state = usize::try_from(MAX_STATE).unwrap();
     let hello_len = usize::try_from(MAX_HELLO).unwrap();
     let ping = frame(&Frame::Ping(7));
-    let rows: Vec<(&str, Vec<u8>, (u8, usize), usize, &str)> = vec![
+    let rows: Vec<Row> = vec![
         // Not even announced ones: where they do not belong nothing is allocated for them.
         (
             "STATE before HELLO",

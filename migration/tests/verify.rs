@@ -98,7 +98,7 @@ fn it_is_off_by_default_and_costs_nothing_then() {
 
 /// One byte in so many of the destination's pages is wrong by the time that they are compared.
 fn damaged(pages: impl Iterator<Item = u64>) -> String {
-    let world = World::idle(&[32, 32]);
+    let world = World::idle(&[24, 24]);
     let (a, b) = UnixStream::pair().unwrap();
     let cancel = CancelToken::new().unwrap();
     let guest = boot(&world);
@@ -128,19 +128,19 @@ fn pages_that_are_wrong_are_named_and_the_guest_goes_on() {
     let reason = damaged([0].into_iter());
     assert!(
         reason
-            .contains("1 page of 4 KiB in 1 of 32 blocks of 2 MiB differ, at guest-physical 0x0;"),
+            .contains("1 page of 4 KiB in 1 of 24 blocks of 2 MiB differ, at guest-physical 0x0;"),
         "{reason}"
     );
     // One was stamped, one was zeros, one was never touched, neither here nor there; the last of all.
-    let reason = damaged([3000, 3001, 3002, 16_382].into_iter());
+    let reason = damaged([3000, 3001, 3002, 12_286].into_iter());
     assert!(
-        reason.contains("4 pages of 4 KiB in 2 of 32 blocks")
-            && reason.contains("0xbb8000, 0xbb9000, 0xbba000, 0x101ffe000;"),
+        reason.contains("4 pages of 4 KiB in 2 of 24 blocks")
+            && reason.contains("0xbb8000, 0xbb9000, 0xbba000, 0x1017fe000;"),
         "{reason}"
     );
-    let reason = damaged((0..16_384).step_by(512));
+    let reason = damaged((0..12_288).step_by(512));
     assert!(
-        reason.contains("at least 16 pages of 4 KiB in 32 of 32 blocks")
+        reason.contains("at least 16 pages of 4 KiB in 24 of 24 blocks")
             && reason.contains("0x0, 0x200000, 0x400000")
             && reason.contains("and more;"),
         "{reason}"

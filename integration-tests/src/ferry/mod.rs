@@ -12,6 +12,7 @@ mod network;
 mod process;
 mod pulse;
 mod relay;
+mod user;
 
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
 pub use cgroup::MemoryBound;
@@ -23,3 +24,4 @@ pub use network::{Netns, World};
 pub use process::{Ferry, Migration};
 pub use pulse::PulseGuest;
 pub use relay::{End, Fault, Relay, Spot};
+pub use user::User;

@@ -9,6 +9,7 @@ use super::ReceiveError;
 use super::alarm::Alarm;
 use super::intake::Intake;
 use crate::cancel::CancelToken;
+use crate::confined::{self, Role};
 use crate::guest::GuestError;
 use crate::pack::unpacker::Unpacker;
 use crate::placement::{Bound, Processors};
@@ -133,6 +134,7 @@ impl Streams {
             let mut bound = Bound::new(processors.cloned());
             let thread = thread::Builder::new().name("stream".into());
             let thread = thread.spawn(move || {
+                confined::started(Role::Stream);
                 if let Err(error) = fill(&intake, &mut bound, &mut channel) {
                     let source = Box::new(error);
                     intake.stream_ended(ReceiveError::Stream { index, source });

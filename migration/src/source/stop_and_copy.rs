@@ -132,10 +132,11 @@ impl<P: PausedGuest> LastPages<P> {
             timed(&mut spent.pages, || self.carry(&mut counts))?;
         }
         if trip.options.verify {
-            timed(&mut spent.verify, || {
+            let compared = timed(&mut spent.verify, || {
                 verify::compare(self.paused.ram(), &mut self.link)
-            })?;
+            });
             trip.report.verify_ms = Some(millis(spent.verify));
+            compared?;
         }
         let wire_bytes = self.link.sent_bytes() - sent_before;
         trip.report.zero_pages += counts.zero_pages;

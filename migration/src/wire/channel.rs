@@ -404,6 +404,9 @@ impl Channel {
     /// # Errors
     /// As [`receive`](Self::receive).
     pub fn receive_up_to(&mut self, max: u32) -> Result<Frame, ChannelError> {
+        if self.start == self.end {
+            self.receive_some(HEADER, Instant::now() + self.timeout)?;
+        }
         // A peer that trickles the bytes of a frame does not get more time for it.
         let deadline = Instant::now() + self.timeout;
         self.need(HEADER, deadline)?;

@@ -247,7 +247,13 @@ fn hello_body(hello: &Hello, into: &mut Vec<u8>) -> Result<(), FrameError> {
     into.extend_from_slice(session);
     into.extend_from_slice(boot);
     into.extend_from_slice(&streams.to_le_bytes());
-    let flags = u16::from(*by_descriptor) * BY_DESCRIPTOR | u16::from(*verify) * VERIFY;
+    let mut flags = 0;
+    if *by_descriptor {
+        flags |= BY_DESCRIPTOR;
+    }
+    if *verify {
+        flags |= VERIFY;
+    }
     into.extend_from_slice(&flags.to_le_bytes());
     into.extend_from_slice(&page_size.to_le_bytes());
     into.extend_from_slice(&vcpus.to_le_bytes());

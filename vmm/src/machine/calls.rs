@@ -57,6 +57,7 @@ impl Supervisor {
             };
         }
         let mut status = status::of(state, self.view.as_ref(), &self.cards, self.since);
+        status.sandbox = self.sandbox;
         status.migration = progress;
         status.last_move.clone_from(&self.last_move);
         status
