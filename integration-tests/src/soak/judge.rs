@@ -121,6 +121,11 @@ impl Judge<'_> {
     fn words(&mut self, here: bool, there: bool) {
         let (source, destination) = (self.source, self.destination);
         let mut untrue = Vec::new();
+        if source == Source::Odd || destination == Destination::Odd {
+            untrue.push(format!(
+                "no rest: the source is {source:?}, the destination {destination:?}"
+            ));
+        }
         if (source == Source::Runs) != here {
             untrue.push(format!("the source is {source:?}, but beats: {here}"));
         }
