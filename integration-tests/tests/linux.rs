@@ -114,6 +114,7 @@ linux_test! {
         let world = World::new(2).unwrap();
         let guest = LinuxGuest {
             cpus: 4,
+            cpu: "v2",
             nics: 2,
             append: "agent.ws=64 agent.rate=2000 agent.workers=2".into(),
             ..cloud()

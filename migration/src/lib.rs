@@ -7,6 +7,7 @@
 
 pub mod cancel;
 pub mod clock;
+pub mod confined;
 pub mod destination;
 pub mod dirty;
 pub mod dirty_rate;

@@ -14,6 +14,7 @@ use std::thread::{self, Scope};
 
 use twox_hash::XxHash3_64;
 
+use crate::confined::{self, Role};
 use crate::guest::{GuestError, GuestRam};
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet, REGION_ALIGN};
 use crate::ram::RamView;
@@ -92,7 +93,10 @@ impl<'a> Memory<'a> {
         for index in 0..threads.min(THREADS) {
             let done = done.clone();
             let thread = thread::Builder::new().name("verify".into());
-            match thread.spawn_scoped(scope, move || self.work(&done)) {
+            match thread.spawn_scoped(scope, move || {
+                confined::started(Role::Verify);
+                self.work(&done);
+            }) {
                 Ok(_) => {}
                 // The others do its part.
                 Err(_) if index > 0 => break,

@@ -15,8 +15,10 @@ use migration::pages::{MAX_MEMORY, REGION_ALIGN};
 use thiserror::Error;
 
 use crate::boot::DEFAULT_CMDLINE;
+use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::ring::{DEFAULT_ENTRIES, MIN_ENTRIES};
 use crate::layout::LOW_RAM_END;
+use crate::sandbox::Mode;
 use crate::units::{Size, Span, UnitError};
 
 /// The most vCPUs a guest has.
@@ -186,6 +188,8 @@ pub struct GuestConfig {
     pub dirty_tracking: DirtyTracking,
     /// vCPUs, 1 to [`MAX_CPUS`].
     pub cpus: u8,
+    /// The CPU that they are.
+    pub cpu: Baseline,
     /// Network devices; the index is the slot.
     pub nets: Vec<NetConfig>,
     /// The serial port.
@@ -194,6 +198,8 @@ pub struct GuestConfig {
     pub control: Option<PathBuf>,
     /// The folder with the host's certificate, for moves over TLS.
     pub tls: Option<PathBuf>,
+    /// How the process is confined.
+    pub sandbox: Mode,
 }
 
 /// A guest's memory.
@@ -312,6 +318,8 @@ pub struct ReceiveConfig {
     pub peers: Vec<String>,
     /// Listen beyond loopback without encryption.
     pub insecure_plaintext: bool,
+    /// How the process is confined.
+    pub sandbox: Mode,
 }
 
 /// Where a guest goes to, or is waited for.

@@ -18,6 +18,7 @@ use vmm::control::{
     MemoryRegion, MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, PredictEvent,
     PredictRequest, RateEvent, State, Status, Throttle, routes,
 };
+use vmm::sandbox::{InForce, Mode};
 
 fn document() -> Value {
     serde_json::from_str(OPENAPI).expect("openapi.json is JSON")
@@ -230,6 +231,10 @@ fn every_status_fits() {
             kind: "manual_protect".to_owned(),
             on: true,
         }),
+        sandbox: Some(InForce {
+            system_calls: Mode::Kill,
+            landlock_abi: 7,
+        }),
         migration: Some(MoveProgress {
             peer: Some("10.0.0.2:7000".to_owned()),
             throttle_percent: vec![20, 0],
@@ -314,9 +319,15 @@ fn every_line_of_a_measurement_fits_and_is_read_back() {
         window_ms: 125.25,
         pages: 16,
         bytes_per_s: 523_241,
+        pages_by_vcpu: None,
+    };
+    let by_vcpu = Window {
+        pages_by_vcpu: Some(vec![9, 0, 7]),
+        ..window.clone()
     };
     for line in [
         RateEvent::Window { window },
+        RateEvent::Window { window: by_vcpu },
         RateEvent::Done {
             memory_bytes: 1 << 30,
         },
@@ -337,6 +348,10 @@ fn every_line_of_a_measurement_fits_and_is_read_back() {
         (json!({ "longest_ms": 64_001 }), false),
         (json!({ "longest_ms": 0.5 }), false),
         (json!({ "shortest_ms": 1 }), false),
+        (json!({ "sample": 0 }), false),
+        (json!({ "sample": 1 }), true),
+        (json!({ "sample": 1024 }), true),
+        (json!({ "sample": 1025 }), false),
     ] {
         let server = serde_json::from_value::<DirtyRateRequest>(value.clone())
             .is_ok_and(|request| request.checked().is_ok());
@@ -359,6 +374,7 @@ fn every_line_of_a_prediction_fits_and_is_read_back() {
         window_ms: 125.25,
         pages: 16,
         bytes_per_s: 523_241,
+        pages_by_vcpu: Some(vec![16]),
     };
     for line in [
         PredictEvent::Window { window },

@@ -160,14 +160,20 @@ impl Intake {
         Ok(())
     }
 
-    /// Lets pages of this round pass, and has those of the next one wait for its beginning; checks that a
-    /// round has no more pages than the guest. Says how many they are.
+    /// On a further stream: has pages of the next round wait for its beginning. On the first one nobody waits, since there
+    /// the end of a round comes before the next; without it he would wait for himself.
+    pub fn wait_for(&self, round: u32, channel: &Channel) -> Result<(), ReceiveError> {
+        let mut progress = self.lock();
+        while !progress.sealed && progress.round.checked_add(1) == Some(round) {
+            progress = self.pause(progress, channel)?;
+        }
+        Ok(())
+    }
+
+    /// Lets pages of this round pass; checks that a round has no more pages than the guest. Says how many they are.
     fn admit(&self, round: u32, runs: &[Run], channel: &Channel) -> Result<u64, ReceiveError> {
         let more: u64 = runs.iter().map(|run| u64::from(run.pages)).sum();
         let mut progress = self.lock();
-        while !progress.sealed && progress.round.checked_add(1) == Some(round) && self.streams > 1 {
-            progress = self.pause(progress, channel)?;
-        }
         let what = if progress.sealed {
             format!("pages of round {round} came after VERIFY or STATE")
         } else if round != progress.round {

@@ -9,6 +9,7 @@ use super::ReceiveError;
 use super::alarm::Alarm;
 use super::intake::Intake;
 use crate::cancel::CancelToken;
+use crate::confined::{self, Role};
 use crate::guest::GuestError;
 use crate::pack::unpacker::Unpacker;
 use crate::placement::{Bound, Processors};
@@ -133,6 +134,7 @@ impl Streams {
             let mut bound = Bound::new(processors.cloned());
             let thread = thread::Builder::new().name("stream".into());
             let thread = thread.spawn(move || {
+                confined::started(Role::Stream);
                 if let Err(error) = fill(&intake, &mut bound, &mut channel) {
                     let source = Box::new(error);
                     intake.stream_ended(ReceiveError::Stream { index, source });
@@ -162,6 +164,7 @@ fn fill(intake: &Intake, bound: &mut Bound, channel: &mut Channel) -> Result<(),
         channel.wait_for_frame()?;
         match channel.receive()? {
             Frame::Pages { round, runs } => {
+                intake.wait_for(round, channel)?;
                 bound.follow(channel.shared_processor());
                 intake.pages(round, &runs, channel)?;
             }
@@ -170,11 +173,18 @@ fn fill(intake: &Intake, bound: &mut Bound, channel: &mut Channel) -> Result<(),
                 runs,
                 codec,
                 bytes,
-            } => intake.packed(round, &runs, (codec, bytes), &mut unpacker, channel)?,
+            } => {
+                intake.wait_for(round, channel)?;
+                intake.packed(round, &runs, (codec, bytes), &mut unpacker, channel)?;
+            }
             Frame::Delta { round, runs, bytes } => {
+                intake.wait_for(round, channel)?;
                 intake.delta(round, &runs, bytes, &mut unpacker, channel)?;
             }
-            Frame::Zero { round, runs } => intake.zero(round, &runs, channel)?,
+            Frame::Zero { round, runs } => {
+                intake.wait_for(round, channel)?;
+                intake.zero(round, &runs, channel)?;
+            }
             Frame::Ping(number) => channel.send(&Frame::Pong(number))?,
             frame => {
                 return Err(ReceiveError::Unexpected {

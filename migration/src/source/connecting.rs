@@ -15,6 +15,7 @@ use super::precopy::Precopy;
 use super::trip::{Failed, Trip, give_back, instead_of};
 use crate::cancel::CancelToken;
 use crate::clock::{boot_id, millis, session_id};
+use crate::confined::{self, Role};
 use crate::event::Event;
 use crate::guest::{Description, GuestError, GuestRam, RunningGuest};
 use crate::options::{Options, ThrottlePolicy};
@@ -233,7 +234,12 @@ impl Link {
         };
         let joined: Result<Vec<_>, _> = thread::scope(|scope| {
             let threads: Vec<_> = (1..streams)
-                .map(|index| scope.spawn(move || dialer.join(session, index)))
+                .map(|index| {
+                    scope.spawn(move || {
+                        confined::started(Role::Dial);
+                        dialer.join(session, index)
+                    })
+                })
                 .collect();
             let ended = threads.into_iter().map(|thread| match thread.join() {
                 Ok(joined) => joined,

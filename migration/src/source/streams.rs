@@ -12,6 +12,7 @@ use super::connecting::Link;
 use super::courier::{BATCH, Counts, Courier, Load};
 use super::error::MoveError;
 use super::line::Line;
+use crate::confined::{self, Role};
 use crate::dirty::DirtyLog;
 use crate::pages::{MemoryLayout, PageSet, Pieces};
 use crate::placement::Bound;
@@ -172,6 +173,7 @@ pub(super) fn carry(
             let thread = thread::Builder::new().name("stream".into());
             // Without a thread the work is done by those that are there.
             let spawned = thread.spawn_scoped(scope, move || {
+                confined::started(Role::Stream);
                 let _bound = bind(index);
                 let done = toil(line, &mut |_| Ok(()));
                 if done.is_err() {

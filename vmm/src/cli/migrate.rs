@@ -19,7 +19,7 @@ use super::orders::Vm;
 use super::wanted::Wanted;
 use crate::config::Target;
 use crate::console::Signals;
-use crate::control::client::{Client, Told};
+use crate::control::client::{Client, ClientError, Told};
 use crate::control::{Compress, MigrateRequest, MoveEvent};
 use crate::page;
 use crate::ui::{self, MoveView, Style};
@@ -133,12 +133,17 @@ enum MoveError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("could not write to {}; how the move went is told above", .path.display())]
+    Written {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot wait for signals")]
     Signals(#[source] std::io::Error),
     #[error(
         "the VM stopped telling how the move goes, so its outcome is unknown here: ask `ferry status` on both ends"
     )]
-    Silent(#[source] Option<crate::control::client::ClientError>),
+    Silent(#[source] Option<ClientError>),
 }
 
 impl Args {
@@ -164,7 +169,7 @@ impl Args {
             Signals::block().map_err(|error| Failure::error(MoveError::Signals(error)))?;
 
         let client = self.vm.client();
-        let moving = client.migrate(&request).map_err(Failure::error)?;
+        let moving = client.migrate(&request).map_err(unbegun)?;
         let mut view = MoveView::new(&request.target.to_string());
         start_canceller(signals, client, view.notes())
             .map_err(|error| Failure::error(MoveError::Signals(error)))?;
@@ -208,7 +213,7 @@ impl Output {
         let text = text.map_err(std::io::Error::other);
         let written = text.and_then(|text| self.file.write_all(text.as_bytes()));
         let path = self.path;
-        written.map_err(|source| Failure::error(MoveError::Report { path, source }))
+        written.map_err(|source| Failure::error(MoveError::Written { path, source }))
     }
 }
 
@@ -239,6 +244,16 @@ fn undone(report: &Report, target: &Target) -> Option<String> {
         Outcome::Unknown => Some(format!(
             "the guest may run on {target}, it is paused here; look there, then `ferry stop` this one or `ferry resume --force` it: {reason}"
         )),
+    }
+}
+
+/// A move that the VM has not confirmed. Where it broke off in the middle of that, the move may have begun all the same.
+fn unbegun(error: ClientError) -> Failure {
+    match error {
+        ClientError::Broken { .. } => {
+            Failure::with_status(exit::UNKNOWN, MoveError::Silent(Some(error)))
+        }
+        error => Failure::error(error),
     }
 }
 

@@ -14,6 +14,7 @@ mod orders;
 mod predict;
 mod receive;
 mod run;
+mod sandbox;
 mod serial;
 mod status;
 mod study;

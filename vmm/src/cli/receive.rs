@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use super::error::Failure;
-use super::exit;
 use super::net::SlotFlag;
 use super::serial::{self, SerialFlag};
+use super::{exit, sandbox};
 use crate::config::{ConfigError, DirtyTracking, ReceiveConfig, Target};
 use crate::machine::End;
+use crate::sandbox::Mode;
 use crate::units::{Size, Span};
 
 /// Wait for a guest that is moved here, then stay with it until it ends or has moved on
@@ -74,6 +75,9 @@ pub struct Args {
     /// Listen beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
     #[arg(long)]
     insecure_plaintext: bool,
+
+    #[arg(long, value_name = "HOW", default_value = "kill", help = sandbox::HELP)]
+    sandbox: Mode,
 }
 
 impl Args {
@@ -95,6 +99,7 @@ impl Args {
             tls: self.tls,
             peers: self.peer,
             insecure_plaintext: self.insecure_plaintext,
+            sandbox: self.sandbox,
         }
         .checked()
     }

@@ -5,6 +5,8 @@ use crate::config::{
     DirtyTracking, GuestConfig, KernelConfig, NetConfig, ReceiveConfig, SerialConfig, TapConfig,
     Target,
 };
+use crate::kvm::cpuid::baseline::Baseline;
+use crate::sandbox::Mode;
 
 fn parse(line: &[&str]) -> Result<Args, clap::Error> {
     let words = std::iter::once("ferry").chain(line.iter().copied());
@@ -82,6 +84,10 @@ fn a_guest_with_everything() {
         "/c",
         "--dirty-tracking",
         "ring,entries=4096",
+        "--cpu",
+        "v3",
+        "--sandbox",
+        "log",
     ]);
     let expected = GuestConfig {
         kernel: KernelConfig::File("vmlinuz".into()),
@@ -93,6 +99,7 @@ fn a_guest_with_everything() {
             entries: Some(4096),
         },
         cpus: 4,
+        cpu: Baseline::V3,
         nets: vec![
             NetConfig {
                 tap: TapConfig::Existing("tap0".to_owned()),
@@ -110,6 +117,7 @@ fn a_guest_with_everything() {
         serial: SerialConfig::Socket("/s".into()),
         control: Some("/c".into()),
         tls: None,
+        sandbox: Mode::Log,
     };
     assert_eq!(config, expected);
 }
@@ -430,6 +438,8 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["status"],
         &["dirty-rate", "--control", "/c", "--longest", "65s"],
         &["dirty-rate", "--control", "/c", "--longest", "0ms"],
+        &["dirty-rate", "--control", "/c", "--sample", "0"],
+        &["dirty-rate", "--control", "/c", "--sample", "1025"],
         &["resume", "--control", "/c", "--forse"],
     ];
     for line in table {

@@ -11,10 +11,12 @@ fn guest() -> GuestConfig {
         memory: (512 << 20).into(),
         dirty_tracking: DirtyTracking::default(),
         cpus: 1,
+        cpu: Baseline::Host,
         nets: Vec::new(),
         serial: SerialConfig::None,
         control: None,
         tls: None,
+        sandbox: Mode::Kill,
     }
 }
 
@@ -285,6 +287,7 @@ fn a_receiver_names_each_slot_once() {
             tls: None,
             peers: Vec::new(),
             insecure_plaintext: false,
+            sandbox: Mode::Kill,
         }
         .checked()
     };

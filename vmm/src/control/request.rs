@@ -165,6 +165,9 @@ pub enum RequestError {
     /// The longest window is out of range.
     #[error("a window of {} ms: take 1 ms to {}", .0, Span(dirty_rate::LONGEST))]
     Window(u64),
+    /// The sample is nothing, or too thin.
+    #[error("a sample of one page in {0}: take 1 to {max}", max = dirty_rate::THINNEST)]
+    Sample(u32),
     /// Something was said of TLS, but not that it is wanted.
     #[error("{0} is given without tls: give both, or neither")]
     WithoutTls(&'static str),
@@ -297,6 +300,9 @@ pub struct DirtyRateRequest {
     /// How long to watch, in milliseconds, 1 to 64,000; 8,000 if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longest_ms: Option<u64>,
+    /// Watch one page of so many, 1 to 1,024, and tell what that makes of all; every page if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<u32>,
 }
 
 impl DirtyRateRequest {
@@ -309,7 +315,12 @@ impl DirtyRateRequest {
             Some(ms) if ms == 0 || Duration::from_millis(ms) > dirty_rate::LONGEST => {
                 Err(RequestError::Window(ms))
             }
-            _ => Ok(self),
+            _ => match self.sample {
+                Some(sample) if !(1..=dirty_rate::THINNEST).contains(&sample) => {
+                    Err(RequestError::Sample(sample))
+                }
+                _ => Ok(self),
+            },
         }
     }
 
@@ -348,6 +359,7 @@ impl PredictRequest {
     pub fn watch(&self) -> DirtyRateRequest {
         DirtyRateRequest {
             longest_ms: self.watch_ms,
+            sample: None,
         }
     }
 }

@@ -48,10 +48,16 @@ impl Supervisor {
                     .clone(),
             );
         }
-        if self.end.is_some() && state == State::Waiting {
-            state = State::Running;
+        if state == State::Waiting {
+            state = match &self.end {
+                None => State::Waiting,
+                // It runs elsewhere; whoever looks now must not take this for the VM that has it.
+                Some(Ok(End::Moved { .. })) => State::Migrating,
+                Some(_) => State::Running,
+            };
         }
         let mut status = status::of(state, self.view.as_ref(), &self.cards, self.since);
+        status.sandbox = self.sandbox;
         status.migration = progress;
         status.last_move.clone_from(&self.last_move);
         status

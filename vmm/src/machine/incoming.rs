@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use devices::virtio::net::Tap;
 use kvm_ioctls::Kvm;
 use migration::cancel::CancelToken;
 use migration::destination::ReceiveOptions;
@@ -15,17 +16,18 @@ use migration::wire::{Local, Transport};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::paths::Paths;
 use super::status::CardInfo;
-use super::supervisor::{FromThread, Notifier, Supervisor, chain};
+use super::supervisor::{FromThread, Notifier, chain};
 use super::{End, MachineError, tap};
 use crate::config::{ReceiveConfig, TapConfig, Target};
-use crate::console::{Console, Output, Signals};
+use crate::console::{Output, Signals};
 use crate::control::socket::OwnedSocket;
-use crate::control::{self, ControlServer};
 use crate::kvm;
+use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls::{self, TlsFilesError};
 use crate::vcpu::EventSender;
-use crate::vm::{LocalParts, LogChoice, ReceivingHost, RunningVm};
+use crate::vm::{Gauges, LocalParts, LogChoice, ReceivingHost, RunningVm};
 use vmm_sys_util::eventfd::EventFd;
 
 /// How long to wait after a connection could not be accepted.
@@ -46,19 +48,24 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         TlsFilesError::Contents { dir, source }
     })?;
     let listener = Listener::bind(&config.listen, demand)?;
-    let (call_sender, calls) = control::calls().map_err(MachineError::host("make a queue"))?;
-    let server = config
-        .control
-        .as_deref()
-        .map(|path| ControlServer::start(path, call_sender))
-        .transpose()?;
-    let console = Console::open(&config.serial)?;
-    let mut supervisor = Supervisor::new(signals, console, calls, server)?;
+    let paths = Paths::open(config.control.as_deref(), &config.serial)?;
+    // Beforehand: later nothing can be opened, and who gave a tap that cannot be had learns it now.
+    let open = |(card, wanted): &(u32, TapConfig)| Ok::<_, GuestError>((*card, tap::open(wanted)?));
+    let taps = config.nets.iter().map(open).collect::<Result<_, _>>()?;
+    let mut reach = paths.reach();
+    if let Target::Unix(path) = &config.listen {
+        reach.removes.push(path.clone());
+    }
+    let gauges = Gauges::open();
+    let sandbox = Sandbox::confine(config.sandbox, &reach)?;
+    let mut supervisor = paths.supervisor(signals)?;
     supervisor.tls = tls;
     let receiver = Receiver {
         kvm,
         log,
         listener,
+        taps,
+        gauges,
         output: supervisor.console().output(),
         serial_room: supervisor.serial_room()?,
         events: supervisor.event_sender()?,
@@ -72,8 +79,12 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
     );
     std::thread::Builder::new()
         .name("migration".into())
-        .spawn(move || receiver.serve())
+        .spawn(move || {
+            sandbox::enter(Kind::Receiver);
+            receiver.serve();
+        })
         .map_err(MachineError::host("start the receiving thread"))?;
+    supervisor.sandbox = Some(sandbox.close()?);
     supervisor.serve()
 }
 
@@ -203,6 +214,9 @@ struct Receiver {
     kvm: Kvm,
     log: LogChoice,
     listener: Listener,
+    /// For the guest's cards, by their numbers.
+    taps: Vec<(u32, Tap)>,
+    gauges: Gauges,
     output: Output,
     serial_room: EventFd,
     events: EventSender,
@@ -252,10 +266,11 @@ impl Receiver {
         let mut host = ReceivingHost {
             kvm: &self.kvm,
             max_memory: self.config.max_memory,
+            gauges: &self.gauges,
             log: self.log,
             make_parts: &mut || self.parts(),
             open_tap: &mut |card| {
-                let tap = tap::open(self.tap(card)?)?;
+                let tap = self.tap(card)?;
                 cards.push(CardInfo {
                     tap: tap.name().to_owned(),
                     mac: None,
@@ -304,18 +319,16 @@ impl Receiver {
         })
     }
 
-    /// What the user gave for the guest's nth card.
-    fn tap(&self, card: u32) -> Result<&TapConfig, GuestError> {
-        self.config
-            .nets
-            .iter()
-            .find(|(index, _)| *index == card)
-            .map(|(_, tap)| tap)
-            .ok_or_else(|| {
-                GuestError::bare(format!(
-                    "the guest's network card {card} has no tap here: start the receiver with --net {card}=tap=NAME"
-                ))
-            })
+    /// What the user gave for the guest's nth card. It stays open here for another attempt.
+    fn tap(&self, card: u32) -> Result<Tap, GuestError> {
+        let mut taps = self.taps.iter();
+        let (_, tap) = taps.find(|(index, _)| *index == card).ok_or_else(|| {
+            GuestError::bare(format!(
+                "the guest's network card {card} has no tap here: start the receiver with --net {card}=tap=NAME"
+            ))
+        })?;
+        tap.fresh()
+            .map_err(|e| GuestError::new(format!("cannot use tap {} again", tap.name()), e))
     }
 
     /// Hands the guest to the main loop first; what the source still wants to know comes after.

@@ -12,6 +12,7 @@ use migration::wire::{Connect, TcpTarget, TlsTarget, UnixTarget};
 use super::supervisor::{FromThread, Notifier, chain};
 use crate::config::Target;
 use crate::control::{MigrateRequest, MoveEvent, MoveProgress};
+use crate::sandbox::{self, Kind};
 use crate::tls::TlsFiles;
 use crate::vm::RunningVm;
 
@@ -57,6 +58,7 @@ pub fn spawn(
     let thread = std::thread::Builder::new()
         .name("migration".into())
         .spawn(move || {
+            sandbox::enter(Kind::Source);
             let Ok(vm) = take.recv() else {
                 return;
             };

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Instant;
 
 use migration::cancel::{CancelToken, Cancelled};
-use migration::dirty_rate::{self, RateError};
+use migration::dirty_rate::{self, RateError, Window};
 use migration::guest::{GuestRam, RunningGuest};
 use migration::pages::{MemoryLayout, PageSet};
 use migration::predict::{Curve, Estimate, Memory, Question, Survey, predict, survey};
@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::supervisor::{FromThread, Notifier, chain};
 use crate::control::{PredictEvent, PredictRequest};
+use crate::sandbox::{self, Kind};
 use crate::vcpu::CpuClock;
 use crate::vm::RunningVm;
 
@@ -71,6 +72,7 @@ pub fn spawn(
     let clocks = vm.cpu_clocks();
     let request = request.clone();
     let predict = move || {
+        sandbox::enter(Kind::Source);
         let mut tell = |event| asker.send(event).is_ok();
         let study = Study {
             log: &*log,
@@ -153,12 +155,13 @@ impl Study<'_> {
         let mut heard = true;
         let ran = || self.clocks.iter().map(|clock| clock.now());
         let (before, began): (Vec<_>, _) = (ran().collect(), Instant::now());
-        let mut hear = |window| {
-            windows.push(window);
+        let mut hear = |window: Window| {
+            windows.push(window.clone());
             heard = tell(PredictEvent::Window { window });
             heard
         };
-        let pages = dirty_rate::measure(self.log, self.layout, &lengths, self.cancel, &mut hear)?;
+        let pages =
+            dirty_rate::measure(self.log, self.layout, &lengths, 1, self.cancel, &mut hear)?;
         let watched = began.elapsed();
         listening(heard)?;
         let ran =

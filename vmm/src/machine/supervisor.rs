@@ -15,6 +15,7 @@ use super::status::CardInfo;
 use super::{End, MachineError};
 use crate::console::{Console, Signals};
 use crate::control::{CallReceiver, ControlServer, LastMove};
+use crate::sandbox::InForce;
 use crate::vcpu::{EventSender, VmEvent};
 use crate::vm::{PausedVm, RunningVm, View, WORK_PERIOD};
 
@@ -108,6 +109,8 @@ pub struct Supervisor {
     pub(super) signals: Signals,
     pub(super) calls: CallReceiver,
     pub(super) server: Option<ControlServer>,
+    /// How this process is confined, once all is set up.
+    pub(super) sandbox: Option<InForce>,
 }
 
 fn eventfd() -> Result<EventFd, MachineError> {
@@ -151,6 +154,7 @@ impl Supervisor {
             console,
             calls,
             server,
+            sandbox: None,
         })
     }
 

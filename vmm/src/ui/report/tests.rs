@@ -84,6 +84,7 @@ Moved: the guest runs on tcp:10.0.0.2:7000.
   guest gap                 49.0 ms   between heartbeats; largest 49.0 ms
   memory                   1.00 GiB   12,345 pages of zeros
   on the wire              1.20 GiB   mean 938 Mbit/s
+    encrypted               TLS 1.3   to beta.example.org, by its certificate
 
   round      time       pages      zero       wire        link     dirtied thr.
       0    9.12 s     262,144    10,000    986 MiB  940 Mbit/s  320 Mbit/s    -
