@@ -49,7 +49,7 @@ pub(super) enum Receiver<H: Host> {
     /// Nobody knows what is to come.
     Waiting,
     /// Memory is filled, round by round.
-    Filling(Filling<H::Blank>),
+    Filling(Box<Filling<H::Blank>>),
     /// All is there; the state is still to be loaded.
     Filled(Box<Filled<H::Blank>>),
 }
@@ -72,7 +72,8 @@ impl<H: Host> Receiver<H> {
         let events = &mut *means.events;
         match (self, frame) {
             (Self::Waiting, Frame::Hello(hello)) => {
-                Ok(Self::Filling(prepare(means, *hello, channel)?))
+                let filling = prepare(means, *hello, channel)?;
+                Ok(Self::Filling(Box::new(filling)))
             }
             (Self::Waiting, Frame::Probe { session, streams })
                 if channel.version() >= probed::SINCE =>
@@ -93,12 +94,16 @@ impl<H: Host> Receiver<H> {
                     bytes,
                 },
             ) => {
-                let (intake, unpacker) = (&filling.intake, &mut filling.unpacker);
+                let Filling {
+                    intake, unpacker, ..
+                } = &mut *filling;
                 intake.packed(round, &runs, (codec, bytes), unpacker, channel)?;
                 Ok(Self::Filling(filling))
             }
             (Self::Filling(mut filling), Frame::Delta { round, runs, bytes }) => {
-                let (intake, unpacker) = (&filling.intake, &mut filling.unpacker);
+                let Filling {
+                    intake, unpacker, ..
+                } = &mut *filling;
                 intake.delta(round, &runs, bytes, unpacker, channel)?;
                 Ok(Self::Filling(filling))
             }
@@ -118,7 +123,7 @@ impl<H: Host> Receiver<H> {
             }
             (Self::Filling(filling), Frame::State(state)) => {
                 filling.intake.seal(channel)?;
-                let Filling { blank, streams, .. } = filling;
+                let Filling { blank, streams, .. } = *filling;
                 Ok(Self::Filled(Box::new(Filled {
                     streams,
                     blank,

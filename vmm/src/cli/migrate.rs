@@ -65,7 +65,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "64M")]
     delta: Option<DeltaCache>,
 
-    /// Compare both memories before the guest is handed over; it stands still for that, about 0.2 s a GiB in use, beyond --downtime
+    /// Compare both memories before the guest is handed over; it stands still for as long as reading all that is in use takes, beyond --downtime
     #[arg(long)]
     verify: bool,
 

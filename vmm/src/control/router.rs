@@ -41,7 +41,7 @@ const ROUTES: &[(&str, &str, Route)] = &[
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
     /// Something for the main thread.
-    Command(Command),
+    Command(Box<Command>),
     /// The API's description.
     OpenApi,
 }
@@ -115,7 +115,7 @@ pub fn route(request: &Request) -> Result<Asked, Refusal> {
             Command::Predict(request.map_err(|error| Refusal::new(400, error.to_string()))?)
         }
     };
-    Ok(Asked::Command(command))
+    Ok(Asked::Command(Box::new(command)))
 }
 
 fn no_body(body: &[u8], command: Command) -> Result<Command, Refusal> {

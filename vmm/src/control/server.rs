@@ -237,7 +237,7 @@ fn serve(stream: &UnixStream, calls: &CallSender, mut place: Place) {
     // The client may be gone; what was asked is done all the same.
     let _ = match route(&request) {
         Ok(Asked::OpenApi) => http::respond(&mut writer, 200, None, OPENAPI),
-        Ok(Asked::Command(command)) => answer(&mut writer, &calls.send(command)),
+        Ok(Asked::Command(command)) => answer(&mut writer, &calls.send(*command)),
         Err(refusal) => {
             refuse(stream, &refusal);
             Ok(())
