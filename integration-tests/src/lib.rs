@@ -11,6 +11,7 @@ pub mod figures;
 pub mod fuzzing;
 pub mod nested;
 pub mod programs;
+pub mod soak;
 
 pub use error::Error;
 

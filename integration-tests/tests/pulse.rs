@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use guest_images::verify::{self, Mode};
-use integration_tests::ferry::{Ferry, World};
+use integration_tests::ferry::{Ferry, PulseGuest, World};
 
 const STEP: Duration = Duration::from_secs(60);
 
@@ -41,4 +41,24 @@ fn a_beating_guest_arrives_whole() {
         "blackout {} ms as reported, {} ms as the guest felt it",
         moved.report["blackout_ms"], moved.report["guest_gap_ms"]
     );
+}
+
+/// The largest level that every machine has which runs these tests, and what it leaves out.
+#[test]
+fn a_guest_of_a_shared_cpu_goes_there_and_on() {
+    let guest = PulseGuest {
+        words: "beat=1 ws=16:32 rate=5000",
+        cpus: 2,
+        mib: 64,
+    };
+    let mut ferry = guest.boot_with(None, &["--cpu", "v2"]).unwrap();
+    let mut last = ferry.check_pulse().unwrap();
+    for target in ["tcp:127.0.0.1:4741", "tcp:127.0.0.1:4742"] {
+        let next = Ferry::receive(None, target, &[]).unwrap();
+        ferry.migrate(target, &[]).unwrap().completed().unwrap();
+        next.wait_beats(50).unwrap();
+        let now = next.check_pulse().unwrap();
+        now.follows(&last).unwrap();
+        (ferry, last) = (next, now);
+    }
 }

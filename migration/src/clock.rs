@@ -1,5 +1,6 @@
 //! Times that two processes can compare, and identities that nobody has to hand out.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -15,20 +16,21 @@ pub fn boottime_ns() -> u64 {
 }
 
 /// Which boot of which kernel this is (`/proc/sys/kernel/random/boot_id`): two ends that read the same share
-/// CLOCK_BOOTTIME. `None` where /proc is not mounted.
+/// CLOCK_BOOTTIME. `None` where /proc is not mounted. It is read once: it never changes, and a confined process could not
+/// read it later.
 pub(crate) fn boot_id() -> Option<[u8; 16]> {
-    read_uuid("/proc/sys/kernel/random/boot_id")
+    static FOUND: OnceLock<Option<[u8; 16]>> = OnceLock::new();
+    let read = || parse_uuid(&std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?);
+    *FOUND.get_or_init(read)
 }
 
-/// Sixteen bytes that no other move has: the kernel's random UUID, else (no /proc) time and process.
+/// Sixteen bytes that no other move has: random ones, else (a kernel before 3.17) time and process.
 pub(crate) fn session_id() -> [u8; 16] {
-    read_uuid("/proc/sys/kernel/random/uuid").unwrap_or_else(|| {
-        (u128::from(boottime_ns()) << 64 | u128::from(std::process::id())).to_le_bytes()
-    })
-}
-
-fn read_uuid(path: &str) -> Option<[u8; 16]> {
-    parse_uuid(&std::fs::read_to_string(path).ok()?)
+    let mut id = [0; 16];
+    match getrandom::fill(&mut id) {
+        Ok(()) => id,
+        Err(_) => (u128::from(boottime_ns()) << 64 | u128::from(std::process::id())).to_le_bytes(),
+    }
 }
 
 fn parse_uuid(text: &str) -> Option<[u8; 16]> {

@@ -7,15 +7,18 @@
 
 pub mod cancel;
 pub mod clock;
+pub mod confined;
 pub mod destination;
 pub mod dirty;
 pub mod dirty_rate;
 pub mod event;
 pub mod guest;
+pub mod handover;
 pub mod marks;
 pub mod options;
 pub mod pack;
 pub mod pages;
+mod placement;
 pub mod policy;
 pub mod predict;
 pub mod probe;
@@ -24,5 +27,6 @@ pub mod report;
 pub mod source;
 pub mod state;
 pub mod touched;
+pub mod verify;
 pub mod wire;
 pub mod work;

@@ -17,6 +17,7 @@ use thiserror::Error;
 use self::stream::{Acks, Stream, source};
 use crate::cancel::{CancelToken, Cancelled};
 use crate::clock::session_id;
+use crate::confined::{self, Role};
 use crate::options::Options;
 use crate::predict::{LinkModel, Spread};
 use crate::source::Pacer;
@@ -223,6 +224,7 @@ fn fill(
             let (acks, pacer, source, fail) = (&acks, &pacer, &source, &fail);
             let thread = thread::Builder::new().name("probe".into());
             let spawned = thread.spawn_scoped(scope, move || {
+                confined::started(Role::Stream);
                 if let Err(error) = stream.fill(acks, pacer, source) {
                     fail(error);
                 }

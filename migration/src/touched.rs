@@ -10,6 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -61,12 +62,30 @@ mod ioctl {
     nix::ioctl_readwrite!(pagemap_scan, b'f', 16, super::ScanArgument);
 }
 
+/// The page map, once [`open_map`] has opened it. It is the process's, whichever thread opened it.
+static MAP: OnceLock<File> = OnceLock::new();
+
+/// Opens the page map, for a process that will not be able to later.
+pub(crate) fn open_map() -> io::Result<()> {
+    if MAP.get().is_none() {
+        let _ = MAP.set(File::open(PAGEMAP)?);
+    }
+    Ok(())
+}
+
 /// The pages that may hold something.
 ///
 /// # Errors
 /// The kernel does not say; every page may hold something then.
 pub fn touched(ram: &GuestRam, layout: &MemoryLayout) -> io::Result<PageSet> {
-    let map = File::open(PAGEMAP)?;
+    let opened;
+    let map = match MAP.get() {
+        Some(map) => map,
+        None => {
+            opened = File::open(PAGEMAP)?;
+            &opened
+        }
+    };
     let mut set = PageSet::empty(layout.pages());
     for (region, (_, pages)) in ram.iter().zip(layout.ranges()) {
         if let Some(offset) = region.file_offset() {
@@ -84,10 +103,10 @@ pub fn touched(ram: &GuestRam, layout: &MemoryLayout) -> io::Result<PageSet> {
             let page = |address: u64| pages.start + (address - start) / PAGE_SIZE;
             set.insert_run(page(hit.start)..page(hit.end));
         };
-        match scan(&map, addresses.clone(), &mut found) {
+        match scan(map, addresses.clone(), &mut found) {
             // ENOTTY: older than 6.7.
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
-                read(&map, addresses, &mut found)?;
+                read(map, addresses, &mut found)?;
             }
             result => result?,
         }

@@ -60,6 +60,8 @@ pub struct LinuxGuest {
     pub image: Image,
     /// Its vCPUs.
     pub cpus: u8,
+    /// The CPU that they are (`--cpu`).
+    pub cpu: &'static str,
     /// Its memory, in Ferry's words (`512M`).
     pub memory: String,
     /// Its NICs: `tap0`… of the namespace, with the addresses of [`World::guest_address`].
@@ -74,6 +76,7 @@ impl LinuxGuest {
         Self {
             image,
             cpus: 2,
+            cpu: "host",
             memory: "512M".into(),
             nics: 1,
             append: String::new(),
@@ -95,7 +98,7 @@ impl LinuxGuest {
         let (kernel, initramfs) = (text(&self.image.kernel), text(&self.image.initramfs));
         let cpus = self.cpus.to_string();
         let mut args = vec!["run", &kernel, "--initramfs", &initramfs];
-        args.extend(["--cpus", &cpus, "--memory", &self.memory]);
+        args.extend(["--cpus", &cpus, "--cpu", self.cpu, "--memory", &self.memory]);
         args.extend(["--append", append.trim()]);
         for net in &nets {
             args.extend(["--net", net]);
@@ -139,7 +142,10 @@ impl LinuxGuest {
         more: &[&str],
     ) -> Result<Ferry, Error> {
         let nets: Vec<_> = (0..self.nics).map(|n| format!("{n}=tap=tap{n}")).collect();
-        let mut args = [&["--insecure-plaintext"], more].concat();
+        let mut args = more.to_vec();
+        if !more.contains(&"--tls") {
+            args.push("--insecure-plaintext");
+        }
         for net in &nets {
             args.extend(["--net", net]);
         }

@@ -1,5 +1,6 @@
 //! A `ferry run` or `ferry receive` process, and the commands given to it by its control socket.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -9,7 +10,7 @@ use guest_images::procmem::{Mapping, ProcMem};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Lines, Netns};
+use super::{Lines, Netns, User};
 use crate::{Error, programs};
 use vmm::study::child::spawn_bound;
 
@@ -42,29 +43,52 @@ pub struct Migration {
 
 impl Ferry {
     /// Starts `ferry ARGS --serial stdio --control SOCK`, in a network namespace if one is given. `args`
-    /// begin with the subcommand.
+    /// begin with the subcommand; they may have a `--serial` of their own.
     ///
     /// # Errors
     /// There is no ferry binary, or it cannot be started.
     pub fn start(netns: Option<&Netns>, args: &[&str]) -> Result<Self, Error> {
-        let folder = tempfile::Builder::new()
-            .prefix("ferry-test-")
-            .tempdir()
-            .map_err(|e| Error::file("make", "(temporary folder)".as_ref(), e))?;
         let ferry = programs::ferry()?;
-        let mut command = match netns {
+        let command = match netns {
             Some(netns) => netns.command(&ferry),
             None => Command::new(&ferry),
         };
+        Self::launch(command, folder()?, args, Vec::new())
+    }
+
+    /// The same by a user who is not root, with descriptors passed open, by the same numbers.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_as(
+        user: &User,
+        netns: &Netns,
+        args: &[&str],
+        inherited: Vec<OwnedFd>,
+    ) -> Result<Self, Error> {
+        let folder = folder()?;
+        user.own(folder.path())?;
+        Self::launch(user.command(netns), folder, args, inherited)
+    }
+
+    fn launch(
+        mut command: Command,
+        folder: TempDir,
+        args: &[&str],
+        inherited: Vec<OwnedFd>,
+    ) -> Result<Self, Error> {
+        command.args(args);
+        if !args.contains(&"--serial") {
+            command.args(["--serial", "stdio"]);
+        }
         command
-            .args(args)
-            .args(["--serial", "stdio", "--control"])
+            .arg("--control")
             .arg(folder.path().join("control.sock"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child =
-            spawn_bound(command, Vec::new()).map_err(|e| Error::file("start", &ferry, e))?;
+        let mut child = spawn_bound(command, inherited)
+            .map_err(|e| Error::file("start", "ferry".as_ref(), e))?;
         let console = child.stdout.take().map(Lines::collect).unwrap_or_default();
         let messages = child.stderr.take().map(Lines::collect).unwrap_or_default();
         let name = format!("ferry {}", args.first().unwrap_or(&""));
@@ -302,6 +326,14 @@ impl Migration {
             self.status, self.report["outcome"], self.stdout, self.stderr
         )))
     }
+}
+
+/// For the control socket and the reports.
+fn folder() -> Result<TempDir, Error> {
+    tempfile::Builder::new()
+        .prefix("ferry-test-")
+        .tempdir()
+        .map_err(|e| Error::file("make", "(temporary folder)".as_ref(), e))
 }
 
 fn mapping(region: &Value) -> Option<Mapping> {

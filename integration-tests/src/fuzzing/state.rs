@@ -14,6 +14,7 @@ use migration::pages::{MemoryLayout, Region};
 use migration::state::{Kind, Section, Snapshot, VmState};
 use serde::{Serialize, de::DeserializeOwned};
 use vm_memory::GuestAddress;
+use vmm::kvm::cpuid::baseline::Baseline;
 use vmm::kvm::vcpu_state::VcpuState;
 use vmm::kvm::vm_state::VmCommonState;
 use vmm::kvm::{cpuid, vm_state};
@@ -60,7 +61,8 @@ fn section(kind: Kind, bytes: &[u8]) -> Section {
 fn version(kind: Kind) -> u32 {
     match kind {
         Kind::VCPU | Kind::VM => vmm::vm::STATE_VERSION,
-        Kind::CPU_MODEL | Kind::DEVICE_LIST => vmm::vm::DESCRIPTION_VERSION,
+        Kind::CPU_MODEL => vmm::vm::CPU_VERSION,
+        Kind::DEVICE_LIST => vmm::vm::DEVICES_VERSION,
         Kind::SERIAL => Serial::VERSION,
         Kind::HEARTBEAT => HeartbeatPort::VERSION,
         Kind::VIRTIO_RNG => VirtioRng::VERSION,
@@ -118,9 +120,9 @@ fn description(bytes: &[u8]) {
         ]),
     };
     if let Ok(shape) = Shape::parse(&description) {
-        let _ = cpuid::missing(&shape.cpuid, &[]);
+        let _ = cpuid::refusal(&shape.cpuid, &[]);
         let _ = cpuid::for_vcpu(&shape.cpuid, 1, shape.vcpus);
-        let _ = shape.check_tsc(Some(1), false);
+        let _ = shape.scale_tsc(Some(1), false);
         let said = shape.describe().unwrap();
         let again = Shape::parse(&said).unwrap().describe().unwrap();
         assert_eq!(said, again);
@@ -227,8 +229,10 @@ fn shape() -> Shape {
     Shape {
         layout: layout(),
         vcpus: 2,
+        baseline: Baseline::V2,
         cpuid: vec![entry(1, 1 << 31), entry(0xb, 0), entry(0x8000_0008, 0)],
         tsc_khz: Some(2_000_000),
+        msrs: vec![0x10, 0x6e0],
         slots: vec![SlotKind::Net, SlotKind::Rng],
         heartbeat: true,
     }

@@ -90,6 +90,7 @@ fn frames() -> Vec<Frame> {
         boot: [8; 16],
         streams: 2,
         by_descriptor: false,
+        verify: false,
         page_size: 4096,
         description: Description {
             layout: MemoryLayout::new(regions.to_vec()).unwrap(),

@@ -45,6 +45,8 @@ fn values_that_make_no_sense() {
         ("--dirty-tracking", "list", "take bitmap, ring or"),
         ("--dirty-tracking", "ring,entries=9", "a power of two from"),
         ("--serial", "tty", "stdio, file=PATH, socket=PATH or none"),
+        ("--sandbox", "on", "take kill, log or off"),
+        ("--cpu", "v5", "take host, v1, v2, v3 or v4"),
         ("--pulse-rate", "5", "unexpected argument '--pulse-rate'"),
     ] {
         refuses(ferry(&pulse("", &[flag, value])), USAGE, &[part]);

@@ -7,6 +7,7 @@ use migration::pages::{MemoryLayout, Region};
 use migration::state::{Kind, Section, VmState};
 use migration::wire::frame::{Frame, Hello, Run};
 use serde::{Deserialize, Serialize};
+use vmm::kvm::cpuid::baseline::Baseline;
 
 use super::peer::{Captured, Peer, capture, ferry_says};
 use super::support::{STEP, beating, ticks_on};
@@ -124,7 +125,7 @@ fn strangers() {
     other[8..12].copy_from_slice(&[9, 0, 8, 0]);
     lab.refuses(
         &other,
-        &["versions 8 to 9", "1 to 2", "closer to each other"],
+        &["versions 8 to 9", "1 to 3", "closer to each other"],
     );
     lab.still_receives();
 }
@@ -173,6 +174,8 @@ fn descriptions_of_guests_that_cannot_come() {
 struct CpuModel {
     cpuid: Vec<kvm_cpuid_entry2>,
     tsc_khz: Option<u32>,
+    baseline: Baseline,
+    msrs: Vec<u32>,
 }
 
 #[derive(Serialize)]
@@ -189,12 +192,16 @@ fn cpus_and_devices_that_are_not_here() {
         .hello
         .description
         .sections
-        .get(Kind::CPU_MODEL, 0, 1)
+        .get(Kind::CPU_MODEL, 0, 2)
         .unwrap();
+    assert!(real.msrs.len() > 20, "{:x?}", real.msrs);
     let cpu = |change: fn(&mut CpuModel)| {
-        let cpuid = real.cpuid.clone();
-        let tsc_khz = real.tsc_khz;
-        let mut model = CpuModel { cpuid, tsc_khz };
+        let mut model = CpuModel {
+            cpuid: real.cpuid.clone(),
+            tsc_khz: real.tsc_khz,
+            baseline: real.baseline,
+            msrs: real.msrs.clone(),
+        };
         change(&mut model);
         lab.described(Kind::CPU_MODEL, postcard::to_stdvec(&model).unwrap())
     };
@@ -202,8 +209,56 @@ fn cpus_and_devices_that_are_not_here() {
         let leaf = |e: &&mut kvm_cpuid_entry2| (e.function, e.index) == (7, 0);
         model.cpuid.iter_mut().find(leaf).unwrap().ebx = u32::MAX;
     });
-    let parts = ["CPU lacks", "CPUID.7.0:EBX bits ", "a newer CPU"];
+    // sgx is never offered; bit 22 has no name.
+    let parts = ["CPU lacks", "sgx", "CPUID.0x7.0:EBX bit 22", "a newer CPU"];
     lab.refuses(&all_features, &parts);
+    let other_vendor = cpu(|model| {
+        model
+            .cpuid
+            .iter_mut()
+            .find(|e| e.function == 0)
+            .unwrap()
+            .ecx = 0x2121_2121
+    });
+    lab.refuses(
+        &other_vendor,
+        &["started on a processor of", "!!!!", "this host's is of"],
+    );
+    let wide = cpu(|model| {
+        let leaf = |e: &&mut kvm_cpuid_entry2| e.function == 0x8000_0008;
+        model.cpuid.iter_mut().find(leaf).unwrap().eax |= 0xff;
+    });
+    lab.refuses(
+        &wide,
+        &["physical addresses have 255 bits", "this host's have"],
+    );
+    let msrs = cpu(|model| model.msrs.extend([0xe1, 0xdead_beef]));
+    let parts = [
+        "lacks MSRs",
+        "IA32_UMWAIT_CONTROL (0xe1), 0xdeadbeef",
+        "--cpu v2",
+    ];
+    lab.refuses(&msrs, &parts);
+    lab.refuses(
+        &cpu(|model| model.msrs = vec![0x10; 300]),
+        &["300 MSRs", "at most 256"],
+    );
+    // A KVM that scales would take it.
+    if !kvm_ioctls::Kvm::new()
+        .unwrap()
+        .check_extension(kvm_ioctls::Cap::TscControl)
+    {
+        let fast = cpu(|model| model.tsc_khz = model.tsc_khz.map(|khz| khz + khz / 1000));
+        lab.refuses(
+            &fast,
+            &[
+                "the guest's TSC runs at",
+                "this host's at",
+                "kHz",
+                "250 ppm",
+            ],
+        );
+    }
     lab.refuses(
         &cpu(|model| model.cpuid.clear()),
         &["0 CPUID entries", "1 to "],

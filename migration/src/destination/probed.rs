@@ -12,6 +12,7 @@ use super::ReceiveError;
 use super::receiver::Means;
 use super::streams::Joining;
 use crate::clock::boot_id;
+use crate::confined::{self, Role};
 use crate::guest::GuestError;
 use crate::wire::channel::{Channel, ChannelError};
 use crate::wire::frame::{Frame, MAX_FILLER, SessionId};
@@ -61,6 +62,7 @@ fn listen<H>(
         Some(accept) => Joining {
             accept: &mut **accept,
             session,
+            identity: channel.identity().cloned(),
             streams,
             timeout: channel.patience(),
             cancel: channel.cancel_token(),
@@ -80,6 +82,7 @@ fn listen<H>(
                 thread::Builder::new()
                     .name("probe".into())
                     .spawn_scoped(scope, move || {
+                        confined::started(Role::Stream);
                         let ended = swallow(channel, share);
                         if first || ended.is_err() {
                             let _ = told.send(ended);

@@ -15,6 +15,7 @@ use thiserror::Error;
 use super::local::Local;
 use super::transport::Transport;
 use crate::cancel::{CancelToken, Cancelled};
+use crate::confined::{self, Role};
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -94,6 +95,7 @@ impl TcpTarget {
         let (answer, found) = mpsc::channel();
         let name = self.0.clone();
         let lookup = move || {
+            confined::started(Role::Resolve);
             let addresses = name.to_socket_addrs().map(Iterator::collect::<Vec<_>>);
             // Nobody listens any more after a cancel.
             let _ = answer.send(addresses);

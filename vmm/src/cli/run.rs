@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use super::error::Failure;
 use super::net::NetFlag;
 use super::serial::{self, SerialFlag};
-use super::{exit, receive};
+use super::{exit, receive, sandbox};
 use crate::config::{
     ConfigError, DirtyTracking, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig,
 };
+use crate::kvm::cpuid::baseline::Baseline;
+use crate::sandbox::Mode;
 
 /// Boot a guest and stay with it until it ends or has moved away
 #[derive(Debug, clap::Args)]
@@ -59,6 +61,11 @@ pub struct Args {
     #[arg(long, short, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
     cpus: Option<u8>,
 
+    /// The CPU that the guest sees: host, all that this one has; or an x86-64 level that several hosts share (of one
+    /// vendor), v1, v2 (SSE4.2), v3 (AVX2) or v4 (AVX-512), so that it can be moved among them
+    #[arg(long, value_name = "LEVEL", default_value = "host")]
+    cpu: Baseline,
+
     /// A network device on tap=NAME (exists), create=NAME (made here, gone afterwards) or fd=N (passed open), optionally
     /// with ,mac=52:54:00:12:34:56. May be given several times
     #[arg(long, value_name = "TAP")]
@@ -76,6 +83,14 @@ pub struct Args {
     /// Listen on this Unix socket for `ferry status`, `ferry migrate` and the like
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+
+    /// The folder with this host's certificate, key and CA (`ferry certs host`), for moves that are asked for with a
+    /// bare --tls; it is read now
+    #[arg(long, value_name = "DIR")]
+    tls: Option<PathBuf>,
+
+    #[arg(long, value_name = "HOW", default_value = "kill", help = sandbox::HELP)]
+    sandbox: Mode,
 }
 
 /// Whether it is one of those that make sense is the configuration's question.
@@ -100,9 +115,12 @@ impl Args {
             memory: self.memory,
             dirty_tracking: self.dirty_tracking,
             cpus: self.cpus.unwrap_or(1),
+            cpu: self.cpu,
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             serial: self.serial.0,
             control: self.control,
+            tls: self.tls,
+            sandbox: self.sandbox,
         };
         if self.cpus.is_none() {
             config.cpus = config.cpus_of_pulse()?.unwrap_or(config.cpus);

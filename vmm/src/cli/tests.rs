@@ -5,6 +5,8 @@ use crate::config::{
     DirtyTracking, GuestConfig, KernelConfig, NetConfig, ReceiveConfig, SerialConfig, TapConfig,
     Target,
 };
+use crate::kvm::cpuid::baseline::Baseline;
+use crate::sandbox::Mode;
 
 fn parse(line: &[&str]) -> Result<Args, clap::Error> {
     let words = std::iter::once("ferry").chain(line.iter().copied());
@@ -82,6 +84,10 @@ fn a_guest_with_everything() {
         "/c",
         "--dirty-tracking",
         "ring,entries=4096",
+        "--cpu",
+        "v3",
+        "--sandbox",
+        "log",
     ]);
     let expected = GuestConfig {
         kernel: KernelConfig::File("vmlinuz".into()),
@@ -93,6 +99,7 @@ fn a_guest_with_everything() {
             entries: Some(4096),
         },
         cpus: 4,
+        cpu: Baseline::V3,
         nets: vec![
             NetConfig {
                 tap: TapConfig::Existing("tap0".to_owned()),
@@ -109,6 +116,8 @@ fn a_guest_with_everything() {
         ],
         serial: SerialConfig::Socket("/s".into()),
         control: Some("/c".into()),
+        tls: None,
+        sandbox: Mode::Log,
     };
     assert_eq!(config, expected);
 }
@@ -167,7 +176,10 @@ fn a_receiver() {
         "--once",
         "--dirty-tracking",
         "ring",
+        "--peer-timeout",
+        "700ms",
     ]);
+    assert_eq!(config.peer_timeout, std::time::Duration::from_millis(700));
     assert_eq!(config.listen, Target::Tcp("::1".to_owned(), 7000));
     let nets = vec![
         (0, TapConfig::Existing("t0".to_owned())),
@@ -305,6 +317,51 @@ fn nonsense_is_usage_before_anything_is_done() {
         ],
         &["migrate", "tcp:127.0.0.1:1"],
         &["migrate", "--control", "/c", "tcp:10.0.0.1:7000"],
+        &["migrate", "--control", "/c", "unix:/x", "--tls"],
+        &["migrate", "--control", "/c", "--tls", "tcp:10.0.0.1:7000"],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:10.0.0.1:7000",
+            "--tls",
+            "--insecure-plaintext",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:10.0.0.1:7000",
+            "--peer",
+            "beta",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:10.0.0.1:7000",
+            "--tls",
+            "--peer",
+            "be ta",
+        ],
+        &[
+            "receive",
+            "--listen",
+            "tcp:10.0.0.1:7000",
+            "--tls",
+            "/d",
+            "--insecure-plaintext",
+        ],
+        &[
+            "receive",
+            "--listen",
+            "tcp:127.0.0.1:7000",
+            "--peer",
+            "beta",
+        ],
+        &["certs", "host", "/d", "../up"],
+        &["certs", "host", "/d", "a.example", "--san", "no name"],
+        &["certs", "ca", "/d", "--days", "0"],
         &[
             "migrate",
             "--control",
@@ -381,6 +438,8 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["status"],
         &["dirty-rate", "--control", "/c", "--longest", "65s"],
         &["dirty-rate", "--control", "/c", "--longest", "0ms"],
+        &["dirty-rate", "--control", "/c", "--sample", "0"],
+        &["dirty-rate", "--control", "/c", "--sample", "1025"],
         &["resume", "--control", "/c", "--forse"],
     ];
     for line in table {

@@ -11,9 +11,12 @@ fn guest() -> GuestConfig {
         memory: (512 << 20).into(),
         dirty_tracking: DirtyTracking::default(),
         cpus: 1,
+        cpu: Baseline::Host,
         nets: Vec::new(),
         serial: SerialConfig::None,
         control: None,
+        tls: None,
+        sandbox: Mode::Kill,
     }
 }
 
@@ -278,9 +281,13 @@ fn a_receiver_names_each_slot_once() {
             serial: SerialConfig::None,
             max_memory: DEFAULT_MAX_MEMORY,
             dirty_tracking: DirtyTracking::default(),
+            peer_timeout: Duration::from_secs(5),
             once: false,
             control: None,
+            tls: None,
+            peers: Vec::new(),
             insecure_plaintext: false,
+            sandbox: Mode::Kill,
         }
         .checked()
     };

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::escape::{Escape, HELP, Typed};
+use crate::sandbox::{self, Kind};
 
 /// Bytes that wait for the guest at most; whoever types or pastes more waits.
 const CAPACITY: usize = 4096;
@@ -124,7 +125,10 @@ pub(super) fn start(
 ) -> io::Result<()> {
     std::thread::Builder::new()
         .name("console-in".to_owned())
-        .spawn(move || read_all(File::from(source), escape, &input, &stop))
+        .spawn(move || {
+            sandbox::enter(Kind::Console);
+            read_all(File::from(source), escape, &input, &stop)
+        })
         .map(drop)
 }
 

@@ -70,28 +70,64 @@ pub struct Console {
     terminal: Option<RawTerminal>,
 }
 
-impl Console {
-    /// Opens what the configuration asks for.
+/// What the configuration asks for, open, with no thread yet.
+#[derive(Debug)]
+pub enum Opened {
+    /// Standard input and output.
+    Stdio,
+    /// A file.
+    File(File),
+    /// A socket that listens.
+    Socket(OwnedSocket),
+    /// Nothing.
+    None,
+}
+
+impl Opened {
+    /// Opens it: all that takes a path.
     ///
     /// # Errors
-    /// See [`ConsoleError`]; the terminal is as it was.
+    /// See [`ConsoleError`].
     pub fn open(config: &SerialConfig) -> Result<Self, ConsoleError> {
-        match config {
-            SerialConfig::None => Ok(Self {
-                ring: None,
-                input: None,
-                stop: None,
-                terminal: None,
-            }),
+        Ok(match config {
+            SerialConfig::None => Self::None,
+            SerialConfig::Stdio => Self::Stdio,
             SerialConfig::File(path) => {
                 let failed = |source| ConsoleError::File {
                     path: path.clone(),
                     source,
                 };
-                let file = File::create(path).map_err(failed)?;
+                Self::File(File::create(path).map_err(failed)?)
+            }
+            SerialConfig::Socket(path) => Self::Socket(OwnedSocket::listen(path)?),
+        })
+    }
+}
+
+impl Console {
+    /// Opens what the configuration asks for, and starts.
+    ///
+    /// # Errors
+    /// See [`ConsoleError`]; the terminal is as it was.
+    pub fn open(config: &SerialConfig) -> Result<Self, ConsoleError> {
+        Self::start(Opened::open(config)?)
+    }
+
+    /// Starts on what is open.
+    ///
+    /// # Errors
+    /// See [`ConsoleError`]; the terminal is as it was.
+    pub fn start(opened: Opened) -> Result<Self, ConsoleError> {
+        match opened {
+            Opened::None => Ok(Self {
+                ring: None,
+                input: None,
+                stop: None,
+                terminal: None,
+            }),
+            Opened::File(file) => {
                 // A regular file takes everything without delay; a pipe or a terminal may not.
-                let regular = file.metadata().map_err(failed)?.is_file();
-                let when_full = if regular {
+                let when_full = if file.metadata()?.is_file() {
                     WhenFull::Wait
                 } else {
                     WhenFull::DropOldest
@@ -105,8 +141,7 @@ impl Console {
                     terminal: None,
                 })
             }
-            SerialConfig::Socket(path) => {
-                let listener = OwnedSocket::listen(path)?;
+            Opened::Socket(listener) => {
                 let ring = Ring::new(WhenFull::DropOldest)?;
                 let input = Input::new()?;
                 let (stop, stopped) = UnixStream::pair()?;
@@ -118,7 +153,7 @@ impl Console {
                     terminal: None,
                 })
             }
-            SerialConfig::Stdio => Self::stdio(),
+            Opened::Stdio => Self::stdio(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::ring::Ring;
+use crate::sandbox::{self, Kind};
 
 /// Starts the thread. It ends when the ring is closed and empty; if the file takes no more it goes on to empty the
 /// ring, so that the guest does not notice.
@@ -15,6 +16,7 @@ pub(super) fn start(ring: Arc<Ring>, mut file: File) -> io::Result<()> {
     std::thread::Builder::new()
         .name("console-out".to_owned())
         .spawn(move || {
+            sandbox::enter(Kind::Console);
             let mut broken = false;
             while let Some(bytes) = ring.next() {
                 if broken {

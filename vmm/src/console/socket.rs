@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::input::Input;
 use super::ring::Ring;
 use crate::control::socket::{OwnedSocket, check_peer};
+use crate::sandbox::{self, Kind};
 
 /// How long the last output may take to a client at the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -35,7 +36,10 @@ pub(super) fn start(
     };
     std::thread::Builder::new()
         .name("console".to_owned())
-        .spawn(move || port.run(&stop))
+        .spawn(move || {
+            sandbox::enter(Kind::Console);
+            port.run(&stop)
+        })
         .map(drop)
 }
 

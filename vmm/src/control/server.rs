@@ -19,6 +19,7 @@ use super::command::{CallSender, Reply};
 use super::http::{self, Deadline, ReadError, Refusal};
 use super::router::{Asked, OPENAPI, route};
 use super::socket::{OwnedSocket, SocketError, check_peer};
+use crate::sandbox::{self, Kind};
 
 /// The most connections at a time; the next is told to come again.
 const MAX_CONNECTIONS: usize = 16;
@@ -113,13 +114,23 @@ impl ControlServer {
     /// # Errors
     /// See [`ControlError`].
     pub fn start(path: &Path, calls: CallSender) -> Result<Self, ControlError> {
-        let socket = OwnedSocket::listen(path)?;
+        Self::serve(OwnedSocket::listen(path)?, calls)
+    }
+
+    /// The same with a socket that listens already.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub fn serve(socket: OwnedSocket, calls: CallSender) -> Result<Self, ControlError> {
         let (stop, stopped) = UnixStream::pair().map_err(ControlError::Start)?;
         let busy = Arc::new(Busy::default());
         let counts = Arc::clone(&busy);
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || listen(&socket, &stopped, &calls, &counts))
+            .spawn(move || {
+                sandbox::enter(Kind::Control);
+                listen(&socket, &stopped, &calls, &counts);
+            })
             .map_err(ControlError::Start)?;
         Ok(Self {
             stop: Some(stop),
@@ -202,7 +213,10 @@ fn take(stream: UnixStream, calls: &CallSender, busy: &Arc<Busy>) {
     let calls = calls.clone();
     let spawned = std::thread::Builder::new()
         .name("control-client".to_owned())
-        .spawn(move || serve(&stream, &calls, place));
+        .spawn(move || {
+            sandbox::enter(Kind::ControlClient);
+            serve(&stream, &calls, place);
+        });
     if let Err(error) = spawned {
         tracing::warn!(%error, "no thread for a control connection");
     }

@@ -4,6 +4,8 @@ use migration::guest::Heartbeat;
 use migration::report::Outcome;
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::InForce;
+
 /// What the VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -42,6 +44,8 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// How written pages are found.
     pub dirty_log: Option<DirtyLogStatus>,
+    /// How its process is confined.
+    pub sandbox: Option<InForce>,
     /// The move under way, out or in.
     pub migration: Option<MoveProgress>,
     /// How the last move out of this process ended, if there was one and the process still has the guest.

@@ -104,18 +104,44 @@ pub struct VcpuCaps {
 }
 
 impl VcpuCaps {
-    /// Asks KVM, and tries each MSR on `probe`, a vCPU whose CPUID is set: since Linux 6.13 some MSRs exist
+    /// Asks KVM, and tries each MSR on `probe`, a vCPU whose CPUID (`cpuid`) is set: since Linux 6.13 some MSRs exist
     /// only after CPUID says so.
     ///
     /// # Errors
     /// The MSR list cannot be had.
-    pub fn of(kvm: &Kvm, vm: &VmFd, probe: &VcpuFd) -> Result<Self, KvmError> {
+    pub fn of(
+        kvm: &Kvm,
+        vm: &VmFd,
+        probe: &VcpuFd,
+        cpuid: &[kvm_cpuid_entry2],
+    ) -> Result<Self, KvmError> {
         let xsave2 = usize::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0);
         Ok(Self {
             xsave_bytes: xsave2.max(size_of::<kvm_xsave>()),
             tsc_control: kvm.check_extension(Cap::TscControl),
-            msrs: msr::list(kvm, probe)?,
+            msrs: msr::list(kvm, probe, cpuid)?,
         })
+    }
+
+    /// The MSRs that travel, in their order.
+    pub fn msrs(&self) -> &[u32] {
+        &self.msrs
+    }
+
+    /// Has no other MSRs travel than those of a guest that came from elsewhere: what this host has beyond them, the
+    /// guest's next host need not have.
+    ///
+    /// # Errors
+    /// Those of the guest's that are not here.
+    pub fn keep(&mut self, msrs: &[u32]) -> Result<(), Vec<u32>> {
+        let missing: Vec<u32> = (msrs.iter().copied())
+            .filter(|msr| !self.msrs.contains(msr))
+            .collect();
+        if !missing.is_empty() {
+            return Err(missing);
+        }
+        self.msrs.retain(|msr| msrs.contains(msr));
+        Ok(())
     }
 }
 
@@ -297,7 +323,20 @@ mod xsave {
 
 #[cfg(test)]
 mod tests {
-    use super::tsc_close;
+    use super::*;
+
+    #[test]
+    fn a_guest_from_elsewhere_keeps_its_own_msrs() {
+        let caps = |msrs: &[u32]| VcpuCaps {
+            xsave_bytes: 4096,
+            tsc_control: false,
+            msrs: msrs.to_vec(),
+        };
+        let mut here = caps(&[0x10, 0x1b, 0x48, 0x6e0]);
+        assert_eq!(here.keep(&[0x1b, 0xe1, 0x122]), Err(vec![0xe1, 0x122]));
+        here.keep(&[0x6e0, 0x1b, 0x10]).unwrap();
+        assert_eq!(here.msrs(), [0x10, 0x1b, 0x6e0]);
+    }
 
     #[test]
     fn tsc_tolerance_is_250_ppm() {

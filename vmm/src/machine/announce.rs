@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::sandbox::{self, Kind};
 use crate::vm::View;
 
 /// The pauses between rounds, as QEMU has them by default (docs/devel/migration: announce-initial 50 ms,
@@ -16,6 +17,7 @@ pub fn spawn(view: View) {
     let announcing = std::thread::Builder::new()
         .name("announce".into())
         .spawn(move || {
+            sandbox::enter(Kind::Announce);
             view.announce_round();
             for pause in PAUSES_MS {
                 std::thread::sleep(Duration::from_millis(pause));

@@ -8,7 +8,10 @@ use crate::console::ConsoleError;
 use crate::control::ControlError;
 use crate::control::socket::SocketError;
 use crate::kvm::KvmError;
+use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::probe::ProbeError;
+use crate::sandbox::SandboxError;
+use crate::tls::TlsFilesError;
 
 /// A machine's end in error.
 #[derive(Debug, Error)]
@@ -41,6 +44,9 @@ pub enum MachineError {
     /// The socket for sources does not listen.
     #[error("cannot listen for a guest")]
     Listen(#[from] SocketError),
+    /// The host cannot prove who it is.
+    #[error(transparent)]
+    Tls(#[from] TlsFilesError),
     /// The VM could not be made, started or driven.
     #[error(transparent)]
     Guest(#[from] GuestError),
@@ -52,6 +58,21 @@ pub enum MachineError {
         /// The host's answer.
         source: std::io::Error,
     },
+    /// The host is below the level that was asked for.
+    #[error(
+        "this host's CPU lacks {missing}, which --cpu {wanted} needs: take --cpu {best}, or a host with a newer CPU"
+    )]
+    Cpu {
+        /// The level.
+        wanted: Baseline,
+        /// The features, by name.
+        missing: String,
+        /// What this host has.
+        best: Baseline,
+    },
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// KVM cannot go on.
     #[error("the guest has crashed: {0}")]
     Crashed(String),

@@ -11,6 +11,7 @@ mod incoming;
 mod measuring;
 mod news;
 mod outgoing;
+mod paths;
 mod predicting;
 mod start;
 mod status;

@@ -3,19 +3,23 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 use migration::guest::{BlankGuest, PausedGuest};
 
+use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::Supervisor;
 use super::{End, MachineError, tap};
 use crate::boot::{self, Kernel};
 use crate::config::{GuestConfig, KernelConfig, MemoryBacking, NetConfig, display_mac};
-use crate::console::{Console, Signals};
-use crate::control::{self, ControlServer};
+use crate::console::Signals;
+use crate::kvm::cpuid::baseline::{self, Baseline};
 use crate::kvm::{self, cpuid, probe};
 use crate::layout;
 use crate::memory::Backing;
+use crate::sandbox::{Reach, Sandbox};
+use crate::tls;
 use crate::vm::{Backend, BlankVm, LogChoice, Making, RunningVm, Shape};
 
 /// Starts a guest and stays with it until it ends, leaves, or is stopped.
@@ -26,17 +30,20 @@ pub fn run(config: GuestConfig) -> Result<End, MachineError> {
     let signals = Signals::block().map_err(MachineError::host("block signals"))?;
     let kvm = kvm::open()?;
     let log = LogChoice::of(config.dirty_tracking, &kvm)?;
+    let tls = config.tls.as_deref().map(tls::load).transpose()?;
     let kernel = open_kernel(&config.kernel, &kvm)?;
-    let (call_sender, calls) = control::calls().map_err(MachineError::host("make a queue"))?;
-    let server = config
-        .control
-        .as_deref()
-        .map(|path| ControlServer::start(path, call_sender))
-        .transpose()?;
-    let console = Console::open(&config.serial)?;
-    let mut supervisor = Supervisor::new(signals, console, calls, server)?;
-    let (vm, cards) = start(&config, &kvm, &kernel, log, &supervisor)?;
+    let paths = Paths::open(config.control.as_deref(), &config.serial)?;
+    let backends = backends(&config)?;
+    let reach = Reach {
+        reads: config.initramfs.iter().cloned().collect(),
+        ..paths.reach()
+    };
+    let sandbox = Sandbox::confine(config.sandbox, &reach)?;
+    let mut supervisor = paths.supervisor(signals)?;
+    supervisor.tls = tls;
+    let (vm, cards) = start(&config, &kvm, &kernel, log, backends, &supervisor)?;
     supervisor.adopt(vm, cards);
+    supervisor.sandbox = Some(sandbox.close()?);
     supervisor.serve()
 }
 
@@ -65,15 +72,17 @@ fn start(
     kvm: &Kvm,
     kernel: &Kernel,
     log: LogChoice,
+    (backends, cards): (Vec<Backend>, Vec<CardInfo>),
     supervisor: &Supervisor,
 ) -> Result<(RunningVm, Vec<CardInfo>), MachineError> {
-    let (backends, cards) = backends(config)?;
     let shape = Shape {
         layout: layout::memory_layout(config.memory.bytes)
             .map_err(|e| migration::guest::GuestError::new("lay out guest memory", e))?,
         vcpus: config.cpus,
-        cpuid: cpuid::supported(kvm)?,
+        baseline: config.cpu,
+        cpuid: cpu(config.cpu, kvm)?,
         tsc_khz: None,
+        msrs: Vec::new(),
         slots: backends.iter().map(Backend::kind).collect(),
         heartbeat: is_pulse(config),
     };
@@ -108,6 +117,16 @@ fn start(
     )?;
     let vm = vm.boot(&entry)?.resume().map_err(|failed| failed.error)?;
     Ok((vm, cards))
+}
+
+/// The CPUID of a guest that is to be like `wanted`.
+fn cpu(wanted: Baseline, kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, MachineError> {
+    let host = cpuid::supported(kvm)?;
+    baseline::apply(wanted, &host).map_err(|missing| MachineError::Cpu {
+        wanted,
+        missing: missing.join(", "),
+        best: baseline::best(&host).unwrap_or(Baseline::Host),
+    })
 }
 
 fn is_pulse(config: &GuestConfig) -> bool {

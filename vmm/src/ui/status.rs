@@ -6,6 +6,7 @@ use super::number::{bytes, count, millis};
 use super::style::{Colour, Style};
 use super::text::{hang, plain};
 use crate::control::{DeviceStatus, LastMove, MoveProgress, State, Status};
+use crate::sandbox::{InForce, Mode};
 use migration::report::Outcome;
 
 /// How a VM is, in at most 80 columns.
@@ -37,6 +38,9 @@ pub fn status_table(status: &Status, style: Style) -> String {
         let on = if log.on { "on" } else { "off" };
         row("dirty log", &format!("{}, {on}", plain(&log.kind)));
     }
+    if let Some(sandbox) = status.sandbox {
+        row("sandbox", &sandbox_line(sandbox));
+    }
     if let Some(beat) = &status.heartbeat {
         let largest = millis(as_f64(beat.largest_gap_ns / 1000) / 1000.0);
         row(
@@ -51,6 +55,18 @@ pub fn status_table(status: &Status, style: Style) -> String {
         row("last move", &last_line(last));
     }
     text
+}
+
+fn sandbox_line(sandbox: InForce) -> String {
+    let calls = match sandbox.system_calls {
+        Mode::Off => return "off".to_owned(),
+        Mode::Kill => "forbidden system calls kill",
+        Mode::Log => "forbidden system calls are only logged",
+    };
+    match sandbox.landlock_abi {
+        0 => format!("{calls}; this kernel has no Landlock"),
+        abi => format!("{calls}; Landlock ABI {abi}"),
+    }
 }
 
 fn device_line(device: &DeviceStatus) -> String {

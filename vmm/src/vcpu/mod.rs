@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::dirty::VmLog;
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
+use crate::sandbox::{self, Kind};
 
 pub use cpu_clock::CpuClock;
 pub use throttle::Throttle;
@@ -151,6 +152,7 @@ impl VcpuHandle {
         let thread = std::thread::Builder::new()
             .name(format!("vcpu-{index}"))
             .spawn(move || {
+                sandbox::enter(Kind::Vcpu);
                 let vcpu = run::Vcpu::new(fd, index, caps, events, log, inbox, slot);
                 let _ = started.send((kick::Kick::of_this_thread(), CpuClock::of_this_thread()));
                 vcpu.serve();

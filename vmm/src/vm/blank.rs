@@ -185,9 +185,18 @@ fn create_vcpus(
     let Some(first) = fds.first() else {
         return Err(GuestError::bare("a VM needs at least one vCPU"));
     };
-    let caps = VcpuCaps::of(kvm, vm, first).map_err(kvm_error("look at what vCPUs can do"))?;
+    let mut caps = VcpuCaps::of(kvm, vm, first, &shape.cpuid)
+        .map_err(kvm_error("look at what vCPUs can do"))?;
+    shape.settle_msrs(&mut caps)?;
     let host_khz = first.get_tsc_khz().ok();
-    shape.check_tsc(host_khz, kvm.check_extension(Cap::TscControl))?;
+    // Now, not when the state comes: then the guest would have been moved for nothing.
+    if let Some(khz) = shape.scale_tsc(host_khz, kvm.check_extension(Cap::TscControl))? {
+        for fd in &fds {
+            fd.set_tsc_khz(khz).map_err(|e| {
+                GuestError::new(format!("scale the TSC to the guest's {khz} kHz; choose a host of that TSC frequency"), e)
+            })?;
+        }
+    }
     shape.tsc_khz = shape.tsc_khz.or(host_khz);
     Ok((fds, caps))
 }

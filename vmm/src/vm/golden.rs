@@ -14,6 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::STATE_VERSION;
 use super::shape::{self, Shape, SlotKind};
+use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::kvm::vm_state::VmCommonState;
 
@@ -38,8 +39,8 @@ fn place(kind: Kind) -> (PathBuf, &'static str, u32) {
     match kind {
         Kind::VCPU => (ours(), "vcpu", STATE_VERSION),
         Kind::VM => (ours(), "vm", STATE_VERSION),
-        Kind::CPU_MODEL => (ours(), "cpu_model", shape::VERSION),
-        Kind::DEVICE_LIST => (ours(), "device_list", shape::VERSION),
+        Kind::CPU_MODEL => (ours(), "cpu_model", shape::CPU_VERSION),
+        Kind::DEVICE_LIST => (ours(), "device_list", shape::DEVICES_VERSION),
         Kind::SERIAL => (of_devices(), "serial", Serial::VERSION),
         Kind::VIRTIO_MMIO => (of_devices(), "virtio_mmio", VirtioMmio::VERSION),
         Kind::VIRTIO_NET => (of_devices(), "virtio_net", VirtioNet::VERSION),
@@ -113,8 +114,10 @@ fn guest() -> Shape {
     Shape {
         layout: MemoryLayout::new(vec![region]).unwrap(),
         vcpus: 2,
+        baseline: Baseline::V2,
         cpuid: vec![filled(1), filled(2), kvm_cpuid_entry2::default()],
         tsc_khz: Some(2_345_678),
+        msrs: vec![0x10, 0x6e0],
         slots: vec![SlotKind::Net, SlotKind::Rng],
         heartbeat: true,
     }
@@ -159,6 +162,26 @@ fn cpu_model_and_device_list_are_their_golden_bytes() {
         ..said.clone()
     };
     assert_eq!(Shape::parse(&kept).unwrap().describe().unwrap(), said);
+}
+
+/// Version 1 of the CPU model says nothing of a baseline, and of no MSRs.
+#[test]
+fn the_first_cpu_model_is_read() {
+    let first = Shape {
+        baseline: Baseline::Host,
+        msrs: Vec::new(),
+        ..guest()
+    };
+    let said = first.describe().unwrap();
+    let model = kept(&ours(), 1, "cpu_model").unwrap();
+    let mut sections = arrived(Kind::CPU_MODEL, 1, model).sections().to_vec();
+    let list = said.sections.section(Kind::DEVICE_LIST, 0).unwrap();
+    sections.push(list.clone());
+    let arrived = Description {
+        sections: VmState::from_sections(sections),
+        ..said.clone()
+    };
+    assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
 }
 
 /// Bytes that are encoded already.

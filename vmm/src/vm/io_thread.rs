@@ -11,6 +11,8 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use migration::guest::GuestError;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::sandbox::{self, Kind};
+
 /// Event data: the device's backend.
 const BACKEND: u32 = u32::MAX;
 /// Event data: end the thread.
@@ -103,6 +105,7 @@ impl IoThread {
         let thread = std::thread::Builder::new()
             .name(format!("virtio-{slot}"))
             .spawn(move || {
+                sandbox::enter(Kind::Virtio);
                 loop {
                     if let Err(error) = manager.run() {
                         tracing::error!("virtio I/O of slot {slot}: {error}");

@@ -14,6 +14,7 @@ mod golden;
 mod host;
 mod io_thread;
 mod log;
+mod room;
 mod shape;
 mod work;
 
@@ -45,7 +46,8 @@ pub use devices::Backend;
 pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
 pub use log::LogChoice;
-pub use shape::{Shape, SlotKind, VERSION as DESCRIPTION_VERSION};
+pub use room::Gauges;
+pub use shape::{CPU_VERSION, DEVICES_VERSION, Shape, SlotKind};
 pub use work::PERIOD as WORK_PERIOD;
 
 use devices::Devices;

@@ -5,15 +5,21 @@ use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 use migration::guest::{Description, GuestError};
 use migration::pages::MemoryLayout;
-use migration::state::{Kind, VmState};
+use migration::state::{Kind, StateError, VmState};
 use serde::{Deserialize, Serialize};
 
 use crate::config::MAX_CPUS;
-use crate::kvm::{cpuid, vcpu_state};
+use crate::kvm::cpuid::{self, baseline::Baseline};
+use crate::kvm::msr;
+use crate::kvm::vcpu_state::{self, VcpuCaps};
 use crate::layout::VIRTIO_SLOTS;
 
-/// Version of both description sections.
-pub const VERSION: u32 = 1;
+/// Version of the device list.
+pub const DEVICES_VERSION: u32 = 1;
+/// Version of the CPU model. Version 1, which is still read, has no baseline and no MSRs.
+pub const CPU_VERSION: u32 = 2;
+/// A guest has no more MSRs than KVM takes in one call.
+const MAX_MSRS: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
 /// More CPUID entries than KVM itself takes are not looked at.
 const MAX_CPUID_ENTRIES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 /// virtio device type of a network card (virtio 1.2, 5.1).
@@ -55,10 +61,14 @@ pub struct Shape {
     pub layout: MemoryLayout,
     /// How many vCPUs it has, 1 to [`MAX_CPUS`].
     pub vcpus: u8,
+    /// The CPU that it was asked to be.
+    pub baseline: Baseline,
     /// The CPUID of its vCPUs, less what differs between them.
     pub cpuid: Vec<kvm_cpuid_entry2>,
     /// Frequency of its TSC in kHz, once it is known.
     pub tsc_khz: Option<u32>,
+    /// The MSRs of its vCPUs that travel; empty until they are known, or where the source did not tell.
+    pub msrs: Vec<u32>,
     /// What sits in slot 0, 1, …
     pub slots: Vec<SlotKind>,
     /// Whether it has the heartbeat port of the bare test guest.
@@ -70,6 +80,37 @@ pub struct Shape {
 struct CpuModel {
     cpuid: Vec<kvm_cpuid_entry2>,
     tsc_khz: Option<u32>,
+    baseline: Baseline,
+    msrs: Vec<u32>,
+}
+
+/// Its first version.
+#[derive(Debug, Serialize, Deserialize)]
+struct CpuModelV1 {
+    cpuid: Vec<kvm_cpuid_entry2>,
+    tsc_khz: Option<u32>,
+}
+
+impl From<CpuModelV1> for CpuModel {
+    fn from(CpuModelV1 { cpuid, tsc_khz }: CpuModelV1) -> Self {
+        Self {
+            cpuid,
+            tsc_khz,
+            baseline: Baseline::Host,
+            msrs: Vec::new(),
+        }
+    }
+}
+
+impl CpuModel {
+    fn read(sections: &VmState) -> Result<Self, StateError> {
+        match sections.section(Kind::CPU_MODEL, 0)?.version {
+            1 => sections
+                .get::<CpuModelV1>(Kind::CPU_MODEL, 0, 1)
+                .map(Self::from),
+            _ => sections.get(Kind::CPU_MODEL, 0, CPU_VERSION),
+        }
+    }
 }
 
 /// The device list as it travels.
@@ -91,16 +132,18 @@ impl Shape {
         let cpu = CpuModel {
             cpuid: self.cpuid.clone(),
             tsc_khz: self.tsc_khz,
+            baseline: self.baseline,
+            msrs: self.msrs.clone(),
         };
         let devices = DeviceList {
             heartbeat: self.heartbeat,
             slots: self.slots.iter().map(|s| s.device_type()).collect(),
         };
         sections
-            .put(Kind::CPU_MODEL, 0, VERSION, &cpu)
+            .put(Kind::CPU_MODEL, 0, CPU_VERSION, &cpu)
             .map_err(encode)?;
         sections
-            .put(Kind::DEVICE_LIST, 0, VERSION, &devices)
+            .put(Kind::DEVICE_LIST, 0, DEVICES_VERSION, &devices)
             .map_err(encode)?;
         Ok(Description {
             layout: self.layout.clone(),
@@ -125,13 +168,10 @@ impl Shape {
     /// What cannot be.
     pub fn parse(description: &Description) -> Result<Self, GuestError> {
         let bad = |e| GuestError::new("read the guest's description", e);
-        let cpu: CpuModel = description
-            .sections
-            .get(Kind::CPU_MODEL, 0, VERSION)
-            .map_err(bad)?;
+        let cpu = CpuModel::read(&description.sections).map_err(bad)?;
         let devices: DeviceList = description
             .sections
-            .get(Kind::DEVICE_LIST, 0, VERSION)
+            .get(Kind::DEVICE_LIST, 0, DEVICES_VERSION)
             .map_err(bad)?;
         let vcpus = u8::try_from(description.vcpus)
             .ok()
@@ -143,29 +183,63 @@ impl Shape {
                 ))
             })?;
         check_entries(&cpu.cpuid)?;
+        if cpu.msrs.len() > MAX_MSRS {
+            return Err(GuestError::bare(format!(
+                "the guest's CPU model has {} MSRs; at most {MAX_MSRS} are accepted",
+                cpu.msrs.len()
+            )));
+        }
         Ok(Self {
             layout: description.layout.clone(),
             vcpus,
             cpuid: cpu.cpuid,
             tsc_khz: cpu.tsc_khz,
+            baseline: cpu.baseline,
+            msrs: cpu.msrs,
             slots: slots(&devices.slots)?,
             heartbeat: devices.heartbeat,
         })
     }
 
-    /// Whether a vCPU made here has the guest's TSC frequency, or can be given it.
+    /// The frequency that a vCPU's TSC has to be scaled to here; None where it is that already, within the 250 ppm by which
+    /// two crystals of one nominal frequency may differ.
     ///
     /// # Errors
-    /// It has not, and cannot.
-    pub fn check_tsc(&self, host_khz: Option<u32>, can_scale: bool) -> Result<(), GuestError> {
+    /// It is another, and this host cannot scale it.
+    pub fn scale_tsc(
+        &self,
+        host_khz: Option<u32>,
+        can_scale: bool,
+    ) -> Result<Option<u32>, GuestError> {
         match (self.tsc_khz, host_khz) {
-            (Some(guest), Some(host)) if !can_scale && !vcpu_state::tsc_close(guest, host) => {
+            (Some(guest), Some(host)) if !vcpu_state::tsc_close(guest, host) => {
+                if can_scale {
+                    return Ok(Some(guest));
+                }
                 Err(GuestError::bare(format!(
-                    "the guest's TSC runs at {guest} kHz, this host's at {host} kHz, and KVM here cannot scale it: choose a host of the same TSC frequency"
+                    "the guest's TSC runs at {guest} kHz, this host's at {host} kHz, and KVM here cannot scale it: choose a host of the same TSC frequency (within 250 ppm)"
                 )))
             }
-            _ => Ok(()),
+            _ => Ok(None),
         }
+    }
+
+    /// Has the MSRs travel that the guest has had from its start.
+    ///
+    /// # Errors
+    /// This host lacks some.
+    pub fn settle_msrs(&mut self, caps: &mut VcpuCaps) -> Result<(), GuestError> {
+        if !self.msrs.is_empty() {
+            caps.keep(&self.msrs).map_err(|missing| {
+                let names: Vec<_> = missing.iter().map(|&msr| msr::name(msr)).collect();
+                GuestError::bare(format!(
+                    "this host's KVM lacks MSRs that the guest has: {}; choose a host with a CPU and a kernel like the source's, or start guests that are to come here with a baseline (--cpu v2)",
+                    names.join(", ")
+                ))
+            })?;
+        }
+        self.msrs = caps.msrs().to_vec();
+        Ok(())
     }
 }
 
@@ -182,14 +256,10 @@ fn check_entries(guest: &[kvm_cpuid_entry2]) -> Result<(), GuestError> {
 /// Whether this host offers every CPU feature that the guest was given.
 fn check_cpuid(guest: &[kvm_cpuid_entry2], kvm: &Kvm) -> Result<(), GuestError> {
     let host = cpuid::supported(kvm).map_err(|e| GuestError::new("look at this host's CPU", e))?;
-    let missing = cpuid::missing(guest, &host);
-    if missing.is_empty() {
-        return Ok(());
+    match cpuid::refusal(guest, &host) {
+        None => Ok(()),
+        Some(why) => Err(GuestError::bare(why)),
     }
-    Err(GuestError::bare(format!(
-        "this host's CPU lacks what the guest was started with ({}): choose a host with a newer CPU, or start the guest on the older one",
-        missing.join(", ")
-    )))
 }
 
 /// The slots of a device list that arrived.
@@ -211,4 +281,69 @@ fn slots(types: &[u32]) -> Result<Vec<SlotKind>, GuestError> {
             ))),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(tsc_khz: Option<u32>) -> Shape {
+        Shape {
+            layout: crate::layout::memory_layout(16 << 20).unwrap(),
+            vcpus: 1,
+            baseline: Baseline::V2,
+            cpuid: vec![kvm_cpuid_entry2::default()],
+            tsc_khz,
+            msrs: vec![0x10, 0x6e0],
+            slots: vec![SlotKind::Rng],
+            heartbeat: false,
+        }
+    }
+
+    #[test]
+    fn a_tsc_of_another_frequency_is_scaled_or_refused() {
+        let guest = shape(Some(2_000_000));
+        // As fast, within 250 ppm on both sides, or not known.
+        for host in [Some(2_000_000), Some(2_000_500), Some(1_999_501), None] {
+            for can_scale in [true, false] {
+                assert_eq!(guest.scale_tsc(host, can_scale).unwrap(), None, "{host:?}");
+            }
+        }
+        assert_eq!(shape(None).scale_tsc(Some(1), false).unwrap(), None);
+        for host in [2_000_501, 1_999_499, 2_600_000] {
+            assert_eq!(guest.scale_tsc(Some(host), true).unwrap(), Some(2_000_000));
+            let text = guest.scale_tsc(Some(host), false).unwrap_err().to_string();
+            let figures = format!("runs at 2000000 kHz, this host's at {host} kHz");
+            assert!(
+                text.contains(&figures) && text.contains("250 ppm"),
+                "{text}"
+            );
+        }
+    }
+
+    /// A description of the last version has neither baseline nor MSRs, and is read.
+    #[test]
+    fn cpu_models_of_both_versions_are_read() {
+        let described = shape(Some(5)).describe().unwrap().sections;
+        let now = CpuModel::read(&described).unwrap();
+        assert_eq!((now.baseline, now.msrs), (Baseline::V2, vec![0x10, 0x6e0]));
+        let mut old = VmState::default();
+        let model = CpuModelV1 {
+            cpuid: vec![kvm_cpuid_entry2::default()],
+            tsc_khz: Some(5),
+        };
+        old.put(Kind::CPU_MODEL, 0, 1, &model).unwrap();
+        let read = CpuModel::read(&old).unwrap();
+        assert_eq!(
+            (read.tsc_khz, read.baseline, read.msrs.len()),
+            (Some(5), Baseline::Host, 0)
+        );
+        let mut newer = VmState::default();
+        newer.put(Kind::CPU_MODEL, 0, 3, &model).unwrap();
+        let text = CpuModel::read(&newer).unwrap_err().to_string();
+        assert!(
+            text.contains("version 3, this build reads up to 2"),
+            "{text}"
+        );
+    }
 }

@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use thiserror::Error;
@@ -132,6 +132,32 @@ impl Tap {
         Ok(tap)
     }
 
+    /// The same tap as a backend of its own, without the frames that have come while nobody read them.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn fresh(&self) -> Result<Self, TapError> {
+        let system = |source| TapError::System {
+            act: "duplicate",
+            name: self.name.clone(),
+            source,
+        };
+        let fd = self.fd.try_clone().map_err(system)?;
+        // No more than a tap's queue holds as a rule (1000): on a busy network there would be no end.
+        let mut frame = [0; 64];
+        for _ in 0..1024 {
+            // What does not fit the buffer goes with it.
+            match nix::unistd::read(&fd, &mut frame) {
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        Ok(Self {
+            fd,
+            name: self.name.clone(),
+        })
+    }
+
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -218,6 +244,12 @@ impl Tap {
             return Err(io::Error::last_os_error());
         }
         Ok(())
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::cli::error::chain;
 use crate::kvm::probe::GuestExecution;
 use crate::kvm::ring::offer::Offer;
+use crate::sandbox;
 use crate::ui;
 
 /// The capabilities that are looked at, by KVM's names (Documentation/virt/kvm/api.rst).
@@ -56,6 +57,7 @@ pub(super) struct Facts {
     pub(super) tsc_deadline: bool,
     pub(super) tap: Device,
     pub(super) userfaultfd: Device,
+    pub(super) sandbox: Sandbox,
     pub(super) memory_total_bytes: u64,
     pub(super) memory_available_bytes: u64,
     pub(super) cpus: usize,
@@ -91,6 +93,15 @@ pub(super) struct Execution {
 pub(super) struct Device {
     pub(super) usable: bool,
     pub(super) error: Option<String>,
+}
+
+/// What a process with a guest can give up here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Sandbox {
+    /// The kernel can kill for a system call.
+    pub(super) system_calls: bool,
+    /// 0 for a kernel without Landlock.
+    pub(super) landlock_abi: u32,
 }
 
 impl Device {
@@ -145,6 +156,10 @@ pub(super) fn gather(
                 .open("/dev/net/tun"),
         ),
         userfaultfd: Device::from(userfaultfd()),
+        sandbox: Sandbox {
+            system_calls: sandbox::has_filters(),
+            landlock_abi: sandbox::landlock_abi(),
+        },
         memory_total_bytes,
         memory_available_bytes,
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
@@ -224,6 +239,23 @@ impl Execution {
     }
 }
 
+impl Sandbox {
+    fn text(self) -> String {
+        let calls = match self.system_calls {
+            true => "yes: no capability is kept, forbidden system calls kill",
+            false => "no: this kernel does not filter system calls (run with --sandbox off)",
+        };
+        match (self.system_calls, self.landlock_abi) {
+            (false, _) => calls.to_owned(),
+            (true, 0) => format!("{calls}; no Landlock in this kernel, so files stay in reach"),
+            (true, abi) => {
+                let rights = sandbox::landlock_rights(abi);
+                format!("{calls}; Landlock ABI {abi} takes {rights}")
+            }
+        }
+    }
+}
+
 impl Facts {
     /// A name and a value each.
     pub(super) fn rows(&self) -> Vec<(&'static str, String)> {
@@ -259,6 +291,7 @@ impl Facts {
             ("  ring", ring),
             ("tap devices", device(&self.tap)),
             ("userfaultfd", device(&self.userfaultfd)),
+            ("sandbox", self.sandbox.text()),
             ("memory", memory),
             ("processors", self.cpus.to_string()),
         ]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::facts::{Device, Execution, Kind, KvmFacts, gather, meminfo};
+use super::facts::{Device, Execution, Kind, KvmFacts, Sandbox, gather, meminfo};
 use super::*;
 use crate::kvm::probe::GuestExecution;
 
@@ -31,6 +31,10 @@ fn host(kind: Kind) -> Facts {
         userfaultfd: Device {
             usable: true,
             error: None,
+        },
+        sandbox: Sandbox {
+            system_calls: true,
+            landlock_abi: 7,
         },
         memory_total_bytes: 24 << 30,
         memory_available_bytes: 20 << 30,

@@ -17,6 +17,7 @@ use super::mapping::Mapping;
 use super::rings::Rings;
 use crate::kvm::dirty::{VmLog, peek_marks, set_flag, take_marks};
 use crate::kvm::raw;
+use crate::sandbox::{self, Kind};
 
 /// How often the collector looks as a rule, so that rings do not fill while a round is under way. A vCPU that writes a page a
 /// microsecond fills half of 65,536 entries in 33 ms.
@@ -179,6 +180,7 @@ impl Collector {
         let thread = thread::Builder::new()
             .name("dirty-ring".into())
             .spawn(move || {
+                sandbox::enter(Kind::DirtyRing);
                 while ended.recv_timeout(look) == Err(RecvTimeoutError::Timeout) {
                     rings.collect();
                 }

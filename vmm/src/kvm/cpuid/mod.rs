@@ -1,5 +1,8 @@
-//! The guest's CPUID: what KVM supports, less what Ferry does not carry over in a move, with each vCPU's
-//! place in the topology; and the check that another host can offer as much.
+//! The guest's CPUID: what KVM supports, less what Ferry does not carry over in a move or what a baseline leaves out,
+//! with each vCPU's place in the topology; and the check that another host can offer as much.
+
+pub mod baseline;
+pub(super) mod features;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
@@ -103,105 +106,101 @@ pub fn for_vcpu(entries: &[kvm_cpuid_entry2], index: u8, vcpus: u8) -> Result<Cp
         .map_err(|e| format!("{} CPUID entries are refused: {e:?}", entries.len()))
 }
 
-/// One register of one leaf whose bits are features that a guest may rely on.
-struct FeatureWord {
-    function: u32,
-    index: u32,
-    name: &'static str,
-    register: fn(&kvm_cpuid_entry2) -> u32,
-    /// Bits that are no features (counts, OS state) or that we set ourselves.
-    ignore: u32,
+/// The vendor's twelve letters, of leaf 0.
+pub fn vendor(cpuid: &[kvm_cpuid_entry2]) -> Option<[u8; 12]> {
+    let leaf = cpuid.iter().find(|entry| entry.function == 0)?;
+    let registers = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    registers.concat().try_into().ok()
 }
 
-const fn word(
-    function: u32,
-    index: u32,
-    name: &'static str,
-    register: fn(&kvm_cpuid_entry2) -> u32,
-    ignore: u32,
-) -> FeatureWord {
-    FeatureWord {
-        function,
-        index,
-        name,
-        register,
-        ignore,
-    }
-}
-
-/// The registers that are compared before a move. 1.ECX bit 27 is OSXSAVE, a mirror of CR4.
-const FEATURE_WORDS: &[FeatureWord] = &[
-    word(1, 0, "CPUID.1:ECX", |e| e.ecx, 1 << 27 | ECX1_HYPERVISOR),
-    word(1, 0, "CPUID.1:EDX", |e| e.edx, EDX1_HTT),
-    word(7, 0, "CPUID.7.0:EBX", |e| e.ebx, 0),
-    word(7, 0, "CPUID.7.0:ECX", |e| e.ecx, 1 << 4),
-    word(7, 0, "CPUID.7.0:EDX", |e| e.edx, 0),
-    word(7, 1, "CPUID.7.1:EAX", |e| e.eax, 0),
-    word(0xd, 0, "CPUID.13.0:EAX (XCR0)", |e| e.eax, 0),
-    word(0xd, 1, "CPUID.13.1:EAX", |e| e.eax, 0),
-    word(0x4000_0001, 0, "CPUID.0x40000001:EAX (KVM)", |e| e.eax, 0),
-    word(0x8000_0001, 0, "CPUID.0x80000001:ECX", |e| e.ecx, 0),
-    word(0x8000_0001, 0, "CPUID.0x80000001:EDX", |e| e.edx, 0),
-    word(0x8000_0007, 0, "CPUID.0x80000007:EDX", |e| e.edx, 0),
-    word(0x8000_0008, 0, "CPUID.0x80000008:EBX", |e| e.ebx, 0),
-];
-
-/// Features in `guest` that `host` cannot offer, a register at a time, as `register bit 3` or `register bits 3, 5`; empty when the guest fits.
-pub fn missing(guest: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Vec<String> {
-    let find = |entries: &[kvm_cpuid_entry2], word: &FeatureWord| {
-        entries
-            .iter()
-            .find(|e| e.function == word.function && e.index == word.index)
-            .map_or(0, word.register)
+/// Why a guest with this CPUID cannot run on a host that offers `host`; None where it can.
+pub fn refusal(guest: &[kvm_cpuid_entry2], host: &[kvm_cpuid_entry2]) -> Option<String> {
+    let letters = |cpuid| {
+        let vendor: Option<[u8; 12]> = vendor(cpuid);
+        vendor.map_or("no vendor".to_owned(), |v| v.escape_ascii().to_string())
     };
-    let mut missing = Vec::new();
-    for word in FEATURE_WORDS {
-        let lost = find(guest, word) & !find(host, word) & !word.ignore;
-        let bits: Vec<String> = (0..32)
-            .filter(|bit| lost >> bit & 1 == 1)
-            .map(|bit: u32| bit.to_string())
-            .collect();
-        match &bits[..] {
-            [] => {}
-            [bit] => missing.push(format!("{} bit {bit}", word.name)),
-            bits => missing.push(format!("{} bits {}", word.name, bits.join(", "))),
-        }
+    let (theirs, ours) = (letters(guest), letters(host));
+    if theirs != ours {
+        return Some(format!(
+            "the guest was started on a processor of {theirs}, this host's is of {ours}: kernels and programs choose by that what they do, so choose a host with a processor of {theirs}"
+        ));
     }
-    missing
+    let missing = features::missing(guest, host);
+    if !missing.is_empty() {
+        let advice = match baseline::best(host) {
+            Some(level) => format!(
+                "choose a host with a newer CPU, or start guests that are to come here with --cpu {level}"
+            ),
+            None => "choose a host with a newer CPU, or start the guest on this one".to_owned(),
+        };
+        return Some(format!(
+            "this host's CPU lacks what the guest was started with ({}): {advice}",
+            missing.join(", ")
+        ));
+    }
+    match (baseline::address_bits(guest), baseline::address_bits(host)) {
+        (Some(theirs), Some(ours)) if theirs > ours => Some(format!(
+            "the guest was told that physical addresses have {theirs} bits, this host's have {ours}: start it with --cpu v1 or higher, which says 40"
+        )),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::testing::entry;
     use super::*;
 
-    fn entry(function: u32, index: u32, ecx: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 {
-            function,
-            index,
-            ecx,
-            ..Default::default()
-        }
-    }
-
     #[test]
-    fn a_host_with_less_is_named_bit_by_bit() {
-        let guest = [entry(1, 0, 1 << 12 | 1 << 28), entry(0x8000_0001, 0, 1)];
-        let host = [entry(1, 0, 1 << 12), entry(0x8000_0001, 0, 3)];
-        assert_eq!(missing(&guest, &host), ["CPUID.1:ECX bit 28"]);
-        assert!(missing(&host, &host).is_empty());
-        let all = missing(&guest, &[]);
-        assert_eq!(all.len(), 2);
-        assert_eq!(all[0], "CPUID.1:ECX bits 12, 28");
+    fn a_host_that_cannot_take_a_guest_says_why_and_what_to_do() {
+        let mut guest = vec![entry(0, 0), entry(1, 0), entry(0x8000_0008, 0)];
+        (guest[0].ebx, guest[0].edx, guest[0].ecx) = (0x756e_6547, 0x4965_6e69, 0x6c65_746e);
+        guest[1].ecx = 1 << 12 | 1 << 28;
+        guest[2].eax = 46;
+        assert_eq!(refusal(&guest, &guest), None);
+        let mut host = guest.clone();
+        host[2].eax = 39;
+        assert!(
+            refusal(&guest, &host)
+                .unwrap()
+                .contains("have 46 bits, this host's have 39")
+        );
+        host[1].ecx = 1 << 12;
+        let text = refusal(&guest, &host).unwrap();
+        assert!(
+            text.contains("(avx)") && text.contains("a newer CPU"),
+            "{text}"
+        );
+        host[0].ebx = 0x6874_7541;
+        let text = refusal(&guest, &host).unwrap();
+        assert!(
+            text.contains("of GenuineIntel, this host's is of AuthineIntel"),
+            "{text}"
+        );
     }
 
     #[test]
     fn each_vcpu_has_its_own_apic_id() {
-        let entries = [entry(1, 0, 0), entry(0xb, 0, 0), entry(0xb, 1, 0)];
+        let entries = [entry(1, 0), entry(0xb, 0), entry(0xb, 1)];
         let cpuid = for_vcpu(&entries, 3, 4).unwrap();
         let cpuid = cpuid.as_slice();
         assert_eq!(cpuid[0].ebx >> 24, 3);
         assert_eq!(cpuid[0].ebx >> 16 & 0xff, 4);
         assert_eq!((cpuid[1].eax, cpuid[1].ebx, cpuid[1].edx), (0, 1, 3));
         assert_eq!((cpuid[2].eax, cpuid[2].ebx, cpuid[2].edx), (2, 4, 3));
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use kvm_bindings::kvm_cpuid_entry2;
+
+    /// An entry with nothing in it.
+    pub fn entry(function: u32, index: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            ..Default::default()
+        }
     }
 }
