@@ -229,10 +229,10 @@ fn shape() -> Shape {
     Shape {
         layout: layout(),
         vcpus: 2,
+        baseline: Baseline::V2,
         cpuid: vec![entry(1, 1 << 31), entry(0xb, 0), entry(0x8000_0008, 0)],
         tsc_khz: Some(2_000_000),
-        baseline: Baseline::V2,
-        msrs: vec![0x10, 0x174],
+        msrs: vec![0x10, 0x6e0],
         slots: vec![SlotKind::Net, SlotKind::Rng],
         heartbeat: true,
     }

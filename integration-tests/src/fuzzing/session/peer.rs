@@ -209,7 +209,7 @@ impl Source {
             boot: [8; 16],
             streams: 1 + u16::from(how & 1),
             by_descriptor: how & 2 != 0,
-            verify: how & 6 == 4,
+            verify: how & 4 != 0,
             page_size: 4096,
             description,
         }))
