@@ -11,14 +11,14 @@ use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::Supervisor;
 use super::{End, MachineError, tap};
-use crate::boot::{self, Kernel};
+use crate::boot::{self, Initrd, Kernel};
 use crate::config::{GuestConfig, KernelConfig, MemoryBacking, NetConfig, display_mac};
 use crate::console::Signals;
 use crate::kvm::cpuid::baseline::{self, Baseline};
 use crate::kvm::{self, cpuid, probe};
 use crate::layout;
 use crate::memory::Backing;
-use crate::sandbox::{Reach, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::vm::{Backend, BlankVm, LogChoice, Making, RunningVm, Shape};
 
 /// Starts a guest and stays with it until it ends, leaves, or is stopped.
@@ -30,15 +30,19 @@ pub fn run(config: GuestConfig) -> Result<End, MachineError> {
     let kvm = kvm::open()?;
     let log = LogChoice::of(config.dirty_tracking, &kvm)?;
     let kernel = open_kernel(&config.kernel, &kvm)?;
+    let initramfs = config.initramfs.as_deref().map(Initrd::open).transpose()?;
     let paths = Paths::open(config.control.as_deref(), &config.serial)?;
     let backends = backends(&config)?;
-    let reach = Reach {
-        reads: config.initramfs.iter().cloned().collect(),
-        ..paths.reach()
-    };
-    let sandbox = Sandbox::confine(config.sandbox, &reach)?;
+    let sandbox = Sandbox::confine(config.sandbox, &paths.reach())?;
     let mut supervisor = paths.supervisor(signals)?;
-    let (vm, cards) = start(&config, &kvm, &kernel, log, backends, &supervisor)?;
+    let (vm, cards) = start(
+        &config,
+        &kvm,
+        (&kernel, initramfs),
+        log,
+        backends,
+        &supervisor,
+    )?;
     supervisor.adopt(vm, cards);
     supervisor.sandbox = Some(sandbox.close()?);
     supervisor.serve()
@@ -67,7 +71,7 @@ fn open_kernel(kernel: &KernelConfig, kvm: &Kvm) -> Result<Kernel, MachineError>
 fn start(
     config: &GuestConfig,
     kvm: &Kvm,
-    kernel: &Kernel,
+    (kernel, initramfs): (&Kernel, Option<Initrd>),
     log: LogChoice,
     (backends, cards): (Vec<Backend>, Vec<CardInfo>),
     supervisor: &Supervisor,
@@ -104,11 +108,11 @@ fn start(
         serial: true,
         pvpanic: true,
     };
-    let entry = boot::load(
+    let entry = boot::load_open(
         vm.ram(),
         &vm.shape().layout,
         kernel,
-        config.initramfs.as_deref(),
+        initramfs,
         &cmdline(config, vm.shape()),
         &machine,
     )?;
