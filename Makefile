@@ -29,6 +29,13 @@ BENCH ?=
 bench: deps build ## move guests by Ferry and by QEMU, verify each and print what it cost; about 20 minutes
 	$(CARGO) run --release --quiet -p integration-tests --bin bench -- $(BENCH)
 
+# For example: make soak SOAK='--faults 500 --minutes 10 --seed 7 --moves 100 --linux-moves 0 --fuzz-minutes 0'
+SOAK ?=
+
+.PHONY: soak
+soak: deps build image-cloud ## 2,000 faults on moves, 1,000 moves of one guest, 50 of a Linux guest, 20 minutes of each fuzz target; hours
+	$(CARGO) run --release --quiet -p integration-tests --bin soak -- $(SOAK)
+
 FERRY = target/x86_64-unknown-linux-gnu/release/ferry
 
 .PHONY: study study-full

@@ -9,6 +9,7 @@ pub mod ferry;
 pub mod figures;
 pub mod nested;
 pub mod programs;
+pub mod soak;
 
 pub use error::Error;
 

@@ -4,7 +4,9 @@
 use std::process::Command;
 use std::time::Duration;
 
-use integration_tests::ferry::{Agent, EchoClient, Ferry, Image, LinuxGuest, Netns, Ticks, World};
+use integration_tests::ferry::{
+    Agent, EchoClient, Ferry, Hosts, Image, LinuxGuest, Netns, Ticks, World,
+};
 use integration_tests::{linux_test, programs};
 use serde_json::Value;
 
@@ -58,12 +60,17 @@ linux_test! {
 /// Moves the guest and waits until its first VMM has ended in peace.
 fn move_to(source: &mut Ferry, guest: &LinuxGuest, host: &Netns, address: &str) -> (Ferry, Value) {
     let destination = guest.receive(host, address).unwrap();
-    move_into(source, destination, address)
+    move_into(source, destination, address, &["--insecure-plaintext"])
 }
 
-fn move_into(source: &mut Ferry, destination: Ferry, address: &str) -> (Ferry, Value) {
+fn move_into(
+    source: &mut Ferry,
+    destination: Ferry,
+    address: &str,
+    how: &[&str],
+) -> (Ferry, Value) {
     let moved = source
-        .migrate(&format!("tcp:{address}"), &["--insecure-plaintext"])
+        .migrate(&format!("tcp:{address}"), how)
         .unwrap()
         .completed()
         .unwrap();
@@ -135,22 +142,29 @@ linux_test! {
             append: "agent.ws=64 agent.rate=2000".into(),
             ..cloud()
         };
-        // There by the bitmap, back and there once more by the dirty ring.
+        // There by the bitmap, back and there once more by the dirty ring; there and back over TLS, by the addresses of the
+        // hosts, which their certificates name.
+        let hosts = Hosts::new(&[("a", World::A), ("b", World::B)]).unwrap();
+        let (tls_a, tls_b) = (hosts.folder("a"), hosts.folder("b"));
         let ring = ["--dirty-tracking", "ring"];
+        let plain = ["--insecure-plaintext"];
         let stages = [
-            (&world.b, format!("{}:4700", World::B), "bitmap"),
-            (&world.a, format!("{}:4701", World::A), "ring"),
-            (&world.b, format!("{}:4702", World::B), "ring"),
+            (&world.b, format!("{}:4700", World::B), "bitmap", &["--tls", &*tls_b, "--peer", "a"][..], &["--tls", &*tls_a][..]),
+            (&world.a, format!("{}:4701", World::A), "ring", &["--tls", &*tls_a], &["--tls"]),
+            (&world.b, format!("{}:4702", World::B), "ring", &[], &plain),
         ];
         let mut ferries = vec![guest.boot(Some(&world.a)).unwrap()];
         let agent = Agent::new(&world.world, 0);
         let before = agent.ask("status", STEP).unwrap();
         let echo = EchoClient::start(&world.world, agent.echo_address().unwrap(), STEP).unwrap();
         echo.wait_more(50, STEP).unwrap();
-        for (host, address, tracking) in stages {
-            let destination = guest.receive_with(host, &address, &ring).unwrap();
-            let (next, report) = move_into(ferries.last_mut().unwrap(), destination, &address);
+        for (host, address, tracking, waiting, how) in stages {
+            let waiting = [&ring, waiting].concat();
+            let destination = guest.receive_with(host, &address, &waiting).unwrap();
+            let source = ferries.last_mut().unwrap();
+            let (next, report) = move_into(source, destination, &address, how);
             assert_eq!(report["dirty_tracking"], tracking, "{report}");
+            assert_eq!(report["tls"], how != plain, "{report}");
             ferries.push(next);
             echo.wait_more(50, STEP).unwrap();
         }

@@ -13,6 +13,8 @@ use crate::{clock, touched};
 pub enum Role {
     /// Carries pages, or fillers of a probe, over a connection that is there.
     Stream,
+    /// Computes digests of guest memory.
+    Verify,
     /// Connects to the destination, and joins the move there.
     Dial,
     /// Looks up a name.

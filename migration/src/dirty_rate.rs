@@ -4,7 +4,9 @@
 //! after a minute, and what a round of a move leaves behind depends on how long the round takes.
 //!
 //! Every page is armed once and looked at until the end, so the guest pays one fault for each page that it writes,
-//! however often it does; by dirty rings, which arm what they name, one in each window. Pages written while they are being armed, about 2 ms a GiB, count in the first window.
+//! however often it does; by dirty rings one more each time that a ring is half full and handed back, which arms what it names. Pages written while
+//! they are being armed, about 2 ms a GiB, count in the first window. Where that is too dear, a sample is armed, one page of each so many
+//! neighbours, and what is seen of it stands for all: the guest pays for the sample alone, and sets of few pages are known less well. Rings also tell who writes: a page is that vCPU's which wrote it first.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ use thiserror::Error;
 
 use crate::cancel::{CancelToken, Cancelled};
 use crate::clock::millis;
-use crate::dirty::DirtyLog;
+use crate::dirty::{DirtyLog, Tracking};
 use crate::guest::GuestError;
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
 
@@ -23,11 +25,13 @@ pub const SHORTEST: Duration = Duration::from_millis(125);
 pub const LONGEST: Duration = Duration::from_secs(64);
 /// The longest window unless another is asked for.
 pub const DEFAULT: Duration = Duration::from_secs(8);
+/// A sample is not thinner than one page of so many.
+pub const THINNEST: u32 = 1024;
 /// Pages (64 MiB) armed in one go: vCPUs cannot fault pages in meanwhile.
 const ARMED: u64 = 16_384;
 
 /// A time for which the guest was watched, and what it wrote in it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Window {
     /// How long it was, in milliseconds, as measured.
     pub window_ms: f64,
@@ -35,6 +39,9 @@ pub struct Window {
     pub pages: u64,
     /// The same in bytes a second, each page counted once.
     pub bytes_per_s: u64,
+    /// Of these pages, those that each vCPU was the first to write, where the log knows. What the VMM writes itself is nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pages_by_vcpu: Option<Vec<u64>>,
 }
 
 /// Why there is no curve.
@@ -43,6 +50,11 @@ pub enum RateError {
     /// The dirty log could not be used.
     #[error(transparent)]
     Log(#[from] GuestError),
+    /// A ring has no samples.
+    #[error(
+        "a dirty ring names every page that is written: leave the sample out, or start the guest with --dirty-tracking bitmap"
+    )]
+    Sample,
     /// Somebody did not want to wait for it.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
@@ -58,7 +70,7 @@ pub fn windows(longest: Duration) -> Vec<Duration> {
 
 /// Watches a guest for the longest of `windows`, which ascend, and tells each as it ends. Ends early, without an
 /// error, when `tell` says that nobody listens any more. The log is off before and after. Gives the pages that were
-/// written.
+/// written; of a `sample` of one page in so many, if that is more than 1, those of the sample, while windows tell what that makes of all.
 ///
 /// # Errors
 /// The log cannot be used, or the measurement was cancelled; the guest runs on.
@@ -66,11 +78,15 @@ pub fn measure(
     log: &dyn DirtyLog,
     layout: &MemoryLayout,
     windows: &[Duration],
+    sample: u32,
     cancel: &CancelToken,
     tell: &mut dyn FnMut(Window) -> bool,
 ) -> Result<PageSet, RateError> {
+    if sample > 1 && log.tracking() == Tracking::Ring {
+        return Err(RateError::Sample);
+    }
     log.start()?;
-    let watched = watch(log, layout, windows, cancel, tell);
+    let watched = watch(log, layout, windows, sample, cancel, tell);
     let stopped = log.stop();
     let written = watched?;
     stopped?;
@@ -81,33 +97,72 @@ fn watch(
     log: &dyn DirtyLog,
     layout: &MemoryLayout,
     windows: &[Duration],
+    sample: u32,
     cancel: &CancelToken,
     tell: &mut dyn FnMut(Window) -> bool,
 ) -> Result<PageSet, RateError> {
     let mut written = PageSet::empty(layout.pages());
     log.take(&mut written)?;
+    let armed = sampled(layout.pages(), sample);
     for piece in written.pieces(layout, ARMED) {
-        log.rearm(&written, piece)?;
+        log.rearm(&armed, piece)?;
     }
+    // Pages that are not armed are named by every look.
+    let mut others = PageSet::full(layout.pages());
+    others.subtract(&armed);
     written.clear();
+    // What a log that knows who writes has not given away, it counts once.
+    let before = log.written_by_vcpu();
     let began = Instant::now();
     for window in windows {
         cancel.sleep(window.saturating_sub(began.elapsed()))?;
         let watched = began.elapsed();
-        log.take(&mut written)?;
-        let pages = written.len();
+        let kept = before.is_some() && log.peek(&mut written)?;
+        if !kept {
+            log.take(&mut written)?;
+        }
+        written.subtract(&others);
+        let pages = written.len() * u64::from(sample.max(1));
         let bytes = u128::from(pages) * u128::from(PAGE_SIZE);
         let per_second = bytes * 1_000_000_000 / watched.as_nanos().max(1);
         let told = tell(Window {
             window_ms: millis(watched),
             pages,
             bytes_per_s: u64::try_from(per_second).unwrap_or(u64::MAX),
+            pages_by_vcpu: (before.as_deref())
+                .filter(|_| kept)
+                .and_then(|before| since(before, log)),
         });
         if !told {
             break;
         }
     }
     Ok(written)
+}
+
+/// One page of each `sample` neighbours, not the same of each: guests write in strides.
+fn sampled(pages: u64, sample: u32) -> PageSet {
+    let step = u64::from(sample);
+    if step <= 1 {
+        return PageSet::full(pages);
+    }
+    let mut set = PageSet::empty(pages);
+    for group in 0..pages.div_ceil(step) {
+        // Fibonacci hashing: the upper bits of the product are mixed well.
+        let which = (group.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % step;
+        set.insert(group * step + which);
+    }
+    set
+}
+
+/// What each vCPU has logged since it had logged `before`.
+fn since(before: &[u64], log: &dyn DirtyLog) -> Option<Vec<u64>> {
+    let now = log.written_by_vcpu()?;
+    let both = now.iter().zip(before);
+    Some(
+        both.map(|(now, before)| now.saturating_sub(*before))
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -136,6 +191,42 @@ mod tests {
     /// A guest that writes another page before each look; pages that were not armed are never seen.
     #[derive(Default)]
     struct Log(Mutex<State>);
+
+    /// The same on rings: two vCPUs take turns.
+    #[derive(Default)]
+    struct Knows(Log);
+
+    impl DirtyLog for Knows {
+        fn start(&self) -> Result<(), GuestError> {
+            self.0.start()
+        }
+
+        fn take(&self, into: &mut PageSet) -> Result<(), GuestError> {
+            self.0.take(into)
+        }
+
+        fn peek(&self, into: &mut PageSet) -> Result<bool, GuestError> {
+            self.0.take(into).map(|()| true)
+        }
+
+        fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
+            self.0.rearm(set, range)
+        }
+
+        fn stop(&self) -> Result<(), GuestError> {
+            self.0.stop()
+        }
+
+        fn tracking(&self) -> Tracking {
+            Tracking::Ring
+        }
+
+        fn written_by_vcpu(&self) -> Option<Vec<u64>> {
+            // Pages from before the watch do not count.
+            let looks = self.0.0.lock().unwrap().taken - 1;
+            Some(vec![100 + looks.div_ceil(2).min(1), 7 + (looks / 2).min(1)])
+        }
+    }
 
     #[derive(Default)]
     struct State {
@@ -170,7 +261,7 @@ mod tests {
         }
 
         fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
-            assert_eq!(set.len(), 1024);
+            assert!(set.len() == 1024 || set.len() == 64);
             self.0.lock().unwrap().armed += range.end - range.start;
             Ok(())
         }
@@ -191,7 +282,7 @@ mod tests {
         let (log, cancel) = (Log::default(), CancelToken::new().unwrap());
         let mut pages = Vec::new();
         let times = [Duration::from_millis(1); 4];
-        measure(&log, &layout(), &times, &cancel, &mut |window| {
+        measure(&log, &layout(), &times, 1, &cancel, &mut |window| {
             assert!(window.window_ms >= 1.0);
             pages.push(window.pages);
             true
@@ -202,21 +293,77 @@ mod tests {
     }
 
     #[test]
+    fn who_writes_is_told_where_it_is_known() {
+        let cancel = CancelToken::new().unwrap();
+        let times = [Duration::from_millis(1); 3];
+        let by_vcpu = |log: &dyn DirtyLog| {
+            let mut all = Vec::new();
+            let mut tell = |window: Window| {
+                all.push(window.pages_by_vcpu);
+                true
+            };
+            measure(log, &layout(), &times, 1, &cancel, &mut tell).unwrap();
+            all
+        };
+        assert_eq!(by_vcpu(&Log::default()), [None, None, None]);
+        assert_eq!(
+            by_vcpu(&Knows::default()),
+            [vec![1, 0], vec![1, 1], vec![1, 1]].map(Some)
+        );
+    }
+
+    #[test]
+    fn a_sample_has_one_page_of_each_group_and_not_always_the_same() {
+        assert_eq!(sampled(1000, 0).len(), 1000);
+        assert_eq!(sampled(1000, 1).len(), 1000);
+        let set = sampled(1 << 16, 16);
+        let group = |group: u64| set.runs(group * 16..group * 16 + 16, u64::MAX);
+        let places: Vec<u64> = (0..1 << 12)
+            .map(|index| {
+                let runs: Vec<_> = group(index).collect();
+                assert!(runs.len() == 1 && runs[0].end - runs[0].start == 1);
+                runs[0].start % 16
+            })
+            .collect();
+        let often = |place| places.iter().filter(|one| **one == place).count();
+        assert!((0..16).all(|place| (200..320).contains(&often(place))));
+        assert!(sampled(1000, 1024).len() <= 1);
+    }
+
+    #[test]
+    fn what_a_sample_shows_stands_for_all_and_a_ring_has_none() {
+        let (log, cancel) = (Log::default(), CancelToken::new().unwrap());
+        let mut last = 0;
+        let mut tell = |window: Window| {
+            last = window.pages;
+            true
+        };
+        let times = [Duration::from_millis(1); 3];
+        let knows = Knows::default();
+        let refused = measure(&knows, &layout(), &times, 2, &cancel, &mut tell);
+        assert!(matches!(refused, Err(RateError::Sample)));
+        // Of pages 0 and 1, which are written, at most one is in it.
+        let seen = measure(&log, &layout(), &times, 16, &cancel, &mut tell).unwrap();
+        let both = sampled(1024, 16).runs(0..2, 9).count() as u64;
+        assert_eq!((seen.len(), last), (both, 16 * both));
+    }
+
+    #[test]
     fn a_cancel_a_failure_and_a_listener_that_leaves_end_it_with_the_log_off() {
         let times = [Duration::from_millis(1), Duration::from_secs(3600)];
         let (log, cancel) = (Log::default(), CancelToken::new().unwrap());
-        let ended = measure(&log, &layout(), &times, &cancel, &mut |_| {
+        let ended = measure(&log, &layout(), &times, 1, &cancel, &mut |_| {
             cancel.cancel().is_ok()
         });
         assert!(matches!(ended, Err(RateError::Cancelled(_))));
         assert!(!log.0.lock().unwrap().on);
 
         let (log, cancel) = (Log::default(), CancelToken::new().unwrap());
-        measure(&log, &layout(), &times, &cancel, &mut |_| false).unwrap();
+        measure(&log, &layout(), &times, 1, &cancel, &mut |_| false).unwrap();
         assert!(!log.0.lock().unwrap().on);
 
         log.0.lock().unwrap().fails = true;
-        let ended = measure(&log, &layout(), &times, &cancel, &mut |_| true);
+        let ended = measure(&log, &layout(), &times, 1, &cancel, &mut |_| true);
         assert!(matches!(ended, Err(RateError::Log(_))));
         assert!(!log.0.lock().unwrap().on);
     }

@@ -89,6 +89,8 @@ pub struct Options {
     /// Pages that go again go as what changed in them, if they are still in a cache of at most so many bytes;
     /// `None` for no such cache.
     pub delta_cache: Option<u64>,
+    /// Whether both memories are compared before GO. The guest stands still for it, beyond `downtime_limit`.
+    pub verify: bool,
     /// What the engine should expect of steps that it has not seen yet.
     pub costs: StateCosts,
 }
@@ -114,6 +116,7 @@ impl Default for Options {
             max_throttle: ThrottlePercent::MAX,
             compress: Compress::None,
             delta_cache: None,
+            verify: false,
             costs: StateCosts::default(),
         }
     }

@@ -10,6 +10,7 @@ use crate::dirty::Tracking;
 use crate::guest::Heartbeat;
 use crate::options::Options;
 use crate::wire::frame::Figures;
+use crate::wire::transport::Identity;
 use crate::work::Lost;
 
 /// How a move ended.
@@ -49,6 +50,8 @@ pub struct Blackout {
     pub final_pages_ms: f64,
     /// Saving the state.
     pub save_state_ms: f64,
+    /// Comparing both memories, where that was asked for.
+    pub verify_ms: f64,
     /// All that is spent between the two ends: pages and state still under way, READY, GO.
     pub send_state_ms: f64,
     /// On the destination: from the state's last byte to a guest that can run.
@@ -58,26 +61,31 @@ pub struct Blackout {
 }
 
 impl Blackout {
-    /// The parts in the order in which they happen, each with its name for people, in milliseconds.
-    pub fn parts(&self) -> [(&'static str, f64); 7] {
+    /// The parts in the order in which they happen, each with its name for people, in milliseconds. Verifying is none
+    /// where it did not happen.
+    pub fn parts(&self) -> Vec<(&'static str, f64)> {
         let Self {
             stop_vcpus_ms,
             final_dirty_sync_ms,
             final_pages_ms,
             save_state_ms,
+            verify_ms,
             send_state_ms,
             restore_ms,
             resume_ms,
         } = *self;
-        [
+        let parts = [
             ("stop vCPUs", stop_vcpus_ms),
             ("final dirty sync", final_dirty_sync_ms),
             ("final pages", final_pages_ms),
             ("save state", save_state_ms),
+            ("verify", verify_ms),
             ("send state", send_state_ms),
             ("restore", restore_ms),
             ("resume", resume_ms),
-        ]
+        ];
+        let happened = |&(name, part): &(&str, f64)| name != "verify" || part > 0.0;
+        parts.into_iter().filter(happened).collect()
     }
 }
 
@@ -168,6 +176,10 @@ pub struct Report {
     pub dirty_tracking: Option<Tracking>,
     /// Connections that carried pages.
     pub streams: u16,
+    /// Whether all that was sent was encrypted, and the destination had to prove who it is.
+    pub tls: bool,
+    /// The first name in the destination's certificate.
+    pub tls_peer: Option<String>,
     /// `wire_bytes` over the time from the first round to the end.
     pub mean_bandwidth_bytes_per_s: u64,
 }
@@ -202,8 +214,16 @@ impl Report {
             untouched_pages: 0,
             dirty_tracking: None,
             streams: 1,
+            tls: false,
+            tls_peer: None,
             mean_bandwidth_bytes_per_s: 0,
         }
+    }
+
+    /// Notes who the destination has proved to be, if it had to.
+    pub(crate) fn secured_with(&mut self, peer: Option<&Identity>) {
+        self.tls = peer.is_some();
+        self.tls_peer = peer.map(|peer| peer.name.clone());
     }
 
     /// Adds what the guest got done less.

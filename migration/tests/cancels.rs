@@ -26,6 +26,8 @@ fn busy() -> std::sync::Arc<World> {
 fn cancelled_at(when: impl Fn(&Event) -> bool) {
     let world = busy();
     let (a, b) = UnixStream::pair().unwrap();
+    // First, since it takes its time on a busy machine and the receiver is not patient for ever.
+    let guest = boot(&world);
     let receiving = receiving(&world, b);
     let cancel = CancelToken::new().unwrap();
     let mut hits = 0;
@@ -34,7 +36,7 @@ fn cancelled_at(when: impl Fn(&Event) -> bool) {
         bandwidth: Some(32 << 20),
         ..options()
     };
-    let moved = send(boot(&world), a, &slow, &cancel, &mut |event| {
+    let moved = send(guest, a, &slow, &cancel, &mut |event| {
         if when(&event) && !cancel.is_cancelled() {
             cancel.cancel().unwrap();
             hits += 1;
@@ -181,24 +183,38 @@ fn while_paced_to_a_crawl() {
     verify(&world, back(&world, moved.guest));
 }
 
-#[test]
-fn at_the_destination() {
+/// Cancels at the destination, when the source tells the first event for which `when` holds.
+fn cancelled_there_at(when: impl Fn(&Event) -> bool) {
     let world = busy();
     let (a, b) = UnixStream::pair().unwrap();
     let there = CancelToken::new().unwrap();
+    let guest = boot(&world);
     let receiving = receiving_with(&world, b, &there, PATIENCE);
     let cancel = CancelToken::new().unwrap();
-    let moved = send(boot(&world), a, &options(), &cancel, &mut |event| {
-        if matches!(event, Event::RoundStarted { index: 1, .. }) {
+    let mut hits = 0;
+    // As slow as above: where everything is sent at once there is no second round.
+    let slow = Options {
+        bandwidth: Some(32 << 20),
+        ..options()
+    };
+    let moved = send(guest, a, &slow, &cancel, &mut |event| {
+        if when(&event) && !there.is_cancelled() {
             there.cancel().unwrap();
+            hits += 1;
         }
     });
-    assert_eq!(moved.report.outcome, Outcome::Failed);
-    assert!(
-        moved.report.reason.contains("cancelled"),
-        "{}",
-        moved.report.reason
-    );
+    assert_eq!(hits, 1);
+    let reason = &moved.report.reason;
+    assert_eq!(moved.report.outcome, Outcome::Failed, "{reason}");
+    assert!(reason.contains("cancelled"), "{reason}");
     assert!(receiving.join().unwrap().is_err());
     verify(&world, back(&world, moved.guest));
+}
+
+#[test]
+fn at_the_destination() {
+    cancelled_there_at(|event| matches!(event, Event::Connected { .. }));
+    cancelled_there_at(|event| matches!(event, Event::RoundStarted { index: 0, .. }));
+    cancelled_there_at(|event| matches!(event, Event::RoundStarted { index: 1, .. }));
+    cancelled_there_at(|event| matches!(event, Event::SwitchingOver { .. }));
 }

@@ -127,9 +127,13 @@ fn auto_completes_within_the_limit_up_to_eight_times_the_link() {
                     let guest = guest(pattern, working_set, times);
                     let ran = run(&guest, ThrottlePolicy::Auto, downtime);
                     assert!(completed(&ran, downtime), "{guest:?}: {ran:?}");
-                    assert!(ran.rounds.len() <= 40, "{guest:?}: {ran:?}");
-                    // Round 0 takes 9.1 s, and the working set once more 4.6 s.
-                    assert!(total_s(&ran) < 20.0, "{guest:?}: {ran:?}");
+                    // Round 0 takes 9.1 s, and the working set once more 4.6 s. Near the link's own speed it waits half as long again.
+                    let (most, rounds) = match (0.9..=1.1).contains(&times) {
+                        true => (27.0, 60),
+                        false => (20.0, 40),
+                    };
+                    assert!(ran.rounds.len() <= rounds, "{guest:?}: {ran:?}");
+                    assert!(total_s(&ran) < most, "{guest:?}: {ran:?}");
                     assert!(
                         ran.rounds[0].throttle.get() == 0,
                         "throttled in round 0: {guest:?}"
@@ -161,6 +165,7 @@ fn least_lost(times: f64, working_set: u64, total_s: f64) -> f64 {
 /// A third of what auto-converge loses, or one part in a hundred, where that can be had: a guest that writes
 /// once or twice what the link carries, anywhere in 512 MiB, cannot be moved so fast at that price by anybody.
 /// What is spent on a blackout shorter than asked for comes on top: rounds that shrink to a quarter each.
+/// Longer than auto-converge it takes only where it waits, by no more than half, and loses less than half of the work then.
 #[test]
 fn auto_loses_a_third_of_what_auto_converge_does_and_is_no_slower() {
     for pattern in [Pattern::Uniform, Pattern::Sweep, Pattern::HotSpot] {
@@ -189,10 +194,11 @@ fn auto_loses_a_third_of_what_auto_converge_does_and_is_no_slower() {
                         lost_s(&qemu)
                     );
                     assert!(lost_s(&auto) <= allowed + polish, "{guest:?}: {auto:?}");
-                    assert!(
-                        total_s(&auto) <= total_s(&qemu) + polish,
-                        "{guest:?}: {auto:?}"
-                    );
+                    let no_later = total_s(&auto) <= total_s(&qemu) + polish;
+                    let waits = total_s(&auto) <= total_s(&qemu) * 1.5
+                        && lost_s(&auto) < lost_s(&qemu) / 2.0
+                        && times == 1.0;
+                    assert!(no_later || waits, "{guest:?}: {auto:?}");
                 }
             }
         }
@@ -344,4 +350,27 @@ proptest! {
             decision => prop_assert!(matches!(decision, Decision::GiveUp(_)), "{:?}", ran),
         }
     }
+}
+
+/// A guest that writes as fast as the link carries is let do so as long as that leaves less and less: it has to pay less then. One that
+/// writes twice as fast gains little by it, and is not waited for.
+#[test]
+fn auto_waits_where_that_saves_work() {
+    let ran = run(&guest(Pattern::Uniform, 512, 1.0), ThrottlePolicy::Auto, 50);
+    assert!(lost_s(&ran) < 0.5 && total_s(&ran) < 26.0, "{ran:?}");
+    // Without rounds or time to spare it is slowed down as soon as going on is nearly in vain: 0.9 s are lost, in 18 s.
+    for (rounds, total) in [(10, 3600), (1000, 20)] {
+        let options = Options {
+            max_rounds: rounds,
+            max_total: Duration::from_secs(total),
+            ..options(50)
+        };
+        let guest = guest(Pattern::Uniform, 512, 1.0);
+        let hurried = simulate(&guest, &costs(LINK), &options, &Setting::default());
+        assert!(completed(&hurried, 50), "{hurried:?}");
+        assert!(total_s(&hurried) < 19.0, "{hurried:?}");
+        assert!(lost_s(&hurried) > 1.5 * lost_s(&ran), "{hurried:?}");
+    }
+    let twice = run(&guest(Pattern::Uniform, 512, 2.0), ThrottlePolicy::Auto, 50);
+    assert!(total_s(&twice) < 19.5, "{twice:?}");
 }

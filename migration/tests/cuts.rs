@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 
 use migration::cancel::CancelToken;
+use migration::options::Options;
 use migration::report::Outcome;
 use migration::source::After;
 use migration::wire::codec::{self, HEADER, Header};
@@ -81,8 +82,8 @@ fn forward(
     })
 }
 
-/// One move with a cut; gives what went through from the source and from the destination.
-fn travel(cut: Option<Cut>) -> (Vec<&'static str>, Vec<&'static str>) {
+/// One move with a cut, with the memories compared or not; gives what went through from the source and from the destination.
+fn travel(cut: Option<Cut>, verified: bool) -> (Vec<&'static str>, Vec<&'static str>) {
     let world = World::idle(&[2, 2]);
     let guest = boot(&world);
     let (source, near) = UnixStream::pair().unwrap();
@@ -97,7 +98,11 @@ fn travel(cut: Option<Cut>) -> (Vec<&'static str>, Vec<&'static str>) {
     let backward = forward(far2, near2, half(false), passed);
     let receiving = receiving(&world, destination);
     let cancel = CancelToken::new().unwrap();
-    let moved = send(guest, source, &options(), &cancel, &mut |_| {});
+    let options = Options {
+        verify: verified,
+        ..options()
+    };
+    let moved = send(guest, source, &options, &cancel, &mut |_| {});
     let arrived = receiving.join().unwrap();
     let names = (there.join().unwrap(), backward.join().unwrap());
 
@@ -134,17 +139,28 @@ fn travel(cut: Option<Cut>) -> (Vec<&'static str>, Vec<&'static str>) {
 
 #[test]
 fn a_cut_anywhere_leaves_one_guest_or_says_that_it_does_not_know() {
-    let (there, back) = travel(None);
+    cut_everywhere(false);
+}
+
+#[test]
+fn so_does_one_in_a_move_whose_memories_are_compared() {
+    cut_everywhere(true);
+}
+
+fn cut_everywhere(verified: bool) {
+    let (there, back) = travel(None, verified);
+    assert_eq!(back.contains(&"DIGESTS"), verified);
     assert_eq!(there.last(), Some(&"GO"));
     assert_eq!(back.last(), Some(&"FIGURES"));
     for (from_source, count) in [(true, there.len()), (false, back.len())] {
         for frame in 0..count {
             for middle in [false, true] {
-                travel(Some(Cut {
+                let cut = Cut {
                     from_source,
                     frame,
                     middle,
-                }));
+                };
+                travel(Some(cut), verified);
             }
         }
     }

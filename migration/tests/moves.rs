@@ -3,17 +3,20 @@
 
 mod support;
 
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use migration::cancel::CancelToken;
-use migration::event::Event;
+use migration::destination::{ReceiveOptions, receive};
+use migration::event::{Arrival, Event};
 use migration::guest::RunningGuest;
 use migration::options::{OnTimeout, Options, StateCosts, ThrottlePolicy};
 use migration::report::{BlackoutClock, Outcome, Report};
 use migration::source::After;
 use migration::work::{Baseline, VcpuWork};
 use support::run::{back, options, receiving, send, tcp_pair, travel, verify};
-use support::{Faults, World, Writer, boot, unbooted};
+use support::{FakeHost, Faults, World, Writer, boot, unbooted};
 
 fn assert_sums(report: &Report) {
     let parts = report.blackout.unwrap();
@@ -330,4 +333,43 @@ fn a_destination_that_cannot_do_its_part_gives_the_guest_back() {
         assert!(guest.heartbeat().is_some());
         verify(&world, guest);
     }
+}
+
+/// The destination is stopped between READY and GO, and so long that a person may have given it up.
+#[test]
+fn go_that_is_found_too_late_runs_nothing() {
+    let world = World::idle(&[4]);
+    let (a, b) = UnixStream::pair().unwrap();
+    let mut host = FakeHost(Arc::clone(&world));
+    let impatient = ReceiveOptions {
+        peer_timeout: Duration::from_millis(500),
+        ..ReceiveOptions::default()
+    };
+    let receiving = std::thread::spawn(move || {
+        let cancel = CancelToken::new().unwrap();
+        let mut stop = |arrival| {
+            if arrival == Arrival::Ready {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        };
+        let source = Box::new(b);
+        receive(
+            &mut host,
+            source,
+            "the source",
+            None,
+            &impatient,
+            &cancel,
+            &mut stop,
+        )
+    });
+    let cancel = CancelToken::new().unwrap();
+    let moved = send(boot(&world), a, &options(), &cancel, &mut |_| {});
+    let error = receiving.join().unwrap().unwrap_err().to_string();
+    assert!(error.contains("s after READY"), "{error}");
+    // This source is patient, so it hears of it and has its guest back.
+    assert_eq!(moved.report.outcome, Outcome::Failed);
+    let reason = &moved.report.reason;
+    assert!(reason.contains("s after READY"), "{reason}");
+    verify(&world, back(&world, moved.guest));
 }

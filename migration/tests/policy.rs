@@ -433,6 +433,27 @@ fn auto_slows_down_late_strongly_and_lets_go() {
     assert_eq!(seen, [0, 0, 0, 74, 87, 87, 74, 0]);
 }
 
+/// As much is written as is sent, and yet there is less left from round to round.
+#[test]
+fn auto_waits_as_long_as_that_leaves_less_and_less() {
+    let policy = ThrottlePolicy::Auto;
+    let mut looks = vec![end(3_000, 0, 2_000, 65_536, 32_768)];
+    // A third, a quarter and so on of the 32,768, and the time that the rounds take.
+    let mut elapsed = 3_000;
+    for round in 1..12 {
+        let (pages, left) = (32_768 / u64::from(round), 32_768 / u64::from(round + 1));
+        elapsed += pages * 1000 / 28_725;
+        looks.push(end(elapsed, round, pages * 1000 / 28_725, pages, left));
+    }
+    let seen = percents(policy, ms(50), &looks);
+    assert_eq!(seen[..8], [0; 8], "{seen:?}");
+    // It rises: it is slowed down at once.
+    looks.truncate(7);
+    looks.push(end(elapsed, 7, 200, 5_500, 5_600));
+    let seen = percents(policy, ms(50), &looks);
+    assert!(seen[6] == 0 && seen[7] >= 75, "{seen:?}");
+}
+
 #[test]
 fn auto_leaves_a_guest_alone_that_gets_on_by_itself() {
     let policy = ThrottlePolicy::Auto;

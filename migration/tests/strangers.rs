@@ -116,7 +116,7 @@ fn other_programs_are_recognized_by_the_receiver() {
 fn another_version_is_refused_on_both_sides_with_both_versions() {
     let (reason, _) = source_against(future(), false, &options());
     assert!(
-        reason.contains("versions 8 to 9") && reason.contains("1 to 2"),
+        reason.contains("versions 8 to 9") && reason.contains("1 to 3"),
         "{reason}"
     );
     let (error, heard) = receiver_against(&World::idle(&[2]), future(), false);
@@ -190,6 +190,7 @@ fn hello_of(description: Description) -> Frame {
         boot: [8; 16],
         streams: 1,
         by_descriptor: false,
+        verify: false,
         page_size: u32::try_from(PAGE_SIZE).unwrap(),
         description,
     }))

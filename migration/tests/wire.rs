@@ -10,7 +10,9 @@ use migration::pack::Codec;
 use migration::pages::{MemoryLayout, REGION_ALIGN, Region};
 use migration::state::{Kind, Section, VmState};
 use migration::wire::codec::{self, FrameError, HEADER, Header};
-use migration::wire::frame::{Figures, Frame, Hello, Live, MAX_FILLER, MAX_RUNS, Run};
+use migration::wire::frame::{
+    Figures, Frame, Hello, Live, MAX_DIGESTS, MAX_FILLER, MAX_RUNS, Question, Run,
+};
 use migration::wire::preamble;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -88,6 +90,7 @@ fn samples() -> Vec<Frame> {
             boot: [0xb0; 16],
             streams: 2,
             by_descriptor: false,
+            verify: false,
             page_size: 4096,
             description: description(),
         })),
@@ -127,6 +130,11 @@ fn samples() -> Vec<Frame> {
             round: 3,
             pages: 0x0001_0000_0000,
         },
+        Frame::Verify(Question::Pages { block: 0x0102 }),
+        Frame::Digests {
+            first: 0x0001_0200,
+            digests: vec![0x0102_0304_0506_0708, u64::MAX],
+        },
         Frame::State(sections()),
         Frame::Ready,
         Frame::Go,
@@ -162,6 +170,7 @@ fn unhex(text: &str) -> Vec<u8> {
 fn golden(name: &str) -> String {
     let since = match name {
         "PROBE" | "FILLER" => 2,
+        "VERIFY" | "DIGESTS" => 3,
         _ => 1,
     };
     kept(since, name)
@@ -190,6 +199,23 @@ fn golden_bytes() {
         let name = frame.name();
         assert_eq!(golden(name), hex(&encode(&frame)), "{name}");
         assert_eq!(decode(&unhex(&golden(name))).unwrap(), frame, "{name}");
+    }
+}
+
+/// What a frame can say since a later version than it came with.
+#[test]
+fn golden_bytes_of_what_frames_have_learnt() {
+    let Some(Frame::Hello(mut hello)) = samples().into_iter().next() else {
+        panic!("the first sample is HELLO");
+    };
+    hello.verify = true;
+    let rows = [
+        (Frame::Hello(hello), "hello"),
+        (Frame::Verify(Question::Blocks), "verify-blocks"),
+    ];
+    for (frame, name) in rows {
+        assert_eq!(kept(3, name), hex(&encode(&frame)), "{name}");
+        assert_eq!(decode(&unhex(&kept(3, name))).unwrap(), frame, "{name}");
     }
 }
 
@@ -293,6 +319,33 @@ fn what_is_too_large_is_neither_sent_nor_read() {
         assert_eq!(decode(&encode(&delta(2, bytes))).is_ok(), ok, "{bytes}");
     }
     assert!(decode(&encode(&delta(257, 257 * 6))).is_err());
+    // Blocks and pages beyond any memory; digests of another kind, none, and more than there may be.
+    for block in [1 << 23, u64::MAX] {
+        let question = Question::Pages { block };
+        assert!(decode(&encode(&Frame::Verify(question))).is_err());
+    }
+    let mut bytes = encode(&Frame::Verify(Question::Blocks));
+    for (at, byte) in [(0, 2), (2, 2), (4, 1)] {
+        bytes[HEADER + at] ^= byte;
+        assert!(decode(&bytes).is_err(), "{at}");
+        bytes[HEADER + at] ^= byte;
+    }
+    let digests = |first, count| Frame::Digests {
+        first,
+        digests: vec![7; count],
+    };
+    assert!(decode(&encode(&digests((1 << 32) - 1, 1))).is_ok());
+    assert!(decode(&encode(&digests(1 << 32, 1))).is_err());
+    let mut bytes = Vec::new();
+    for count in [0, MAX_DIGESTS + 1] {
+        assert!(codec::encode(&digests(0, count), &mut bytes).is_err());
+    }
+    // Memory by descriptor is one: nothing to compare.
+    let mut bytes = encode(&samples()[0]);
+    for (flags, ok) in [(0u8, true), (1, true), (2, true), (3, false), (4, false)] {
+        bytes[HEADER + 34] = flags;
+        assert_eq!(decode(&bytes).is_ok(), ok, "{flags}");
+    }
     // Four thousand million sections in four bytes.
     let mut bytes = encode(&Frame::State(VmState::default()));
     bytes[HEADER..].copy_from_slice(&u32::MAX.to_le_bytes());
@@ -365,24 +418,28 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         any::<[u8; 16]>(),
         1u16..,
         1u32..=4096,
+        any::<bool>(),
         any_layout(),
         any_sections(),
     );
     prop_oneof![
-        hello.prop_map(|(session, boot, streams, vcpus, layout, sections)| {
-            Frame::Hello(Box::new(Hello {
-                session,
-                boot,
-                streams,
-                by_descriptor: false,
-                page_size: 4096,
-                description: Description {
-                    layout,
-                    vcpus,
-                    sections,
-                },
-            }))
-        }),
+        hello.prop_map(
+            |(session, boot, streams, vcpus, verify, layout, sections)| {
+                Frame::Hello(Box::new(Hello {
+                    session,
+                    boot,
+                    streams,
+                    by_descriptor: false,
+                    verify,
+                    page_size: 4096,
+                    description: Description {
+                        layout,
+                        vcpus,
+                        sections,
+                    },
+                }))
+            }
+        ),
         (any::<[u8; 16]>(), 1u16..).prop_map(|(boot, streams)| Frame::Accept { boot, streams }),
         (any::<[u8; 16]>(), 1u16..).prop_map(|(session, index)| Frame::Join { session, index }),
         text.prop_map(Frame::Refuse),
@@ -406,6 +463,10 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             bytes
         }),
         (any::<u32>(), any::<u64>()).prop_map(|(round, pages)| Frame::RoundEnd { round, pages }),
+        Just(Frame::Verify(Question::Blocks)),
+        (0u64..1 << 23).prop_map(|block| Frame::Verify(Question::Pages { block })),
+        (0u64..1 << 32, vec(any::<u64>(), 1..=MAX_DIGESTS))
+            .prop_map(|(first, digests)| Frame::Digests { first, digests }),
         any_sections().prop_map(Frame::State),
         Just(Frame::Ready),
         Just(Frame::Go),

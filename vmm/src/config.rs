@@ -5,9 +5,11 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use migration::pages::{MAX_MEMORY, REGION_ALIGN};
 use thiserror::Error;
@@ -17,7 +19,7 @@ use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::ring::{DEFAULT_ENTRIES, MIN_ENTRIES};
 use crate::layout::LOW_RAM_END;
 use crate::sandbox::Mode;
-use crate::units::{Size, UnitError};
+use crate::units::{Size, Span, UnitError};
 
 /// The most vCPUs a guest has.
 pub const MAX_CPUS: u8 = 8;
@@ -29,6 +31,9 @@ pub const MIN_PULSE_MEMORY: u64 = 16 << 20;
 pub const MAX_NETS: usize = 8;
 /// The memory that a receiver gives a guest at most, if not told otherwise: 8 GiB.
 pub const DEFAULT_MAX_MEMORY: u64 = 8 << 30;
+/// How long the other end of a move may do nothing before it is taken for dead.
+pub const PEER_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
 /// The longest kernel command line: what the x86-64 Linux kernel keeps of it (COMMAND_LINE_SIZE), with its
 /// closing zero.
 pub const MAX_CMDLINE: usize = 2048;
@@ -38,6 +43,9 @@ pub const MAX_TAP_NAME: usize = 15;
 /// A value that makes no sense, with what would.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
+    /// Out of range.
+    #[error("a peer timeout of {}: take 100ms to 1h", Span(*.0))]
+    PeerTimeout(Duration),
     /// Too little, too much, or not a multiple of 2 MiB.
     #[error(
         "{} of guest memory: take a multiple of 2M from {} to {}", Size(*.bytes), Size(*.least), Size(MAX_MEMORY)
@@ -107,10 +115,13 @@ pub enum ConfigError {
     /// Not something to connect to or listen on.
     #[error("{0:?} is no address: take tcp:HOST:PORT, tcp:[IPv6]:PORT or unix:PATH")]
     Target(String),
+    /// Not something that a certificate is made for.
+    #[error("peer {0:?}: take a host name or an address, as it stands in the certificate")]
+    Peer(String),
     /// Guest memory would cross a network readable by all.
     #[error(
         "{target} is not on this machine and the connection is not encrypted: guest memory, keys and passwords in it, would be readable \
-         on the way; give --insecure-plaintext if the network is yours alone, or go through a tunnel"
+         on the way; give --tls DIR (`ferry certs` makes it), or --insecure-plaintext if the network is yours alone"
     )]
     Plaintext {
         /// Where to.
@@ -185,6 +196,8 @@ pub struct GuestConfig {
     pub serial: SerialConfig,
     /// Where to listen for commands.
     pub control: Option<PathBuf>,
+    /// The folder with the host's certificate, for moves over TLS.
+    pub tls: Option<PathBuf>,
     /// How the process is confined.
     pub sandbox: Mode,
 }
@@ -293,10 +306,16 @@ pub struct ReceiveConfig {
     pub max_memory: u64,
     /// How the guest's written pages are found when it is moved on.
     pub dirty_tracking: DirtyTracking,
+    /// A source that does nothing for so long is dead.
+    pub peer_timeout: Duration,
     /// End when the first attempt failed, instead of waiting for the next.
     pub once: bool,
     /// Where to listen for commands.
     pub control: Option<PathBuf>,
+    /// The folder with the host's certificate: guests come over TLS, and may go on so.
+    pub tls: Option<PathBuf>,
+    /// The names that a source's certificate may have; any, if there is none.
+    pub peers: Vec<String>,
     /// Listen beyond loopback without encryption.
     pub insecure_plaintext: bool,
     /// How the process is confined.
@@ -384,6 +403,9 @@ impl ReceiveConfig {
     /// The first value that makes no sense.
     pub fn checked(self) -> Result<Self, ConfigError> {
         check_memory(self.max_memory, MIN_PULSE_MEMORY)?;
+        if !PEER_TIMEOUT.contains(&self.peer_timeout) {
+            return Err(ConfigError::PeerTimeout(self.peer_timeout));
+        }
         check_taps(self.nets.iter().map(|(_, tap)| tap))?;
         for (index, (slot, _)) in self.nets.iter().enumerate() {
             if usize::try_from(*slot).is_ok_and(|slot| slot >= MAX_NETS) {
@@ -393,7 +415,11 @@ impl ReceiveConfig {
                 return Err(ConfigError::SlotTwice(*slot));
             }
         }
-        self.listen.check_plaintext(self.insecure_plaintext)?;
+        for peer in &self.peers {
+            check_peer(peer)?;
+        }
+        self.listen
+            .check_plaintext(self.insecure_plaintext || self.tls.is_some())?;
         Ok(self)
     }
 }
@@ -473,6 +499,14 @@ fn parse_port(text: &str) -> Option<u16> {
     (text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit()))
         .then(|| text.parse().ok())
         .flatten()
+}
+
+/// A name that a certificate can have.
+pub(crate) fn check_peer(name: &str) -> Result<(), ConfigError> {
+    match migration::wire::tls::peer_name(name) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ConfigError::Peer(name.to_owned())),
+    }
 }
 
 fn check_memory(bytes: u64, least: u64) -> Result<(), ConfigError> {

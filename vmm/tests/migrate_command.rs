@@ -1,6 +1,7 @@
 //! `ferry migrate` as a person runs it, against a VM that answers from a script: exit statuses, the report, Ctrl-C.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Sender, channel};
@@ -207,6 +208,23 @@ fn a_vm_that_ends_in_the_middle_leaves_the_outcome_unknown() {
         "{}",
         error_line(&output)
     );
+}
+
+/// It may have begun the move before it died.
+#[test]
+fn a_vm_that_ends_before_it_answers_leaves_the_outcome_unknown() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("vm.sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let dying = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let _ = stream.read(&mut [0; 4096]);
+    });
+    let output = run(&socket, &[]);
+    dying.join().expect("it ends");
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let line = error_line(&output);
+    assert!(line.contains("its outcome is unknown here"), "{line}");
 }
 
 #[test]

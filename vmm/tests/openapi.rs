@@ -173,6 +173,8 @@ fn report() -> Report {
         untouched_pages: 6,
         dirty_tracking: Some(Tracking::Ring),
         streams: 1,
+        tls: true,
+        tls_peer: Some("beta.example.org".into()),
         mean_bandwidth_bytes_per_s: 1 << 27,
     }
 }
@@ -317,9 +319,15 @@ fn every_line_of_a_measurement_fits_and_is_read_back() {
         window_ms: 125.25,
         pages: 16,
         bytes_per_s: 523_241,
+        pages_by_vcpu: None,
+    };
+    let by_vcpu = Window {
+        pages_by_vcpu: Some(vec![9, 0, 7]),
+        ..window.clone()
     };
     for line in [
         RateEvent::Window { window },
+        RateEvent::Window { window: by_vcpu },
         RateEvent::Done {
             memory_bytes: 1 << 30,
         },
@@ -340,6 +348,10 @@ fn every_line_of_a_measurement_fits_and_is_read_back() {
         (json!({ "longest_ms": 64_001 }), false),
         (json!({ "longest_ms": 0.5 }), false),
         (json!({ "shortest_ms": 1 }), false),
+        (json!({ "sample": 0 }), false),
+        (json!({ "sample": 1 }), true),
+        (json!({ "sample": 1024 }), true),
+        (json!({ "sample": 1025 }), false),
     ] {
         let server = serde_json::from_value::<DirtyRateRequest>(value.clone())
             .is_ok_and(|request| request.checked().is_ok());
@@ -362,6 +374,7 @@ fn every_line_of_a_prediction_fits_and_is_read_back() {
         window_ms: 125.25,
         pages: 16,
         bytes_per_s: 523_241,
+        pages_by_vcpu: Some(vec![16]),
     };
     for line in [
         PredictEvent::Window { window },
@@ -434,6 +447,8 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         throttle: Throttle::AutoConverge,
         compress: Compress::Zstd,
         delta_cache_bytes: Some(64 << 20),
+        verify: true,
+        peer_timeout_ms: Some(700),
         insecure_plaintext: true,
         ..least.clone()
     };
@@ -460,6 +475,12 @@ fn every_request_fits_and_the_bounds_are_those_of_the_server() {
         (json!({ "max_rounds": 4_294_967_296u64 }), false),
         (json!({ "timeout_ms": 2_592_000_000u64 }), true),
         (json!({ "timeout_ms": 2_592_000_001u64 }), false),
+        (json!({ "verify": true }), true),
+        (json!({ "verify": 1 }), false),
+        (json!({ "peer_timeout_ms": 99 }), false),
+        (json!({ "peer_timeout_ms": 100 }), true),
+        (json!({ "peer_timeout_ms": 3_600_000 }), true),
+        (json!({ "peer_timeout_ms": 3_600_001 }), false),
         (json!({ "on_timeout": "wait" }), false),
         (json!({ "throttle": "on" }), false),
         (json!({ "throttle": true }), false),

@@ -10,7 +10,7 @@ use super::setting::FerrySetting;
 use super::trial::{Pair, Told};
 use super::{Place, Scenario};
 use crate::Error;
-use crate::ferry::Ferry;
+use crate::ferry::{Ferry, Hosts};
 
 /// Time for anything that is quick on an idle machine.
 const STEP: Duration = Duration::from_secs(60);
@@ -54,9 +54,26 @@ impl FerryPair {
         if let Some(limit) = scenario.downtime_ms {
             migrate.extend(["--downtime".to_owned(), format!("{limit}ms")]);
         }
-        let plaintext = place.is_shaped().then_some("--insecure-plaintext");
-        migrate.extend(plaintext.map(str::to_owned));
-        let args: Vec<&str> = plaintext.into_iter().collect();
+        let hosts = match setting.tls {
+            true => Some(Hosts::new(&[
+                ("source", place.address()),
+                ("destination", place.address()),
+            ])?),
+            false => None,
+        };
+        let (there, here) = match &hosts {
+            Some(hosts) => (
+                vec!["--tls".to_owned(), hosts.folder("destination")],
+                vec!["--tls".to_owned(), hosts.folder("source")],
+            ),
+            None if place.is_shaped() => {
+                let plaintext = vec!["--insecure-plaintext".to_owned()];
+                (plaintext.clone(), plaintext)
+            }
+            None => (Vec::new(), Vec::new()),
+        };
+        migrate.extend(here);
+        let args: Vec<&str> = there.iter().map(String::as_str).collect();
         let destination = Ferry::receive(place.destination(), &target, &args)?;
         Ok(Self {
             source,

@@ -19,7 +19,7 @@ mod scenario;
 mod setting;
 pub mod table;
 pub mod trial;
-mod tsc;
+pub(crate) mod tsc;
 mod witness;
 mod work;
 

@@ -91,6 +91,19 @@ const IDLE: Scenario = Scenario {
     qemu: &[MULTIFD_4, MULTIFD_2, ONE_STREAM, DEFAULTS],
 };
 
+/// A guest that writes anywhere in half of its memory, over 1 Gbit/s, by each program's policy for that.
+const LOAD: Scenario = Scenario {
+    name: "256M-load-1x-1gbit",
+    words: "beat=1 ws=16:128 rate=30518 pattern=uniform",
+    mib: 256,
+    link: Link::Shaped("1gbit"),
+    most_runs: 1,
+    downtime_ms: Some(50),
+    ferry: &["throttle-auto"],
+    qemu: &[AUTO_CONVERGE],
+    ..IDLE
+};
+
 const UNTOUCHED: Scenario = Scenario {
     name: "1G-untouched",
     fill: Fill::Untouched,
@@ -99,7 +112,10 @@ const UNTOUCHED: Scenario = Scenario {
 
 /// All scenarios, in the order of the table.
 pub const SCENARIOS: &[Scenario] = &[
-    IDLE,
+    Scenario {
+        ferry: &["default", "tls"],
+        ..IDLE
+    },
     Scenario {
         name: "4G-idle",
         mib: 4096,
@@ -167,15 +183,29 @@ pub const SCENARIOS: &[Scenario] = &[
         qemu: &[MULTIFD_2],
         ..IDLE
     },
+    // Half of what the link carries by its name, once, twice, four times that.
+    Scenario {
+        name: "256M-load-0.5x-1gbit",
+        words: "beat=1 ws=16:128 rate=15259 pattern=uniform",
+        ..LOAD
+    },
+    LOAD,
+    Scenario {
+        name: "256M-load-2x-1gbit",
+        words: "beat=1 ws=16:128 rate=61035 pattern=uniform",
+        ..LOAD
+    },
+    Scenario {
+        name: "256M-load-4x-1gbit",
+        words: "beat=1 ws=16:128 rate=122070 pattern=uniform",
+        ..LOAD
+    },
     Scenario {
         name: "1G-load-1gbit",
         words: "beat=1 ws=16:512 rate=100000 pattern=uniform",
-        link: Link::Shaped("1gbit"),
-        most_runs: 1,
-        downtime_ms: Some(50),
+        mib: 1024,
         ferry: &["throttle-auto", "throttle-auto-converge"],
-        qemu: &[AUTO_CONVERGE],
-        ..IDLE
+        ..LOAD
     },
     Scenario {
         name: "1G-text-1gbit",

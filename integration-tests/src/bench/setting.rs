@@ -26,6 +26,8 @@ pub struct FerrySetting {
     pub memory: &'static str,
     /// Whether the two processes meet at a Unix socket.
     pub unix: bool,
+    /// Whether they encrypt.
+    pub tls: bool,
     /// The subcommand and a word of its help without which the setting cannot be had.
     needs: Option<(&'static str, &'static str)>,
 }
@@ -37,6 +39,7 @@ impl FerrySetting {
             migrate: migrate.split_whitespace().map(str::to_owned).collect(),
             memory: "",
             unix: false,
+            tls: false,
             needs: None,
         }
     }
@@ -65,6 +68,11 @@ impl FerrySetting {
             Self::new("throttle-auto", "--throttle auto").needing("migrate", "--throttle"),
             Self::new("throttle-auto-converge", "--throttle auto-converge")
                 .needing("migrate", "auto-converge"),
+            Self {
+                tls: true,
+                ..Self::new("tls", "")
+            }
+            .needing("migrate", "--tls"),
             Self {
                 memory: ",backing=memfd",
                 unix: true,

@@ -27,7 +27,7 @@ fn figures() -> Result<(), Error> {
     eprintln!("many guests from one host to another …");
     let crowd = crowd::run()?;
     eprintln!("a dirty rate between the speeds of two links …");
-    let fold = fold::run()?;
+    let folds = fold::run()?;
     eprintln!("guests of 4 and 8 GiB over 1 and 10 Gbit/s …");
     let gigabits = gigabits::run()?;
     let machine = Machine::this();
@@ -39,8 +39,8 @@ fn figures() -> Result<(), Error> {
         machine.kernel
     );
     plot("gigabits", &page::gigabits_chart(&gigabits))?;
-    plot("fold", &page::fold_chart(&fold))?;
-    let text = page::page(&machine, &gigabits, &fold, &crowd);
+    plot("fold", &page::fold_chart(&folds.rows))?;
+    let text = page::page(&machine, &gigabits, &folds, &crowd);
     write(&docs.join("figures.md"), &text)?;
     println!("docs/figures.md and its plots are written");
     Ok(())

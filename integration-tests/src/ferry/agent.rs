@@ -142,7 +142,10 @@ impl LinuxGuest {
         more: &[&str],
     ) -> Result<Ferry, Error> {
         let nets: Vec<_> = (0..self.nics).map(|n| format!("{n}=tap=tap{n}")).collect();
-        let mut args = [&["--insecure-plaintext"], more].concat();
+        let mut args = more.to_vec();
+        if !more.contains(&"--tls") {
+            args.push("--insecure-plaintext");
+        }
         for net in &nets {
             args.extend(["--net", net]);
         }

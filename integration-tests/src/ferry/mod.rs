@@ -2,7 +2,10 @@
 //! the guest's memory and network seen from outside, independent of what Ferry says of itself.
 
 mod agent;
+mod cgroup;
 mod echo;
+pub mod frames;
+mod hosts;
 mod lines;
 mod naps;
 mod network;
@@ -12,7 +15,9 @@ mod relay;
 mod user;
 
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
+pub use cgroup::MemoryBound;
 pub use echo::{EchoClient, EchoCount};
+pub use hosts::Hosts;
 pub use lines::Lines;
 pub use naps::{NapWatch, Naps};
 pub use network::{Netns, World};

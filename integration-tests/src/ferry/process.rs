@@ -43,7 +43,7 @@ pub struct Migration {
 
 impl Ferry {
     /// Starts `ferry ARGS --serial stdio --control SOCK`, in a network namespace if one is given. `args`
-    /// begin with the subcommand.
+    /// begin with the subcommand; they may have a `--serial` of their own.
     ///
     /// # Errors
     /// There is no ferry binary, or it cannot be started.
@@ -77,9 +77,12 @@ impl Ferry {
         args: &[&str],
         inherited: Vec<OwnedFd>,
     ) -> Result<Self, Error> {
+        command.args(args);
+        if !args.contains(&"--serial") {
+            command.args(["--serial", "stdio"]);
+        }
         command
-            .args(args)
-            .args(["--serial", "stdio", "--control"])
+            .arg("--control")
             .arg(folder.path().join("control.sock"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -1,6 +1,4 @@
 //! A relay between two ends of a move that knows frames, to hold or cut a move exactly where a test wants it.
-//!
-//! It reads the bytes as `migration/PROTOCOL.md` has them, by itself: nothing of the engine is in here.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,16 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Netns;
+use super::frames::{HEADER, Kind, PREAMBLE, header, number};
 use crate::Error;
 
-const PREAMBLE: usize = 16;
-const HEADER: usize = 8;
-const PAGE: u64 = 4096;
-const RUNS: usize = 8;
-const RUN: usize = 12;
-
 /// The end of a move that says a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum End {
     /// The one that has the guest.
     Source,
@@ -29,29 +23,25 @@ pub enum End {
 /// A moment of a move: the `nth` frame of a kind, counted from 1; of one round, if that is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spot {
-    from: End,
-    kind: u16,
+    kind: Kind,
     round: Option<u32>,
     nth: u32,
 }
 
 impl Spot {
-    const PAGES_KIND: u16 = 16;
-
     /// The destination is about to take the guest on.
-    pub const ACCEPT: Self = Self::first(End::Destination, 2);
+    pub const ACCEPT: Self = Self::first(Kind::ACCEPT);
     /// The guest stands still and all its pages were sent; its state comes now.
-    pub const STATE: Self = Self::first(End::Source, 32);
+    pub const STATE: Self = Self::first(Kind::STATE);
     /// The destination could run the guest.
-    pub const READY: Self = Self::first(End::Destination, 33);
+    pub const READY: Self = Self::first(Kind::READY);
     /// The source gives the guest away.
-    pub const GO: Self = Self::first(End::Source, 34);
+    pub const GO: Self = Self::first(Kind::GO);
     /// The destination runs the guest.
-    pub const LIVE: Self = Self::first(End::Destination, 35);
+    pub const LIVE: Self = Self::first(Kind::LIVE);
 
-    const fn first(from: End, kind: u16) -> Self {
+    const fn first(kind: Kind) -> Self {
         Self {
-            from,
             kind,
             round: None,
             nth: 1,
@@ -61,14 +51,13 @@ impl Spot {
     /// The `nth` frame of pages in a round.
     pub const fn pages(round: u32, nth: u32) -> Self {
         Self {
-            from: End::Source,
-            kind: Self::PAGES_KIND,
+            kind: Kind::PAGES,
             round: Some(round),
             nth,
         }
     }
 
-    fn is(&self, kind: u16, body: &[u8]) -> bool {
+    fn is(&self, kind: Kind, body: &[u8]) -> bool {
         let round = || number(body.get(..4).unwrap_or_default());
         self.kind == kind && self.round.is_none_or(|wanted| u64::from(wanted) == round())
     }
@@ -317,11 +306,12 @@ impl<'a> Pump<'a> {
         loop {
             let mut frame = vec![0; HEADER];
             self.from.read_exact(&mut frame)?;
-            let kind = u16::try_from(number(&frame[..2])).unwrap_or(0);
-            let length = usize::try_from(number(&frame[4..8])).unwrap_or(0);
+            let (kind, length) = header(&frame);
             frame.resize(HEADER + length, 0);
             self.from.read_exact(&mut frame[HEADER..])?;
-            if self.end == self.spot.from && self.spot.is(kind, &frame[HEADER..]) && self.at_spot()
+            if self.end == self.spot.kind.said_by()
+                && self.spot.is(kind, &frame[HEADER..])
+                && self.at_spot()
             {
                 match self.fault {
                     Fault::Hold => self.shared.hold(),
@@ -330,7 +320,7 @@ impl<'a> Pump<'a> {
                 }
             }
             self.pass(&frame)?;
-            self.pass_pages(kind, &frame[HEADER..])?;
+            self.pass_behind(kind, &frame[HEADER..])?;
         }
     }
 
@@ -351,13 +341,9 @@ impl<'a> Pump<'a> {
         self.to.write_all(bytes)
     }
 
-    /// The bytes that follow a frame of pages without being counted in it.
-    fn pass_pages(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
-        if kind != Spot::PAGES_KIND {
-            return Ok(());
-        }
-        let runs = body.get(RUNS..).unwrap_or_default().chunks_exact(RUN);
-        let bytes = runs.map(|run| number(&run[8..]) * PAGE).sum();
+    /// The bytes that follow a frame without being counted in it.
+    fn pass_behind(&mut self, kind: Kind, body: &[u8]) -> io::Result<()> {
+        let bytes = kind.behind(body);
         let mut from = self.from;
         let mut to = self.to;
         let passed = io::copy(&mut Read::by_ref(&mut from).take(bytes), &mut to)?;
@@ -379,9 +365,4 @@ impl<'a> Pump<'a> {
         }
         Ok(())
     }
-}
-
-/// A number of up to eight bytes, the least first.
-fn number(bytes: &[u8]) -> u64 {
-    (bytes.iter().rev()).fold(0, |value, &byte| value << 8 | u64::from(byte))
 }

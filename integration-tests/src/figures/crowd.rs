@@ -114,9 +114,10 @@ fn seconds(gib: f64, link: LinkModel) -> f64 {
     // Whole GiB are too coarse here: between them it is a straight line.
     let of = |gib: u64| {
         let load = Load {
-            gib,
+            mib: gib << 10,
             working_set_mib: 0,
             bytes_per_s: 0.0,
+            busy: 1.0,
         };
         load.predicted(link, ThrottlePolicy::Auto).total_ms.expected / 1000.0
     };

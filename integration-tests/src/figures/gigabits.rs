@@ -103,9 +103,10 @@ fn used(records: &[Record], gib: u64) -> Option<[f64; 2]> {
 
 fn predicted(gib: u64, gbit: u32, loaded: bool, bytes_per_s: f64) -> f64 {
     let load = Load {
-        gib,
+        mib: gib << 10,
         working_set_mib: WORKING_SET_MIB,
         bytes_per_s: if loaded { bytes_per_s } else { 0.0 },
+        busy: 1.0,
     };
     let prediction = load.predicted(link(f64::from(gbit)), ThrottlePolicy::Auto);
     prediction.total_ms.expected / 1000.0

@@ -41,12 +41,14 @@ pub fn link(gbits: f64) -> LinkModel {
 /// A guest whose memory is all content.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
-    /// Its memory in GiB.
-    pub gib: u64,
+    /// Its memory in MiB.
+    pub mib: u64,
     /// What it writes to, anywhere in it, in MiB.
     pub working_set_mib: u64,
     /// Bytes a second that it writes.
     pub bytes_per_s: f64,
+    /// The share of its time that it is busy with that, above 0 and at most 1.
+    pub busy: f64,
 }
 
 impl Load {
@@ -61,8 +63,11 @@ impl Load {
             throttle,
             ..Options::default()
         };
-        let memory = Memory::full(self.gib << 30);
-        predict(&Question::new(memory, Writes::known(writes), link, options))
+        let memory = Memory::full(self.mib << 20);
+        predict(&Question {
+            busy: self.busy,
+            ..Question::new(memory, Writes::known(writes), link, options)
+        })
     }
 }
 

@@ -1,8 +1,12 @@
 //! Commands to a VM that is not there, or is something else.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::{fs, thread};
 
 use tempfile::TempDir;
@@ -10,15 +14,22 @@ use tempfile::TempDir;
 use super::support::{beating, ferry, refuses, text, ticks_on};
 
 const ERROR: i32 = 1;
+const UNKNOWN: i32 = 4;
 
 /// Every command that speaks to a VM, at that socket.
 fn everybody_refuses(socket: &Path, parts: &[&str]) {
+    everybody_ends(socket, ERROR, parts);
+}
+
+/// The same; a move ends with this status.
+fn everybody_ends(socket: &Path, moving: i32, parts: &[&str]) {
     for act in ["status", "pause", "resume", "cancel", "stop", "migrate"] {
         let mut command = ferry(&[act, "--control", text(socket)]);
         if act == "migrate" {
             command.arg("tcp:127.0.0.1:9");
         }
-        refuses(command, ERROR, parts);
+        let status = if act == "migrate" { moving } else { ERROR };
+        refuses(command, status, parts);
     }
 }
 
@@ -66,7 +77,8 @@ fn somebody_else_there() {
     let path = folder.path().join("closes");
     let listener = UnixListener::bind(&path).unwrap();
     thread::spawn(move || while listener.accept().is_ok() {});
-    everybody_refuses(&path, &["broke", "not a VM's socket"]);
+    // It may have been a VM that has begun the move before it died.
+    everybody_ends(&path, UNKNOWN, &["broke", "not a VM's socket"]);
 }
 
 /// What a VM does not do, it says; and goes on.
@@ -84,7 +96,19 @@ fn orders_at_the_wrong_time() {
         (&["tcp:127.0.0.1"][..], ["is no address", "tcp:HOST:PORT"]),
         (
             &["tcp:192.0.2.1:9"],
-            ["is not on this machine", "--insecure-plaintext"],
+            ["is not on this machine", "--tls DIR"],
+        ),
+        (
+            &["tcp:192.0.2.1:9", "--tls", "--insecure-plaintext"],
+            ["--insecure-plaintext", "--tls"],
+        ),
+        (
+            &["--tls", "tcp:192.0.2.1:9"],
+            ["is the target, not a folder", "--tls DIR"],
+        ),
+        (
+            &["unix:/tmp/x", "--tls"],
+            ["TLS is for tcp targets", "does not leave this machine"],
         ),
         (
             &["tcp:localhost:9", "--downtime", "0ms"],
@@ -117,5 +141,37 @@ fn orders_at_the_wrong_time() {
         &["migrate is not possible", "`ferry resume` first"],
     );
     assert!(order("resume", &[]).status().unwrap().success());
+    ticks_on(&guest);
+}
+
+/// The socket is its owner's: by its mode, and where that was changed, by whom the kernel says that has come.
+#[test]
+fn another_user() {
+    const NOBODY: u32 = 65534;
+    let guest = beating(None, &[]);
+    let control = guest.control();
+    let chmod =
+        |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    assert_eq!(fs::metadata(&control).unwrap().mode() & 0o777, 0o600);
+    chmod(control.parent().unwrap(), 0o755);
+    // Where he can run it.
+    let place = tempfile::tempdir().unwrap();
+    chmod(place.path(), 0o755);
+    let program = place.path().join("ferry");
+    fs::copy(integration_tests::programs::ferry().unwrap(), &program).unwrap();
+    chmod(&program, 0o755);
+    let stop = || {
+        let mut command = Command::new(&program);
+        command.args(["stop", "--control", text(&control)]);
+        command.uid(NOBODY).gid(NOBODY);
+        command
+    };
+    refuses(stop(), ERROR, &["Permission denied"]);
+    chmod(&control, 0o666);
+    refuses(
+        stop(),
+        ERROR,
+        &["user 65534 may not control a VM of user 0"],
+    );
     ticks_on(&guest);
 }

@@ -125,7 +125,7 @@ fn strangers() {
     other[8..12].copy_from_slice(&[9, 0, 8, 0]);
     lab.refuses(
         &other,
-        &["versions 8 to 9", "1 to 2", "closer to each other"],
+        &["versions 8 to 9", "1 to 3", "closer to each other"],
     );
     lab.still_receives();
 }

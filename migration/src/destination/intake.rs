@@ -21,6 +21,10 @@ use crate::wire::iov::In;
 /// A wait for another stream looks so often whether the move is over.
 const GLANCE: Duration = Duration::from_millis(20);
 
+/// So many pages are made zero at once: 16 MiB.
+const CLEARED_PAGES: u32 = 4096;
+const CLEARED: usize = CLEARED_PAGES as usize;
+
 /// A blank guest's memory while it is filled, shared by all streams.
 #[derive(Debug)]
 pub(super) struct Intake {
@@ -140,23 +144,38 @@ impl Intake {
         let count = self.admit(round, runs, channel)?;
         let ram = RamView::new(&self.ram, &self.layout)?;
         for &run in runs {
-            ram.clear(run).ok_or_else(|| outside(run, channel))?;
+            ram.place(run).ok_or_else(|| outside(run, channel))?;
+            // In pieces: a run may be all of memory, and a cancel is to be noticed.
+            for first in (0..run.pages).step_by(CLEARED) {
+                channel.interrupted()?;
+                let piece = Run {
+                    first: run.first.saturating_add(u64::from(first)),
+                    pages: (run.pages - first).min(CLEARED_PAGES),
+                };
+                ram.clear(piece).ok_or_else(|| outside(run, channel))?;
+            }
         }
         self.lock().zero_pages += count;
         self.changed.notify_all();
         Ok(())
     }
 
-    /// Lets pages of this round pass, and has those of the next one wait for its beginning; checks that a
-    /// round has no more pages than the guest. Says how many they are.
+    /// On a further stream: has pages of the next round wait for its beginning. On the first one nobody waits, since there
+    /// the end of a round comes before the next; without it he would wait for himself.
+    pub fn wait_for(&self, round: u32, channel: &Channel) -> Result<(), ReceiveError> {
+        let mut progress = self.lock();
+        while !progress.sealed && progress.round.checked_add(1) == Some(round) {
+            progress = self.pause(progress, channel)?;
+        }
+        Ok(())
+    }
+
+    /// Lets pages of this round pass; checks that a round has no more pages than the guest. Says how many they are.
     fn admit(&self, round: u32, runs: &[Run], channel: &Channel) -> Result<u64, ReceiveError> {
         let more: u64 = runs.iter().map(|run| u64::from(run.pages)).sum();
         let mut progress = self.lock();
-        while !progress.sealed && progress.round.checked_add(1) == Some(round) && self.streams > 1 {
-            progress = self.pause(progress, channel)?;
-        }
         let what = if progress.sealed {
-            format!("pages of round {round} came after STATE")
+            format!("pages of round {round} came after VERIFY or STATE")
         } else if round != progress.round {
             format!("pages of round {round} came in round {}", progress.round)
         } else if progress.admitted + more > self.layout.pages() {
@@ -208,11 +227,19 @@ impl Intake {
         Ok(done)
     }
 
+    /// What is filled, and how it is laid out.
+    pub fn memory(&self) -> (&GuestRam, &MemoryLayout) {
+        (&self.ram, &self.layout)
+    }
+
     /// All pages are here. From now on memory is the guest's alone.
     pub fn seal(&self, channel: &Channel) -> Result<(), ReceiveError> {
         let mut progress = self.lock();
         if progress.admitted > 0 {
-            let what = format!("STATE came in the middle of round {}", progress.round);
+            let what = format!(
+                "VERIFY or STATE came in the middle of round {}",
+                progress.round
+            );
             return Err(broken(channel, what));
         }
         progress.sealed = true;

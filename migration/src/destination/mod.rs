@@ -2,10 +2,12 @@
 //! source owns it, and whatever goes wrong here costs nothing but the attempt.
 
 mod alarm;
+mod handover;
 mod intake;
 mod probed;
 mod receiver;
 mod streams;
+mod verify;
 
 pub use streams::Accept;
 
@@ -14,10 +16,12 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use self::alarm::Alarm;
+use self::handover::take_over;
 use self::receiver::{Means, Receiver};
 use crate::cancel::{CancelToken, Cancelled};
 use crate::event::Arrival;
 use crate::guest::{BlankGuest, GuestError, Heartbeat, Host, PausedGuest};
+use crate::handover::{Destination, DestinationAct, DestinationEvent};
 use crate::options::MAX_STREAMS;
 use crate::pack::unpacker::UnpackError;
 use crate::source::chain;
@@ -185,7 +189,8 @@ pub fn receive<H: Host>(
         events,
     };
     let mut accepted = false;
-    match converse(&mut means, &mut channel, &mut accepted) {
+    let mut stand = Destination::default();
+    match converse(&mut means, &mut channel, &mut accepted, &mut stand) {
         Ok(guest) => Ok(Received {
             guest,
             finish: Finish {
@@ -195,7 +200,11 @@ pub fn receive<H: Host>(
         }),
         Err(error) => {
             let error = alarm.cause(error);
-            explain(&mut channel, accepted, &error);
+            // What there was of the guest has gone with the conversation.
+            let (stand, _) = stand.on(DestinationEvent::Over);
+            if let (_, DestinationAct::SayFailed) = stand.on(DestinationEvent::Freed) {
+                explain(&mut channel, accepted, &error);
+            }
             Err(error)
         }
     }
@@ -220,20 +229,21 @@ fn explain(channel: &mut Channel, accepted: bool, error: &ReceiveError) {
     channel.farewell(&frame, LINGER);
 }
 
-/// The whole exchange, up to LIVE.
+/// The whole exchange, up to LIVE. After an error nothing of the guest is left.
 fn converse<H: Host>(
     means: &mut Means<'_, H>,
     channel: &mut Channel,
     accepted: &mut bool,
+    stand: &mut Destination,
 ) -> Result<Arrived<H>, ReceiveError> {
     channel.greet()?;
     let mut receiver = Receiver::Waiting;
     loop {
-        let frame = channel.receive()?;
+        let frame = channel.receive_up_to(receiver.largest())?;
         receiver = receiver.take(frame, means, channel)?;
         *accepted = true;
-        if let Receiver::Live(guest) = receiver {
-            return Ok(guest);
+        if let Receiver::Filled(filled) = receiver {
+            return take_over(*filled, means, channel, stand);
         }
     }
 }

@@ -62,6 +62,7 @@ fn listen<H>(
         Some(accept) => Joining {
             accept: &mut **accept,
             session,
+            identity: channel.identity().cloned(),
             streams,
             timeout: channel.patience(),
             cancel: channel.cancel_token(),

@@ -1,30 +1,35 @@
-//! From HELLO to LIVE: what the receiver is waiting for, and what each frame makes of it.
+//! From HELLO to STATE: what the receiver is waiting for, and what each frame makes of it.
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use super::alarm::Alarm;
 use super::intake::Intake;
 use super::probed;
 use super::streams::{Accept, Joining, Streams};
-use super::{Arrived, Paused, ReceiveError, ReceiveOptions};
-use crate::clock::{boot_id, boottime_ns};
+use super::verify;
+use super::{ReceiveError, ReceiveOptions};
+use crate::clock::boot_id;
 use crate::event::Arrival;
-use crate::guest::{BlankGuest, Host, PausedGuest};
+use crate::guest::{BlankGuest, Host};
 use crate::pack::unpacker::Unpacker;
+use crate::placement::{Bound, Processors};
 use crate::ram::RamView;
-use crate::source::chain;
 use crate::state::VmState;
+use crate::verify::SINCE;
 use crate::wire::channel::Channel;
-use crate::wire::frame::{Frame, Hello, Live};
+use crate::wire::frame::{Frame, Hello, MAX_HELLO, MAX_STATE};
 
 /// A blank guest whose memory is being filled. What is left of it when it goes: first the streams.
 pub(super) struct Filling<B> {
     streams: Streams,
     intake: Arc<Intake>,
     unpacker: Unpacker,
+    /// Where the first stream's bytes come in, this thread runs.
+    bound: Bound,
     blank: B,
+    /// The source may ask for digests.
+    verify: bool,
 }
 
 /// What a receiver works with besides the connection.
@@ -45,14 +50,16 @@ pub(super) enum Receiver<H: Host> {
     Waiting,
     /// Memory is filled, round by round.
     Filling(Filling<H::Blank>),
-    /// All is there and the source knows it.
-    Ready {
-        paused: Paused<H>,
-        restore_ns: u64,
-        streams: Streams,
-    },
-    /// The guest runs here.
-    Live(Arrived<H>),
+    /// All is there; the state is still to be loaded.
+    Filled(Box<Filled<H::Blank>>),
+}
+
+/// A blank guest whose memory is whole. What is left of it when it goes: first the streams.
+pub(super) struct Filled<B> {
+    /// They end when the guest runs, lest that cost it time.
+    pub streams: Streams,
+    pub blank: B,
+    pub state: VmState,
 }
 
 impl<H: Host> Receiver<H> {
@@ -72,7 +79,8 @@ impl<H: Host> Receiver<H> {
             {
                 Err(probed::answer(means, session, streams, channel))
             }
-            (Self::Filling(filling), Frame::Pages { round, runs }) => {
+            (Self::Filling(mut filling), Frame::Pages { round, runs }) => {
+                filling.bound.follow(channel.shared_processor());
                 filling.intake.pages(round, &runs, channel)?;
                 Ok(Self::Filling(filling))
             }
@@ -102,29 +110,20 @@ impl<H: Host> Receiver<H> {
                 events(filling.intake.round_end(round, pages, channel)?);
                 Ok(Self::Filling(filling))
             }
+            (Self::Filling(mut filling), Frame::Verify(question)) if filling.verify => {
+                // Its threads would be where this one is.
+                filling.bound.release();
+                verify::answer(question, &filling.intake, channel)?;
+                Ok(Self::Filling(filling))
+            }
             (Self::Filling(filling), Frame::State(state)) => {
                 filling.intake.seal(channel)?;
                 let Filling { blank, streams, .. } = filling;
-                let (paused, restore_ns) = load::<H>(blank, &state)?;
-                channel.send(&Frame::Ready)?;
-                events(Arrival::Ready);
-                Ok(Self::Ready {
-                    paused,
-                    restore_ns,
+                Ok(Self::Filled(Box::new(Filled {
                     streams,
-                })
-            }
-            (
-                Self::Ready {
-                    paused,
-                    restore_ns,
-                    streams,
-                },
-                Frame::Go,
-            ) => {
-                let guest = go::<H>(paused, restore_ns, channel, events)?;
-                drop(streams);
-                Ok(Self::Live(guest))
+                    blank,
+                    state,
+                })))
             }
             (receiver @ Self::Filling(_), Frame::Ping(number)) => {
                 channel.send(&Frame::Pong(number))?;
@@ -142,12 +141,20 @@ impl<H: Host> Receiver<H> {
         }
     }
 
+    /// How long the body of the next frame may be, beyond what most frames have.
+    pub fn largest(&self) -> u32 {
+        match self {
+            Self::Waiting => MAX_HELLO,
+            Self::Filling(_) => MAX_STATE,
+            Self::Filled(_) => 0,
+        }
+    }
+
     fn expects(&self) -> &'static str {
         match self {
             Self::Waiting => "HELLO or PROBE",
             Self::Filling(_) => "pages or STATE",
-            Self::Ready { .. } => "GO",
-            Self::Live(_) => "nothing",
+            Self::Filled(_) => "nothing",
         }
     }
 }
@@ -158,6 +165,11 @@ fn prepare<H: Host>(
     hello: Hello,
     channel: &mut Channel,
 ) -> Result<Filling<H::Blank>, ReceiveError> {
+    if hello.verify && channel.version() < SINCE {
+        let peer = channel.peer().to_owned();
+        let what = "HELLO asks for digests, which are not in this version".to_owned();
+        return Err(ReceiveError::Pages { peer, what });
+    }
     let description = hello.description;
     let memory = match hello.by_descriptor {
         true => Some(files(channel)?),
@@ -180,6 +192,7 @@ fn prepare<H: Host>(
         Some(accept) => Joining {
             accept: &mut **accept,
             session: hello.session,
+            identity: channel.identity().cloned(),
             streams,
             timeout: channel.patience(),
             cancel: channel.cancel_token(),
@@ -194,11 +207,15 @@ fn prepare<H: Host>(
         memory_bytes: description.layout.bytes(),
         vcpus: description.vcpus,
     });
+    // Asked before this thread is bound, and the others inherit that.
+    let processors = Processors::shared(streams);
     Ok(Filling {
         unpacker: Unpacker::default(),
-        streams: Streams::start(channels, &intake, means.alarm)?,
+        streams: Streams::start(channels, &intake, processors.as_ref(), means.alarm)?,
+        bound: Bound::new(processors),
         intake,
         blank,
+        verify: hello.verify,
     })
 }
 
@@ -225,51 +242,4 @@ fn files(channel: &mut Channel) -> Result<Vec<File>, ReceiveError> {
             expected: "MEMORY",
         }),
     }
-}
-
-/// Makes the filled guest one that can run.
-fn load<H: Host>(blank: H::Blank, state: &VmState) -> Result<(Paused<H>, u64), ReceiveError> {
-    let began = Instant::now();
-    let paused = blank.load(state)?;
-    Ok((paused, nanos(began.elapsed())))
-}
-
-/// Runs the guest and says so. Whether that can be heard does not matter any more: it runs here.
-fn go<H: Host>(
-    paused: Paused<H>,
-    restore_ns: u64,
-    channel: &mut Channel,
-    events: &mut dyn FnMut(Arrival),
-) -> Result<Arrived<H>, ReceiveError> {
-    let began = Instant::now();
-    channel.cancel_token().commit()?;
-    let guest = match paused.resume() {
-        Ok(guest) => guest,
-        Err(failed) => {
-            // Gone before the source hears that it may resume its own.
-            drop(failed.guest);
-            return Err(failed.error.into());
-        }
-    };
-    let resume = began.elapsed();
-    let live = Live {
-        restore_ns,
-        resume_ns: nanos(resume),
-        resumed_at_ns: boottime_ns(),
-    };
-    if let Err(error) = channel.send(&Frame::Live(live)) {
-        tracing::warn!(
-            "the guest runs here, but the source could not be told: {}",
-            chain(&error)
-        );
-    }
-    events(Arrival::Live {
-        restore: Duration::from_nanos(restore_ns),
-        resume,
-    });
-    Ok(guest)
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -12,9 +12,12 @@ use crate::cancel::CancelToken;
 use crate::confined::{self, Role};
 use crate::guest::GuestError;
 use crate::pack::unpacker::Unpacker;
+use crate::placement::{Bound, Processors};
+use crate::source::chain;
 use crate::wire::Transport;
 use crate::wire::channel::Channel;
 use crate::wire::frame::{Frame, SessionId};
+use crate::wire::transport::Identity;
 
 /// How long a new connection may take to say which move it belongs to. The source says so at once; a stranger
 /// that says nothing holds the move up for so long.
@@ -40,6 +43,8 @@ pub trait Accept {
 pub(super) struct Joining<'a> {
     pub accept: &'a mut dyn Accept,
     pub session: SessionId,
+    /// Who opened the first stream, where that had to be proved. Nobody else may open another.
+    pub identity: Option<Identity>,
     /// Streams in all, the first counted.
     pub streams: u16,
     pub timeout: Duration,
@@ -79,10 +84,23 @@ impl Joining<'_> {
     fn introduced(&self, transport: Box<dyn Transport>, peer: &str) -> Option<(u16, Channel)> {
         let mut channel = Channel::new(transport, peer, INTRODUCTION, self.cancel).ok()?;
         let said = channel.greet().and_then(|_| channel.receive());
+        if said.is_ok() && channel.identity() != self.identity.as_ref() {
+            tracing::warn!(
+                "{} is not who began this move and was turned away",
+                channel.peer()
+            );
+            let reason = "another host has begun this move, by its certificate".into();
+            channel.farewell(&Frame::Refuse(reason), LINGER);
+            return None;
+        }
         match said {
             Ok(Frame::Join { session, index }) if session == self.session => Some((index, channel)),
             said => {
-                tracing::warn!("{peer} is no stream of this move and was turned away: {said:?}");
+                let said = match said {
+                    Ok(frame) => format!("it sent {}", frame.name()),
+                    Err(error) => chain(&error),
+                };
+                tracing::warn!("{peer} is no stream of this move and was turned away: {said}");
                 let reason = "another move is coming in here; try again when it is over".into();
                 channel.farewell(&Frame::Refuse(reason), LINGER);
                 None
@@ -103,6 +121,7 @@ impl Streams {
     pub fn start(
         channels: Vec<Channel>,
         intake: &Arc<Intake>,
+        processors: Option<&Processors>,
         alarm: &Alarm,
     ) -> Result<Self, ReceiveError> {
         let mut streams = Self {
@@ -112,10 +131,11 @@ impl Streams {
         for (index, mut channel) in (1..).zip(channels) {
             channel.listen_to(&alarm.token);
             let intake = Arc::clone(intake);
+            let mut bound = Bound::new(processors.cloned());
             let thread = thread::Builder::new().name("stream".into());
             let thread = thread.spawn(move || {
                 confined::started(Role::Stream);
-                if let Err(error) = fill(&intake, &mut channel) {
+                if let Err(error) = fill(&intake, &mut bound, &mut channel) {
                     let source = Box::new(error);
                     intake.stream_ended(ReceiveError::Stream { index, source });
                 }
@@ -138,22 +158,33 @@ impl Drop for Streams {
 }
 
 /// What a further stream may say, until it ends.
-fn fill(intake: &Intake, channel: &mut Channel) -> Result<(), ReceiveError> {
+fn fill(intake: &Intake, bound: &mut Bound, channel: &mut Channel) -> Result<(), ReceiveError> {
     let mut unpacker = Unpacker::default();
     loop {
         channel.wait_for_frame()?;
         match channel.receive()? {
-            Frame::Pages { round, runs } => intake.pages(round, &runs, channel)?,
+            Frame::Pages { round, runs } => {
+                intake.wait_for(round, channel)?;
+                bound.follow(channel.shared_processor());
+                intake.pages(round, &runs, channel)?;
+            }
             Frame::Packed {
                 round,
                 runs,
                 codec,
                 bytes,
-            } => intake.packed(round, &runs, (codec, bytes), &mut unpacker, channel)?,
+            } => {
+                intake.wait_for(round, channel)?;
+                intake.packed(round, &runs, (codec, bytes), &mut unpacker, channel)?;
+            }
             Frame::Delta { round, runs, bytes } => {
+                intake.wait_for(round, channel)?;
                 intake.delta(round, &runs, bytes, &mut unpacker, channel)?;
             }
-            Frame::Zero { round, runs } => intake.zero(round, &runs, channel)?,
+            Frame::Zero { round, runs } => {
+                intake.wait_for(round, channel)?;
+                intake.zero(round, &runs, channel)?;
+            }
             Frame::Ping(number) => channel.send(&Frame::Pong(number))?,
             frame => {
                 return Err(ReceiveError::Unexpected {

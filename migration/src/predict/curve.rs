@@ -374,6 +374,7 @@ mod tests {
             window_ms,
             pages,
             bytes_per_s: 0,
+            pages_by_vcpu: None,
         };
         assert!(Curve::measured(&[window(f64::NAN, 1)]).is_err());
         assert!(Curve::measured(&[window(125.3, 1), window(250.1, 1)]).is_ok());

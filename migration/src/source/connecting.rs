@@ -22,10 +22,13 @@ use crate::options::{Options, ThrottlePolicy};
 use crate::pack::Compress;
 use crate::pack::packer::{Packer, Resent};
 use crate::pages::PAGE_SIZE;
+use crate::placement::Processors;
 use crate::report::Report;
+use crate::verify;
 use crate::wire::Connect;
-use crate::wire::channel::Channel;
+use crate::wire::channel::{Channel, ChannelError};
 use crate::wire::frame::{Frame, Hello, SessionId};
+use crate::wire::tls::TlsError;
 
 /// The guest runs, nobody else knows of it.
 pub(super) struct Connecting<G> {
@@ -45,6 +48,8 @@ pub(super) struct Link {
     pub shared_clock: bool,
     /// The quickest answer to a PING so far.
     pub round_trip: Duration,
+    /// What the streams are spread over, where the destination's ends of them run on the same few processors.
+    pub processors: Option<Processors>,
     /// The destination maps the very memory of the guest: there are no pages to send.
     pub by_descriptor: bool,
 }
@@ -56,9 +61,10 @@ impl<G: RunningGuest> Connecting<G> {
         trip.report.memory_bytes = description.layout.bytes();
         let blind = trip.options.throttle == ThrottlePolicy::DirtyLimit
             && self.guest.dirty_log().written_by_vcpu().is_none();
-        let opened = match blind {
-            true => Err(MoveError::WritersUnknown),
-            false => Link::open(trip, description),
+        let opened = match (blind, trip.options.verify && trip.target.is_local()) {
+            (true, _) => Err(MoveError::WritersUnknown),
+            (_, true) => Err(MoveError::NothingToVerify),
+            _ => Link::open(trip, description),
         };
         let mut link = match opened {
             Ok(link) => link,
@@ -95,6 +101,7 @@ impl Link {
             description,
             shared_clock: false,
             round_trip: Duration::MAX,
+            processors: None,
             by_descriptor: trip.target.is_local(),
         })
     }
@@ -168,10 +175,15 @@ impl Link {
         &mut self,
         session: SessionId,
         files: &[BorrowedFd<'_>],
-        trip: &Trip<'_>,
+        trip: &mut Trip<'_>,
     ) -> Result<(), MoveError> {
         let channel = &mut self.main.channel;
-        channel.greet()?;
+        let version = channel.greet()?;
+        if trip.options.verify && version < verify::SINCE {
+            let peer = channel.peer().to_owned();
+            return Err(MoveError::CannotVerify { peer, version });
+        }
+        trip.report.secured_with(channel.identity());
         let streams = match self.by_descriptor {
             true => 1,
             false => trip.options.streams.max(1),
@@ -181,6 +193,7 @@ impl Link {
             boot: boot_id().unwrap_or_default(),
             streams,
             by_descriptor: self.by_descriptor,
+            verify: trip.options.verify,
             page_size: u32::try_from(PAGE_SIZE).unwrap_or(u32::MAX),
             description: self.description.clone(),
         })))?;
@@ -205,6 +218,9 @@ impl Link {
             frame => return Err(instead_of("ACCEPT", &frame, channel)),
         };
         self.join(granted.min(trip.options.streams), session, trip)?;
+        if self.main.channel.shared_processor().is_some() {
+            self.processors = Processors::shared(self.streams());
+        }
         self.measure_round_trip()
     }
 
@@ -231,7 +247,16 @@ impl Link {
             });
             ended.collect()
         });
-        self.others = joined?;
+        let joined = joined?;
+        let mut channels = joined.iter().map(|line| &line.channel);
+        if let Some(other) = channels.find(|other| other.identity() != self.main.channel.identity())
+        {
+            return Err(MoveError::Channel(ChannelError::Tls {
+                peer: other.peer().to_owned(),
+                source: TlsError::OtherHost,
+            }));
+        }
+        self.others = joined;
         Ok(())
     }
 

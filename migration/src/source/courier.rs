@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::error::MoveError;
 use super::line::Line;
 use super::pacer::Pacer;
-use super::streams::Tally;
+use super::streams::{SIGN, Tally};
 use crate::dirty::DirtyLog;
 use crate::guest::GuestRam;
 use crate::pages::{MemoryLayout, PageSet};
@@ -77,6 +77,8 @@ pub(super) struct Courier<'a> {
     zero: Batch,
     /// Runs sent since the destination was last asked for a sign of life.
     unasked: usize,
+    /// When this line last said something.
+    last_sent: Instant,
     pub counts: Counts,
 }
 
@@ -118,6 +120,7 @@ impl<'a> Courier<'a> {
             data: Batch::default(),
             zero: Batch::default(),
             unasked: 0,
+            last_sent: Instant::now(),
             counts: Counts::default(),
         })
     }
@@ -144,8 +147,10 @@ impl<'a> Courier<'a> {
         self.flush()
     }
 
-    /// Sends what waits. Before that it listens: a destination that cannot go on says so at any time.
+    /// Sends what waits. Before that it listens: a destination that cannot go on says so at any time, and where zeros
+    /// are looked through and nothing is sent, a cancel would not be noticed, nor this side's life on the other.
     fn flush(&mut self) -> Result<(), MoveError> {
+        self.line.channel.interrupted()?;
         self.line.listen()?;
         let began = Instant::now();
         let before = self.line.channel.sent_bytes();
@@ -172,8 +177,12 @@ impl<'a> Courier<'a> {
             let runs = zero.runs;
             self.line.channel.send(&Frame::Zero { round, runs })?;
         }
-        if self.unasked >= SIGN_EVERY {
+        if self.line.channel.sent_bytes() != before {
+            self.last_sent = Instant::now();
+        }
+        if self.unasked >= SIGN_EVERY || self.last_sent.elapsed() >= SIGN {
             self.unasked = 0;
+            self.last_sent = Instant::now();
             self.line.ask()?;
         }
         self.counts.sending += began.elapsed();

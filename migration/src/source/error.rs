@@ -55,6 +55,31 @@ pub enum MoveError {
         "dirty-limit slows down the vCPUs that write, and the dirty log of this guest does not know which those are: start it with --dirty-tracking ring, or ask for --throttle auto"
     )]
     WritersUnknown,
+    /// There are no two memories to compare.
+    #[error(
+        "a move over a Unix socket hands over the memory itself, so there are no two to compare: leave --verify out, or move over TCP (tcp:127.0.0.1:PORT)"
+    )]
+    NothingToVerify,
+    /// The destination does not know how to compare.
+    #[error(
+        "{peer} speaks version {version} of the migration protocol, which cannot compare memories: use a newer ferry there, or leave --verify out"
+    )]
+    CannotVerify {
+        /// The destination.
+        peer: String,
+        /// What it speaks.
+        version: u16,
+    },
+    /// The memories differ.
+    #[error(
+        "the memory that arrived at {peer} is not the guest's: {what}; the memory or the network of one of the hosts is at fault, or ferry is"
+    )]
+    Differs {
+        /// The destination.
+        peer: String,
+        /// Which pages.
+        what: String,
+    },
     /// Neither LIVE nor FAILED came after GO.
     #[error(
         "the destination was told to run the guest and nobody knows whether it does: the guest stays paused here until somebody decides"

@@ -1,9 +1,11 @@
 //! Before the first round: which pages it has to send, and which of them are likely to go again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::MoveError;
 use super::trip::Trip;
+use crate::cancel::CancelToken;
 use crate::dirty::DirtyLog;
 use crate::guest::GuestRam;
 use crate::pack::packer::Resent;
@@ -50,6 +52,7 @@ pub(super) fn leave_out_untouched(
     ram: &GuestRam,
     layout: &MemoryLayout,
     log: &dyn DirtyLog,
+    cancel: &CancelToken,
 ) -> Result<u64, MoveError> {
     let look = || {
         let touched = touched(ram, layout);
@@ -66,6 +69,7 @@ pub(super) fn leave_out_untouched(
         return Ok(0);
     }
     for piece in untouched.pieces(layout, UNTOUCHED_CHUNK) {
+        cancel.sleep(Duration::ZERO)?;
         log.rearm(&untouched, piece)?;
     }
     let Ok(now) = look() else {

@@ -1,9 +1,5 @@
-//! Last phase: who runs the guest? READY, GO, LIVE: at every moment exactly one side may run it, and only
-//! between GO and LIVE this side does not know which.
-//!
-//! Before GO this side owns the guest and resumes it if anything goes wrong. From GO on it never does so by
-//! itself: either LIVE says that the guest runs there, or FAILED gives it back, or nobody knows, and the
-//! guest stays paused here until a person decides.
+//! Last phase: who runs the guest? READY, GO, LIVE. What is to be done is decided by [`crate::handover`]; here it is
+//! done, and what comes of it is told there.
 
 use std::time::Duration;
 
@@ -14,7 +10,8 @@ use super::stop_and_copy::Spent;
 use super::trip::{Failed, Trip, instead_of, resume};
 use crate::clock::{boottime_ns, millis};
 use crate::event::Event;
-use crate::guest::RunningGuest;
+use crate::guest::{GuestError, RunningGuest};
+use crate::handover::{Source, SourceAct, SourceEvent};
 use crate::report::{Blackout, BlackoutClock};
 use crate::wire::frame::{Figures, Frame, Live};
 
@@ -33,50 +30,107 @@ pub(super) struct Delivered<G: RunningGuest> {
     pub figures: Figures,
 }
 
+/// Something that has happened, with what came with it.
+struct News {
+    event: SourceEvent,
+    /// What LIVE says.
+    live: Live,
+    /// Why it is not LIVE.
+    error: Option<MoveError>,
+}
+
+impl News {
+    fn of(event: SourceEvent) -> Self {
+        Self {
+            event,
+            live: Live::default(),
+            error: None,
+        }
+    }
+
+    fn bad(event: SourceEvent, error: impl Into<MoveError>) -> Self {
+        Self {
+            error: Some(error.into()),
+            ..Self::of(event)
+        }
+    }
+}
+
 impl<G: RunningGuest> Handover<G> {
     pub fn run(mut self, trip: &mut Trip<'_>) -> Result<Delivered<G>, Box<Failed<G>>> {
-        let sent = match self.commit(trip) {
-            Ok(sent) => sent,
-            Err(error) => return Err(resume(self.paused, Some(self.link), error)),
-        };
-        trip.tell(Event::Go);
-        match sent.and_then(|()| Ok(self.link.main.channel.receive()?)) {
-            Ok(Frame::Live(live)) => Ok(self.delivered(&live, trip)),
-            Ok(frame @ Frame::Failed(_)) => {
-                let error = instead_of("LIVE", &frame, &self.link.main.channel);
-                Err(resume(self.paused, None, error))
-            }
-            Ok(frame) => {
-                let error = instead_of("LIVE", &frame, &self.link.main.channel);
-                Err(self.unknown(error))
-            }
-            Err(error) => Err(self.unknown(error)),
+        let mut state = Source::default();
+        let mut news = self.hear_ready(trip);
+        let mut error = None;
+        loop {
+            let act;
+            (state, act) = state.on(news.event);
+            error = news.error.or(error);
+            news = match act {
+                SourceAct::SayGo => self.say_go(trip),
+                SourceAct::Wait => self.hear_verdict(),
+                SourceAct::Free => return Ok(self.delivered(&news.live, trip)),
+                SourceAct::Resume => {
+                    // Behind FAILED there is nobody to be told anything.
+                    let link = (news.event != SourceEvent::Failed).then_some(self.link);
+                    return Err(resume(self.paused, link, because(error)));
+                }
+                SourceAct::Keep => {
+                    return Err(Box::new(Failed {
+                        guest: After::Unknown(self.paused),
+                        error: MoveError::Unknown(Box::new(because(error))),
+                    }));
+                }
+            };
         }
     }
 
-    /// Waits for READY and says GO. An error means that GO cannot have arrived; an inner error that it may
-    /// have.
-    fn commit(&mut self, trip: &mut Trip<'_>) -> Result<Result<(), MoveError>, MoveError> {
-        match self.link.main.answer()? {
-            Frame::Ready => {}
-            frame => return Err(instead_of("READY", &frame, &self.link.main.channel)),
+    /// Waits for READY. It counts only if nobody has cancelled the move by then; from there on nobody can.
+    fn hear_ready(&mut self, trip: &Trip<'_>) -> News {
+        match self.link.main.answer() {
+            Ok(Frame::Ready) => match trip.cancel.commit() {
+                Ok(()) => News::of(SourceEvent::Ready),
+                Err(cancelled) => News::bad(SourceEvent::Cancelled, cancelled),
+            },
+            Ok(frame) => self.other("READY", &frame),
+            Err(error @ MoveError::Cancelled(_)) => News::bad(SourceEvent::Cancelled, error),
+            Err(error) => News::bad(SourceEvent::Over, error),
         }
+    }
+
+    fn say_go(&mut self, trip: &mut Trip<'_>) -> News {
         let channel = &mut self.link.main.channel;
-        trip.cancel.commit()?;
         let before = channel.sent_bytes();
-        match channel.send(&Frame::Go) {
-            Ok(()) => Ok(Ok(())),
-            // Not one byte of GO was taken, so the destination never gets it.
-            Err(error) if channel.sent_bytes() == before => Err(error.into()),
-            Err(error) => Ok(Err(error.into())),
+        let said = channel.send(&Frame::Go);
+        let begun = channel.sent_bytes() != before;
+        if begun {
+            trip.tell(Event::Go);
+        }
+        match said {
+            Ok(()) => News::of(SourceEvent::Said),
+            Err(error) if begun => News::bad(SourceEvent::Torn, error),
+            Err(error) => News::bad(SourceEvent::Unsaid, error),
         }
     }
 
-    fn unknown(self, error: MoveError) -> Box<Failed<G>> {
-        Box::new(Failed {
-            guest: After::Unknown(self.paused),
-            error: MoveError::Unknown(Box::new(error)),
-        })
+    /// Waits for LIVE or FAILED.
+    fn hear_verdict(&mut self) -> News {
+        match self.link.main.channel.receive() {
+            Ok(Frame::Live(live)) => News {
+                live,
+                ..News::of(SourceEvent::Live)
+            },
+            Ok(frame) => self.other("LIVE", &frame),
+            Err(error) => News::bad(SourceEvent::Over, error),
+        }
+    }
+
+    /// A frame other than the one expected. REFUSE is no FAILED: it belongs before the first page.
+    fn other(&self, expected: &'static str, frame: &Frame) -> News {
+        let event = match frame {
+            Frame::Failed(_) => SourceEvent::Failed,
+            _ => SourceEvent::Over,
+        };
+        News::bad(event, instead_of(expected, frame, &self.link.main.channel))
     }
 
     fn delivered(mut self, live: &Live, trip: &mut Trip<'_>) -> Delivered<G> {
@@ -117,6 +171,12 @@ impl<G: RunningGuest> Handover<G> {
     }
 }
 
+/// Why the guest is not on the destination. Every way that ends so begins with an error; were one to come without,
+/// that is still no reason to panic with a guest in hand.
+fn because(error: Option<MoveError>) -> MoveError {
+    error.unwrap_or_else(|| GuestError::bare("the handover ended without a reason").into())
+}
+
 /// Splits the blackout. What neither side accounts for was spent between them. The destination's figures are
 /// believed as far as they fit in.
 fn break_down(total: Duration, spent: &Spent, live: &Live) -> Blackout {
@@ -130,6 +190,7 @@ fn break_down(total: Duration, spent: &Spent, live: &Live) -> Blackout {
     let final_dirty_sync_ms = part(spent.sync);
     let final_pages_ms = part(spent.pages);
     let save_state_ms = part(spent.save);
+    let verify_ms = part(spent.verify);
     let restore_ms = part(Duration::from_nanos(live.restore_ns));
     let resume_ms = part(Duration::from_nanos(live.resume_ns));
     Blackout {
@@ -137,6 +198,7 @@ fn break_down(total: Duration, spent: &Spent, live: &Live) -> Blackout {
         final_dirty_sync_ms,
         final_pages_ms,
         save_state_ms,
+        verify_ms,
         send_state_ms: millis(rest),
         restore_ms,
         resume_ms,
@@ -159,8 +221,9 @@ mod tests {
             sync: ms(2),
             pages: ms(3),
             save: ms(4),
+            verify: ms(20),
         };
-        for (restore_ns, send) in [(5_000_000, 84.0), (u64::MAX, 0.0)] {
+        for (restore_ns, send) in [(5_000_000, 64.0), (u64::MAX, 0.0)] {
             let live = Live {
                 restore_ns,
                 resume_ns: 1_000_000,
@@ -171,6 +234,7 @@ mod tests {
                 + parts.final_dirty_sync_ms
                 + parts.final_pages_ms
                 + parts.save_state_ms
+                + parts.verify_ms
                 + parts.send_state_ms
                 + parts.restore_ms
                 + parts.resume_ms;

@@ -13,6 +13,7 @@ mod precopy;
 mod stop_and_copy;
 mod streams;
 mod trip;
+mod verify;
 
 pub use error::MoveError;
 pub(crate) use error::chain;

@@ -108,8 +108,9 @@ impl<G: RunningGuest> Precopy<G> {
         let layout = self.link.description.layout.clone();
         let resent = first_round::watch(&self.todo, &layout, &*log, trip)?;
         self.link.pack(trip.options.compress, resent.as_ref());
+        let (ram, cancel) = (self.guest.ram(), trip.cancel);
         trip.report.untouched_pages =
-            first_round::leave_out_untouched(&mut self.todo, self.guest.ram(), &layout, &*log)?;
+            first_round::leave_out_untouched(&mut self.todo, ram, &layout, &*log, cancel)?;
         loop {
             let mut round = self.round(trip)?;
             let began = Instant::now();

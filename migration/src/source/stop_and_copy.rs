@@ -11,6 +11,7 @@ use super::pacer::Pacer;
 use super::precopy::chunk_pages;
 use super::streams::carry;
 use super::trip::{Failed, Trip, give_back, per_second, resume};
+use super::verify;
 use crate::clock::{boottime_ns, millis};
 use crate::event::Event;
 use crate::guest::{PausedGuest, RunningGuest};
@@ -42,6 +43,7 @@ pub(super) struct Spent {
     pub sync: Duration,
     pub pages: Duration,
     pub save: Duration,
+    pub verify: Duration,
 }
 
 impl<G: RunningGuest> StopAndCopy<G> {
@@ -59,6 +61,7 @@ impl<G: RunningGuest> StopAndCopy<G> {
             sync: Duration::ZERO,
             pages: Duration::ZERO,
             save: Duration::ZERO,
+            verify: Duration::ZERO,
         };
         let brownout = trip.brownout_began.map(|began| spent.began - began);
         trip.report.brownout_ms = brownout.map(millis);
@@ -127,6 +130,13 @@ impl<P: PausedGuest> LastPages<P> {
         }
         if !self.todo.is_empty() {
             timed(&mut spent.pages, || self.carry(&mut counts))?;
+        }
+        if trip.options.verify {
+            let compared = timed(&mut spent.verify, || {
+                verify::compare(self.paused.ram(), &mut self.link)
+            });
+            trip.report.verify_ms = Some(millis(spent.verify));
+            compared?;
         }
         let wire_bytes = self.link.sent_bytes() - sent_before;
         trip.report.zero_pages += counts.zero_pages;

@@ -15,12 +15,13 @@ use super::line::Line;
 use crate::confined::{self, Role};
 use crate::dirty::DirtyLog;
 use crate::pages::{MemoryLayout, PageSet, Pieces};
+use crate::placement::Bound;
 use crate::wire::channel::ChannelError;
 
 /// A further stream is worth its thread from so many pages on.
 const WORTHWHILE: u64 = 2 * BATCH;
-/// A stream that waits for the others says so often that it lives: well within any peer's patience.
-const SIGN: Duration = Duration::from_millis(500);
+/// A stream that waits for the others, or finds nothing to send, says so often that it lives: well within any peer's patience.
+pub(super) const SIGN: Duration = Duration::from_millis(500);
 
 /// How far a round has come, seen from all its couriers.
 #[derive(Debug, Default)]
@@ -146,8 +147,16 @@ pub(super) fn carry(
         main,
         others,
         alarm,
+        processors,
         ..
     } = link;
+    // A stream alone runs wherever the scheduler has it.
+    let processors = processors.clone().filter(|_| helpers > 0);
+    let bind = |index| {
+        let mut bound = Bound::new(processors.clone());
+        bound.follow(processors.as_ref().map(|all| all.of_stream(index)));
+        bound
+    };
     let (told, ends) = mpsc::channel();
     let toil = |line: &mut Line, look: &mut dyn FnMut(&Midway<'_>) -> Result<(), MoveError>| {
         let mut courier = Courier::new(load, line, &tally)?;
@@ -159,12 +168,13 @@ pub(super) fn carry(
     };
     thread::scope(|scope| {
         let alarm = &*alarm;
-        for line in others.iter_mut().take(helpers) {
-            let (told, toil) = (told.clone(), &toil);
+        for (index, line) in (1..).zip(others.iter_mut().take(helpers)) {
+            let (told, toil, bind) = (told.clone(), &toil, &bind);
             let thread = thread::Builder::new().name("stream".into());
             // Without a thread the work is done by those that are there.
             let spawned = thread.spawn_scoped(scope, move || {
                 confined::started(Role::Stream);
+                let _bound = bind(index);
                 let done = toil(line, &mut |_| Ok(()));
                 if done.is_err() {
                     // Cannot fail on a token that is never committed.
@@ -177,6 +187,7 @@ pub(super) fn carry(
             }
         }
         drop(told);
+        let _bound = bind(0);
         let mut all = toil(main, look);
         loop {
             if all.is_err() {

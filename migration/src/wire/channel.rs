@@ -15,15 +15,18 @@ use super::codec::{self, FrameError, HEADER, Header};
 use super::frame::Frame;
 use super::iov::{In, Out, advance_in, advance_out};
 use super::preamble::{self, PREAMBLE, PreambleError};
-use super::transport::Transport;
+use super::tls::TlsError;
+use super::transport::{Identity, Transport, Wait};
 use crate::cancel::{CancelToken, Cancelled};
 
 /// Most of a header and a body of runs comes with one call; more would only be copied once more.
 const READ_AHEAD: usize = 1 << 10;
-/// Own buffer of a receiver. Bodies beyond it (HELLO, STATE) are gathered as they come.
+/// Own buffer of a receiver. Bodies beyond it (HELLO, STATE) are gathered as they come, where they are wanted.
 const BUFFER: usize = 32 << 10;
 /// How long a frame that is half sent may take to be finished after a cancel.
 const GRACE: Duration = Duration::from_millis(50);
+/// How long a peer with which no handshake came about may take to hear why.
+const TURNED_AWAY: Duration = Duration::from_secs(1);
 
 /// What ended the use of a connection.
 #[derive(Debug, Error)]
@@ -46,6 +49,14 @@ pub enum ChannelError {
         peer: String,
         /// The system's answer.
         source: io::Error,
+    },
+    /// The connection is to be encrypted, and cannot be, or not with this peer.
+    #[error("no TLS with {peer}")]
+    Tls {
+        /// The peer.
+        peer: String,
+        /// Why, and what to do.
+        source: TlsError,
     },
     /// Nothing came, or nothing was taken, for too long.
     #[error(
@@ -99,13 +110,6 @@ pub struct Channel {
     alarm: Option<CancelToken>,
 }
 
-/// What a wait is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    Send,
-    Receive,
-}
-
 impl Channel {
     /// Takes a transport. `timeout` is how long the peer may do nothing where something is expected of it.
     ///
@@ -156,6 +160,11 @@ impl Channel {
         self.version
     }
 
+    /// The processor on which bytes come in, over loopback.
+    pub(crate) fn shared_processor(&self) -> Option<usize> {
+        self.transport.shared_processor()
+    }
+
     /// Bytes that the kernel has taken so far.
     pub fn sent_bytes(&self) -> u64 {
         self.sent
@@ -171,11 +180,45 @@ impl Channel {
         self.alarm = Some(alarm.clone());
     }
 
-    /// Exchanges preambles.
+    /// Who the peer has proved to be, where the transport asks for that; known once both have greeted each other.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.transport.identity()
+    }
+
+    /// Makes sure who the peer is, where the transport asks for that.
+    fn shake_hands(&mut self) -> Result<(), ChannelError> {
+        let deadline = Instant::now() + self.timeout;
+        let error = loop {
+            match self.transport.handshake() {
+                Ok(None) => break None,
+                Ok(Some(what)) => self.wait(what, Some(deadline), true)?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Some(error),
+            }
+        };
+        match error {
+            None => {
+                if let Some(identity) = self.transport.identity()
+                    && !self.peer.contains(&identity.name)
+                {
+                    self.peer = format!("{} ({})", self.peer, identity.name);
+                }
+                Ok(())
+            }
+            Some(error) => {
+                let error = self.io("shake hands with", error);
+                self.part(Instant::now() + TURNED_AWAY, true);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes sure who the peer is, and exchanges preambles.
     ///
     /// # Errors
-    /// The peer is not Ferry, of another version, silent or gone.
+    /// The peer is not Ferry, of another version, silent or gone, or not who it should be.
     pub fn greet(&mut self) -> Result<u16, ChannelError> {
+        self.shake_hands()?;
         let ours = preamble::ours();
         self.write_all(&mut [Out::bytes(&ours)], false)?;
         let deadline = Instant::now() + self.timeout;
@@ -226,7 +269,7 @@ impl Channel {
                 Ok(count) => break count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(Direction::Send, Some(deadline), true)?;
+                    self.wait(Wait::Send, Some(deadline), true)?;
                 }
                 Err(error) => return Err(self.io("hand guest memory to", error)),
             }
@@ -289,8 +332,13 @@ impl Channel {
         let mut rest = pieces;
         let mut deadline = Instant::now() + self.timeout;
         let before = self.sent;
-        while !rest.is_empty() {
-            match self.transport.send(rest) {
+        loop {
+            let result = match rest.is_empty() {
+                false => self.transport.send(rest),
+                true => self.transport.flush().map(|()| 0),
+            };
+            match result {
+                Ok(_) if rest.is_empty() => return Ok(()),
                 Ok(count) => {
                     self.sent += u64::try_from(count).unwrap_or(0);
                     rest = advance_out(rest, count);
@@ -304,7 +352,7 @@ impl Channel {
                 Err(_) => {}
             }
             let until = grace.map_or(deadline, |grace| grace.min(deadline));
-            match self.wait(Direction::Send, Some(until), grace.is_none()) {
+            match self.wait(Wait::Send, Some(until), grace.is_none()) {
                 Ok(()) => {}
                 Err(ChannelError::Cancelled(_) | ChannelError::Alarm) if self.sent != before => {
                     grace = Some(Instant::now() + GRACE);
@@ -315,7 +363,6 @@ impl Channel {
                 }
             }
         }
-        Ok(())
     }
 
     /// Whether the move is cancelled, or over for another stream's sake.
@@ -338,28 +385,46 @@ impl Channel {
     /// # Errors
     /// As [`receive`](Self::receive), but for silence.
     pub fn wait_for_frame(&mut self) -> Result<(), ChannelError> {
-        match self.start == self.end {
-            true => self.wait(Direction::Receive, None, true),
-            false => Ok(()),
+        while self.start == self.end && !self.look()? {
+            self.wait(Wait::Receive, None, true)?;
         }
+        Ok(())
     }
 
-    /// Receives one frame.
+    /// Receives one frame; none that is larger than all but HELLO and STATE ever are.
     ///
     /// # Errors
     /// The connection is of no more use, or the move was cancelled.
     pub fn receive(&mut self) -> Result<Frame, ChannelError> {
-        self.need(HEADER)?;
+        self.receive_up_to(0)
+    }
+
+    /// Receives one frame whose body may have so many bytes, also beyond what all but HELLO and STATE have.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    pub fn receive_up_to(&mut self, max: u32) -> Result<Frame, ChannelError> {
+        if self.start == self.end {
+            self.receive_some(HEADER, Instant::now() + self.timeout)?;
+        }
+        // A peer that trickles the bytes of a frame does not get more time for it.
+        let deadline = Instant::now() + self.timeout;
+        self.need(HEADER, deadline)?;
         let mut header = [0; HEADER];
         header.copy_from_slice(&self.buffer[self.start..self.start + HEADER]);
         let header = Header::parse(header).map_err(|source| self.broken(source))?;
         self.start += HEADER;
         let len = usize::try_from(header.len).unwrap_or(usize::MAX);
         let frame = if len <= BUFFER {
-            self.need(len)?;
+            self.need(len, deadline)?;
             let frame = codec::parse(header, &self.buffer[self.start..self.start + len]);
             self.start += len;
             frame
+        } else if header.len > max {
+            return Err(self.broken(FrameError::Unwanted {
+                kind: header.name(),
+                len: header.len,
+            }));
         } else {
             let body = self.receive_large(len)?;
             codec::parse(header, &body)
@@ -372,32 +437,42 @@ impl Channel {
     /// # Errors
     /// As [`receive`](Self::receive).
     pub fn poll_frame(&mut self) -> Result<Option<Frame>, ChannelError> {
-        if self.start == self.end {
-            self.make_room(READ_AHEAD);
-            let into = &mut self.buffer[self.end..];
-            match self.transport.receive(&mut [In::bytes(into)]) {
-                Ok(0) => return Err(self.closed()),
-                Ok(count) => self.end += count,
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) =>
-                {
-                    return Ok(None);
-                }
-                Err(error) => return Err(self.io("receive from", error)),
-            }
+        if self.start == self.end && !self.look()? {
+            return Ok(None);
         }
         self.receive().map(Some)
     }
 
+    /// Whether bytes come into the empty buffer without waiting.
+    fn look(&mut self) -> Result<bool, ChannelError> {
+        self.make_room(READ_AHEAD);
+        let into = &mut self.buffer[self.end..self.end + READ_AHEAD];
+        match self.transport.receive(&mut [In::bytes(into)]) {
+            Ok(0) => Err(self.closed()),
+            Ok(count) => {
+                self.end += count;
+                Ok(true)
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(self.io("receive from", error)),
+        }
+    }
+
     /// A frame that comes before `deadline`, if one does, whatever became of the move meanwhile.
     pub fn overhear(&mut self, deadline: Instant) -> Option<Frame> {
-        if self.start == self.end {
-            self.wait(Direction::Receive, Some(deadline), false).ok()?;
+        loop {
+            if let Some(frame) = self.poll_frame().ok()? {
+                return Some(frame);
+            }
+            self.wait(Wait::Receive, Some(deadline), false).ok()?;
         }
-        self.poll_frame().ok()?
     }
 
     /// Receives the bytes behind a frame, straight to where they belong.
@@ -430,6 +505,8 @@ impl Channel {
         let mut body = Vec::new();
         while body.len() < len {
             let have = body.len();
+            // No more than that: growing by doubling would hold twice what was sent.
+            body.reserve_exact(len.min(have + STEP) - have);
             body.resize(len.min(have + STEP), 0);
             self.receive_data(&mut [In::bytes(&mut body[have..])])?;
         }
@@ -437,9 +514,9 @@ impl Channel {
     }
 
     /// Waits until `count` bytes, at most [`BUFFER`], are in the buffer.
-    fn need(&mut self, count: usize) -> Result<(), ChannelError> {
+    fn need(&mut self, count: usize, deadline: Instant) -> Result<(), ChannelError> {
         while self.end - self.start < count {
-            self.receive_some(count, Instant::now() + self.timeout)?;
+            self.receive_some(count, deadline)?;
         }
         Ok(())
     }
@@ -477,7 +554,7 @@ impl Channel {
                 Ok(count) => return Ok(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(Direction::Receive, Some(deadline), true)?;
+                    self.wait(Wait::Receive, Some(deadline), true)?;
                 }
                 Err(error) => return Err(self.io("receive from", error)),
             }
@@ -487,13 +564,13 @@ impl Channel {
     /// Waits until the transport is ready; without a deadline for as long as it takes.
     fn wait(
         &self,
-        direction: Direction,
+        what: Wait,
         deadline: Option<Instant>,
         cancellable: bool,
     ) -> Result<(), ChannelError> {
-        let (flags, act, does) = match direction {
-            Direction::Send => (PollFlags::POLLOUT, "send to", "took nothing"),
-            Direction::Receive => (PollFlags::POLLIN, "receive from", "sent nothing"),
+        let (flags, act, does) = match what {
+            Wait::Send => (PollFlags::POLLOUT, "send to", "took nothing"),
+            Wait::Receive => (PollFlags::POLLIN, "receive from", "sent nothing"),
         };
         let alarm = self.alarm.as_ref().unwrap_or(&self.cancel);
         loop {
@@ -532,22 +609,22 @@ impl Channel {
     /// and destroy what was said.
     pub fn farewell(&mut self, frame: &Frame, linger: Duration) {
         if self.send_frame(frame, &[], true).is_ok() {
-            self.transport.shutdown(Shutdown::Write);
-            self.drain(Instant::now() + linger);
+            self.part(Instant::now() + linger, false);
         }
         self.transport.shutdown(Shutdown::Both);
     }
 
-    /// Throws away what comes until the peer closes or the time is over.
-    fn drain(&mut self, deadline: Instant) {
+    /// Sends no more, and throws away what comes until the peer closes or the time is over.
+    fn part(&mut self, deadline: Instant, cancellable: bool) {
+        self.transport.shutdown(Shutdown::Write);
         let mut sink = vec![0; 256 << 10];
         loop {
-            match self.transport.receive(&mut [In::bytes(&mut sink)]) {
+            match self.transport.discard(&mut sink) {
                 Ok(0) => return,
                 Ok(_) if Instant::now() < deadline => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self
-                        .wait(Direction::Receive, Some(deadline), false)
+                        .wait(Wait::Receive, Some(deadline), cancellable)
                         .is_err()
                     {
                         return;
@@ -565,10 +642,10 @@ impl Channel {
     }
 
     fn io(&self, act: &'static str, source: io::Error) -> ChannelError {
-        ChannelError::Io {
-            act,
-            peer: self.peer.clone(),
-            source,
+        let peer = self.peer.clone();
+        match source.downcast::<TlsError>() {
+            Ok(source) => ChannelError::Tls { peer, source },
+            Err(source) => ChannelError::Io { act, peer, source },
         }
     }
 

@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use super::frame::{Frame, FrameKind, Hello, MAX_TEXT, Run};
+use super::frame::{Frame, FrameKind, Hello, MAX_TEXT, Question, Run};
 use crate::guest::Description;
 use crate::pages::LayoutError;
 use crate::state::VmState;
@@ -12,6 +12,12 @@ pub use super::parse::parse;
 
 /// Bytes in front of every frame's body: kind (2), reserved (2, zero), length of the body (4).
 pub const HEADER: usize = 8;
+
+/// Flags of HELLO.
+pub(super) const BY_DESCRIPTOR: u16 = 1;
+pub(super) const VERIFY: u16 = 2;
+/// The one kind of digests that there is: XXH3, 64 bits, seed 0.
+pub(super) const XXH3: u16 = 1;
 
 /// What is wrong with the bytes of a frame, or with a frame that cannot be written.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -26,6 +32,14 @@ pub enum FrameError {
         kind: &'static str,
         /// What was there.
         found: u16,
+    },
+    /// A large frame where none belongs. Nothing is allocated for it.
+    #[error("frame {kind} of {len} bytes does not belong here")]
+    Unwanted {
+        /// The frame's name.
+        kind: &'static str,
+        /// The body's length.
+        len: u32,
     },
     /// The body is shorter or longer than this kind of frame can be.
     #[error("frame {kind}: body of {len} bytes, expected {min} to {max}")]
@@ -95,6 +109,13 @@ impl Header {
     }
 }
 
+impl Header {
+    /// The frame's name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.kind.name()
+    }
+}
+
 fn check_len(kind: FrameKind, len: u64) -> Result<u32, FrameError> {
     let (min, max) = kind.body_len();
     match u32::try_from(len) {
@@ -151,6 +172,22 @@ fn body(frame: &Frame, into: &mut Vec<u8>) -> Result<(), FrameError> {
             into.extend_from_slice(session);
             into.extend_from_slice(&streams.to_le_bytes());
         }
+        Frame::Verify(question) => {
+            let (what, block) = match *question {
+                Question::Blocks => (0u16, 0),
+                Question::Pages { block } => (1, block),
+            };
+            into.extend_from_slice(&XXH3.to_le_bytes());
+            into.extend_from_slice(&what.to_le_bytes());
+            into.extend_from_slice(&block.to_le_bytes());
+        }
+        Frame::Digests { first, digests } => {
+            into.extend_from_slice(&first.to_le_bytes());
+            put_count(frame.name(), digests.len(), into)?;
+            for digest in digests {
+                into.extend_from_slice(&digest.to_le_bytes());
+            }
+        }
         Frame::Filler { bytes } => into.extend_from_slice(&bytes.to_le_bytes()),
         Frame::Memory { files } => into.extend_from_slice(&files.to_le_bytes()),
         Frame::Ping(number) | Frame::Pong(number) => into.extend_from_slice(&number.to_le_bytes()),
@@ -198,6 +235,7 @@ fn hello_body(hello: &Hello, into: &mut Vec<u8>) -> Result<(), FrameError> {
         boot,
         streams,
         by_descriptor,
+        verify,
         page_size,
         description,
     } = hello;
@@ -209,7 +247,14 @@ fn hello_body(hello: &Hello, into: &mut Vec<u8>) -> Result<(), FrameError> {
     into.extend_from_slice(session);
     into.extend_from_slice(boot);
     into.extend_from_slice(&streams.to_le_bytes());
-    into.extend_from_slice(&u16::from(*by_descriptor).to_le_bytes());
+    let mut flags = 0;
+    if *by_descriptor {
+        flags |= BY_DESCRIPTOR;
+    }
+    if *verify {
+        flags |= VERIFY;
+    }
+    into.extend_from_slice(&flags.to_le_bytes());
     into.extend_from_slice(&page_size.to_le_bytes());
     into.extend_from_slice(&vcpus.to_le_bytes());
     put_count("HELLO", layout.regions().len(), into)?;

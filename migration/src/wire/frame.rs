@@ -27,6 +27,9 @@ pub const MAX_SECTIONS: u32 = 4096;
 /// The most vCPUs of a guest: KVM_MAX_VCPUS of Linux on x86 is 4096 at most.
 pub const MAX_VCPUS: u32 = 4096;
 
+/// The most digests in one DIGESTS frame.
+pub const MAX_DIGESTS: usize = 1024;
+
 /// Names one move: 16 random bytes.
 pub type SessionId = [u8; 16];
 /// Names one boot of a kernel; all zeros where it is not known.
@@ -52,6 +55,8 @@ pub struct Hello {
     pub streams: u16,
     /// The memory itself comes by descriptor, with a MEMORY frame, instead of its bytes.
     pub by_descriptor: bool,
+    /// Memory is to be compared before GO. From version 3 on, and not of memory that comes by descriptor.
+    pub verify: bool,
     /// Bytes in a page; always 4096.
     pub page_size: u32,
     /// The guest.
@@ -77,6 +82,18 @@ pub struct Figures {
     pub first_heartbeat_ns: u64,
     /// The largest distance between two heartbeats so far, in nanoseconds; 0 for unknown.
     pub largest_gap_ns: u64,
+}
+
+/// Of what the destination is to give the digests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Of all blocks of memory.
+    Blocks,
+    /// Of the pages of one block.
+    Pages {
+        /// Its number.
+        block: u64,
+    },
 }
 
 /// A message. S: said by the source, D: by the destination.
@@ -162,6 +179,15 @@ pub enum Frame {
         /// How many pages it had, zero pages counted.
         pages: u64,
     },
+    /// S: give the digests of memory, of which no more pages come.
+    Verify(Question),
+    /// D: digests of neighbouring blocks, or pages. Frames of them need no order.
+    Digests {
+        /// The index of the first block, or page.
+        first: u64,
+        /// The digest of each.
+        digests: Vec<u64>,
+    },
     /// S: all state besides memory; no page follows.
     State(VmState),
     /// D: the guest could run now.
@@ -195,6 +221,8 @@ pub(crate) enum FrameKind {
     Packed = 19,
     Delta = 20,
     Filler = 21,
+    Verify = 22,
+    Digests = 23,
     State = 32,
     Ready = 33,
     Go = 34,
@@ -205,7 +233,7 @@ pub(crate) enum FrameKind {
 }
 
 impl FrameKind {
-    pub(crate) const ALL: [FrameKind; 21] = [
+    pub(crate) const ALL: [FrameKind; 23] = [
         FrameKind::Hello,
         FrameKind::Accept,
         FrameKind::Refuse,
@@ -220,6 +248,8 @@ impl FrameKind {
         FrameKind::Packed,
         FrameKind::Delta,
         FrameKind::Filler,
+        FrameKind::Verify,
+        FrameKind::Digests,
         FrameKind::State,
         FrameKind::Ready,
         FrameKind::Go,
@@ -237,6 +267,7 @@ impl FrameKind {
     pub(crate) fn body_len(self) -> (u32, u32) {
         // A run is 12 bytes behind a round and a count of 4 bytes each.
         const RUNS: (u32, u32) = (8 + 12, 8 + 12 * 1000);
+        const _: () = assert!(MAX_DIGESTS == 1024);
         const _: () = assert!(MAX_RUNS == 1000 && MAX_REGIONS <= 16);
         const _: () = assert!(MAX_DATA.is_multiple_of(PAGE_SIZE));
         match self {
@@ -250,7 +281,9 @@ impl FrameKind {
             // Behind the runs: codec (2), reserved (2), length (4); and a length alone.
             FrameKind::Packed => (RUNS.0 + 8, RUNS.1 + 8),
             FrameKind::Delta => (RUNS.0 + 4, RUNS.1 + 4),
-            FrameKind::RoundEnd => (12, 12),
+            FrameKind::RoundEnd | FrameKind::Verify => (12, 12),
+            // An index (8), a count (4), digests of 8 bytes.
+            FrameKind::Digests => (12 + 8, 12 + 8 * 1024),
             FrameKind::State => (4, MAX_STATE),
             FrameKind::Ready | FrameKind::Go => (0, 0),
             FrameKind::Live => (24, 24),
@@ -271,6 +304,8 @@ impl Frame {
             Frame::Memory { .. } => FrameKind::Memory,
             Frame::Probe { .. } => FrameKind::Probe,
             Frame::Filler { .. } => FrameKind::Filler,
+            Frame::Verify(_) => FrameKind::Verify,
+            Frame::Digests { .. } => FrameKind::Digests,
             Frame::Pages { .. } => FrameKind::Pages,
             Frame::Zero { .. } => FrameKind::Zero,
             Frame::Packed { .. } => FrameKind::Packed,
@@ -311,6 +346,8 @@ impl FrameKind {
             FrameKind::Memory => "MEMORY",
             FrameKind::Probe => "PROBE",
             FrameKind::Filler => "FILLER",
+            FrameKind::Verify => "VERIFY",
+            FrameKind::Digests => "DIGESTS",
             FrameKind::Pages => "PAGES",
             FrameKind::Zero => "ZERO",
             FrameKind::Packed => "PACKED",

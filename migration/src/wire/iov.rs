@@ -128,6 +128,65 @@ pub fn advance_in<'s, 'a>(mut pieces: &'s mut [In<'a>], mut count: usize) -> &'s
     pieces
 }
 
+/// How far a copy has come through a list of pieces.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place {
+    piece: usize,
+    offset: usize,
+}
+
+impl Place {
+    /// What is left of the piece at which it stands, the next if nothing is.
+    fn rest(&mut self, pieces: impl Fn(usize) -> Option<libc::iovec>) -> Option<libc::iovec> {
+        loop {
+            let mut piece = pieces(self.piece)?;
+            skip(&mut piece, self.offset);
+            if piece.iov_len > 0 {
+                return Some(piece);
+            }
+            *self = Self {
+                piece: self.piece + 1,
+                offset: 0,
+            };
+        }
+    }
+}
+
+/// Copies bytes out of the pieces, from `place` on, as many as there are and fit; says how many. Guest memory is copied
+/// as it is at that moment.
+pub fn gather(from: &[Out<'_>], place: &mut Place, into: &mut [u8]) -> usize {
+    let mut done = 0;
+    while done < into.len()
+        && let Some(piece) = place.rest(|index| from.get(index).map(|piece| piece.0))
+    {
+        // SAFETY: the piece was made from a slice or from a mapped volatile slice, and `rest` only shortened it, so
+        // `iov_len` bytes are readable for as long as `from` is borrowed. Whoever writes to them meanwhile (a vCPU) does
+        // not matter: the volatile slice makes no reference to them.
+        let slice = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
+        let count = slice.copy_to(&mut into[done..]);
+        place.offset += count;
+        done += count;
+    }
+    done
+}
+
+/// Copies bytes into the pieces, from `place` on, as many as fit; says how many.
+pub fn scatter(into: &mut [In<'_>], place: &mut Place, bytes: &[u8]) -> usize {
+    let mut done = 0;
+    while done < bytes.len()
+        && let Some(piece) = place.rest(|index| into.get(index).map(|piece| piece.0))
+    {
+        // SAFETY: the piece was made from an exclusive slice or from a mapped volatile slice, and `rest` only shortened
+        // it, so `iov_len` bytes are writable for as long as `into` is borrowed, and no reference covers them.
+        let slice = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
+        let count = piece.iov_len.min(bytes.len() - done);
+        slice.copy_from(&bytes[done..done + count]);
+        place.offset += count;
+        done += count;
+    }
+    done
+}
+
 fn message(pieces: *mut libc::iovec, count: usize) -> libc::msghdr {
     // SAFETY: msghdr is a C struct of integers and pointers; all zeros is a valid value of each.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -239,6 +298,28 @@ mod tests {
         assert_eq!(receive(b.as_fd(), &mut into).unwrap(), 3);
         assert_eq!(advance_in(&mut into, 3)[0].len(), 6);
         assert_eq!((&x, &y[..2]), (b"zd", &b"ef"[..]));
+    }
+
+    #[test]
+    fn bytes_are_copied_across_pieces_and_the_pieces_stay() {
+        let from = [Out::bytes(b"ab"), Out::bytes(b""), Out::bytes(b"cdef")];
+        let mut place = Place::default();
+        let mut three = [0; 3];
+        assert_eq!(gather(&from, &mut place, &mut three), 3);
+        assert_eq!(&three, b"abc");
+        assert_eq!(gather(&from, &mut place, &mut three[..1]), 1);
+        assert_eq!(gather(&from, &mut place, &mut three), 2);
+        assert_eq!((&three[..2], from[2].len()), (&b"ef"[..], 4));
+        assert_eq!(gather(&from, &mut place, &mut three), 0);
+
+        let (mut x, mut y) = ([0; 2], [0; 3]);
+        let mut into = [In::bytes(&mut x), In::bytes(&mut y)];
+        let mut place = Place::default();
+        assert_eq!(scatter(&mut into, &mut place, b"a"), 1);
+        assert_eq!(scatter(&mut into, &mut place, b"bc"), 2);
+        assert_eq!(scatter(&mut into, &mut place, b"defg"), 2);
+        assert_eq!(scatter(&mut into, &mut place, b"fg"), 0);
+        assert_eq!((&x, &y), (b"ab", b"cde"));
     }
 
     #[test]

@@ -76,8 +76,8 @@ impl Transport for Local {
         self.stream.as_fd()
     }
 
-    fn shutdown(&self, how: Shutdown) {
-        Transport::shutdown(&self.stream, how);
+    fn shutdown(&mut self, how: Shutdown) {
+        Transport::shutdown(&mut self.stream, how);
     }
 }
 

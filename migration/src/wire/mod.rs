@@ -10,8 +10,10 @@ pub mod iov;
 mod local;
 mod parse;
 pub mod preamble;
+pub mod tls;
 pub mod transport;
 
 pub use connect::{Connect, ConnectError, Connected, TcpTarget, UnixTarget};
 pub use local::Local;
+pub use tls::TlsTarget;
 pub use transport::Transport;

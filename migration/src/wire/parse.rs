@@ -1,14 +1,14 @@
 //! The body of a frame, field by field. Every count is checked before it is used, and nothing may be left
 //! over.
 
-use super::codec::{FrameError, Header, clean};
+use super::codec::{BY_DESCRIPTOR, FrameError, Header, VERIFY, XXH3, clean};
 use super::frame::{
-    Figures, Frame, FrameKind, Hello, Live, MAX_DATA, MAX_FILLER, MAX_RUNS, MAX_SECTIONS,
-    MAX_VCPUS, Run, delta_len,
+    Figures, Frame, FrameKind, Hello, Live, MAX_DATA, MAX_DIGESTS, MAX_FILLER, MAX_RUNS,
+    MAX_SECTIONS, MAX_VCPUS, Question, Run, delta_len,
 };
 use crate::guest::Description;
 use crate::pack::{Codec, MAX_PACKED_PAGES};
-use crate::pages::{MAX_MEMORY, MAX_REGIONS, MemoryLayout, PAGE_SIZE, Region};
+use crate::pages::{MAX_MEMORY, MAX_REGIONS, MemoryLayout, PAGE_SIZE, REGION_ALIGN, Region};
 use crate::state::{Kind, Section, VmState};
 
 /// Makes a frame from its checked header and its body, which has exactly the header's length.
@@ -60,6 +60,8 @@ pub fn parse(header: Header, body: &[u8]) -> Result<Frame, FrameError> {
             round: fields.u32()?,
             pages: fields.u64()?,
         },
+        FrameKind::Verify => Frame::Verify(fields.question()?),
+        FrameKind::Digests => fields.digests()?,
         FrameKind::State => Frame::State(fields.sections()?),
         FrameKind::Ready => Frame::Ready,
         FrameKind::Go => Frame::Go,
@@ -208,15 +210,47 @@ impl<'a> Fields<'a> {
         Ok(Frame::Delta { round, runs, bytes })
     }
 
+    fn question(&mut self) -> Result<Question, FrameError> {
+        let hash = self.u16()?;
+        if hash != XXH3 {
+            return Err(self.value("kind of digests", u64::from(hash), "1"));
+        }
+        let (what, block) = (self.u16()?, self.u64()?);
+        match (what, block) {
+            (0, 0) => Ok(Question::Blocks),
+            (0, _) => Err(self.value("block", block, "0, as all are asked for")),
+            (1, block) if block < MAX_MEMORY / REGION_ALIGN => Ok(Question::Pages { block }),
+            (1, _) => Err(self.value("block", block, "a block below 16 TiB")),
+            _ => Err(self.value("question", u64::from(what), "0 or 1")),
+        }
+    }
+
+    fn digests(&mut self) -> Result<Frame, FrameError> {
+        let first = self.u64()?;
+        if first >= MAX_MEMORY / PAGE_SIZE {
+            return Err(self.value("first index", first, "a page below 16 TiB"));
+        }
+        let count = self.u32()?;
+        let most = u32::try_from(MAX_DIGESTS).unwrap_or(u32::MAX);
+        if count == 0 || count > most {
+            return Err(self.value("number of digests", u64::from(count), "1 to 1024"));
+        }
+        let digests: Result<_, _> = (0..count).map(|_| self.u64()).collect();
+        Ok(Frame::Digests {
+            first,
+            digests: digests?,
+        })
+    }
+
     fn hello(&mut self) -> Result<Hello, FrameError> {
         let session = self.array()?;
         let boot = self.array()?;
         let streams = self.not_zero("number of streams")?;
-        let by_descriptor = match self.u16()? {
-            0 => false,
-            1 => true,
-            flags => return Err(self.value("flags", u64::from(flags), "0 or 1")),
-        };
+        let flags = self.u16()?;
+        // Memory that both ends map is one: there is nothing to compare.
+        if ![0, BY_DESCRIPTOR, VERIFY].contains(&flags) {
+            return Err(self.value("flags", u64::from(flags), "0, 1 or 2"));
+        }
         let page_size = self.u32()?;
         if u64::from(page_size) != PAGE_SIZE {
             return Err(self.value("page size", u64::from(page_size), "4096"));
@@ -231,7 +265,8 @@ impl<'a> Fields<'a> {
             session,
             boot,
             streams,
-            by_descriptor,
+            by_descriptor: flags == BY_DESCRIPTOR,
+            verify: flags == VERIFY,
             page_size,
             description: Description {
                 layout,

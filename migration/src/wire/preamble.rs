@@ -10,9 +10,12 @@ pub const PREAMBLE: usize = 16;
 /// and answers at once instead of waiting for more.
 pub const MAGIC: [u8; 8] = *b"\x89FERRY\r\n";
 /// The protocol version of this build.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The oldest version that this build still speaks.
 pub const OLDEST: u16 = 1;
+
+/// What TLS begins with: the type of a handshake's record, and its major version.
+const TLS_RECORD: [u8; 2] = [22, 3];
 
 /// So much of what is not a preamble is shown.
 const SHOWN: usize = 32;
@@ -27,6 +30,14 @@ pub enum PreambleError {
         peer: String,
         /// Its first bytes, printable.
         got: String,
+    },
+    /// It speaks TLS.
+    #[error(
+        "{peer} speaks TLS, and nothing is encrypted here: start `ferry receive` with --tls DIR, or, on a network that is yours alone, move with --insecure-plaintext"
+    )]
+    Encrypted {
+        /// Its name.
+        peer: String,
     },
     /// It is Ferry, but there is no version that both ends speak.
     #[error(
@@ -63,6 +74,12 @@ pub fn check_magic(bytes: &[u8], peer: &str) -> Result<(), PreambleError> {
     let len = bytes.len().min(MAGIC.len());
     if bytes[..len] == MAGIC[..len] {
         return Ok(());
+    }
+    // RFC 8446, 5.1: a record of a handshake, of legacy version 3.1 or 3.3.
+    if bytes.starts_with(&TLS_RECORD[..bytes.len().min(2)]) {
+        return Err(PreambleError::Encrypted {
+            peer: peer.to_owned(),
+        });
     }
     Err(PreambleError::NotFerry {
         peer: peer.to_owned(),
@@ -101,7 +118,7 @@ mod tests {
         assert_eq!(agree(ours(), "x"), Ok(VERSION));
         assert_eq!(agree(encode(VERSION + 5, OLDEST), "x"), Ok(VERSION));
         let newer = agree(encode(VERSION + 5, VERSION + 1), "x").unwrap_err();
-        assert!(newer.to_string().contains("versions 3 to 7"), "{newer}");
+        assert!(newer.to_string().contains("versions 4 to 8"), "{newer}");
         assert!(agree(encode(OLDEST - 1, OLDEST - 1), "x").is_err());
     }
 
@@ -111,6 +128,8 @@ mod tests {
         assert_eq!(check_magic(&MAGIC[..3], "x"), Ok(()));
         let http = check_magic(b"HTTP/1.1 400 Bad", "tcp:a:1").unwrap_err();
         assert!(http.to_string().contains("\"HTTP/1.1 400 Bad\""), "{http}");
+        let tls = check_magic(b"\x16\x03\x01\x02", "tcp:a:1").unwrap_err();
+        assert!(tls.to_string().contains("--tls DIR"), "{tls}");
         let random = check_magic(&[0x1b, 0xff], "x").unwrap_err();
         assert!(random.to_string().contains(r"\x1b\xff"), "{random}");
     }

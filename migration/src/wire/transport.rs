@@ -1,5 +1,5 @@
-//! What carries the bytes, and how a source gets at it. A transport is a stream socket today; an encrypted
-//! stream fits behind the same trait.
+//! What carries the bytes, and how a source gets at it: a stream socket, or an encrypted stream over one
+//! ([`tls`](super::tls)).
 
 use std::fmt::Debug;
 use std::fs::File;
@@ -9,9 +9,31 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 
 use super::iov::{self, In, Out};
+
+/// What a sender may have under way over loopback, in bytes; the kernel doubles it (socket(7)). Below that a packet of
+/// loopback's size (64 KiB) no longer fits in beside another, and each waits for the last to be acknowledged.
+const LOOPBACK_BUFFER: usize = 64 << 10;
+
+/// What a transport has to be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Until it takes bytes.
+    Send,
+    /// Until bytes have come.
+    Receive,
+}
+
+/// Who the other end of a stream has proved to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The first name in its certificate.
+    pub name: String,
+    /// The certificate itself, as DER.
+    pub certificate: Vec<u8>,
+}
 
 /// A connected byte stream that never blocks: waiting is the channel's work, so that it can be cancelled.
 pub trait Transport: Send + Debug {
@@ -22,17 +44,49 @@ pub trait Transport: Send + Debug {
     /// The stream does not take one of the settings.
     fn prepare(&self, peer_timeout: Duration) -> io::Result<()>;
 
-    /// Takes some of the bytes; says how many. An error means that not one of them was taken.
+    /// Gets on with what has to happen before the first byte can go; what has to be waited for then, or `None` when all
+    /// is done.
+    ///
+    /// # Errors
+    /// The other end is not the right one, or gone.
+    fn handshake(&mut self) -> io::Result<Option<Wait>> {
+        Ok(None)
+    }
+
+    /// Takes some of the bytes; says how many. An error means that not one of them was taken, and none will ever arrive.
+    /// Bytes taken may need [`flush`](Self::flush) to get out.
     ///
     /// # Errors
     /// `WouldBlock` when there is no room, else as the stream has it.
     fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize>;
 
-    /// Gives some bytes; says how many, 0 at the end of the stream.
+    /// Hands on what was taken and is still held back.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is no room for all of it, else as the stream has it.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Gives some bytes; says how many, 0 at the end of the stream. Bytes may have come that [`poll_fd`](Self::poll_fd)
+    /// knows nothing of any more: ask here before waiting there.
     ///
     /// # Errors
     /// `WouldBlock` when there are none, else as the stream has it.
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize>;
+
+    /// Receives bytes that nobody wants to know; `sink` is only room for them. Says how many, 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive), but also works where nothing can be understood any more.
+    fn discard(&mut self, sink: &mut [u8]) -> io::Result<usize> {
+        self.receive(&mut [In::bytes(sink)])
+    }
+
+    /// Who the other end has proved to be, where it had to.
+    fn identity(&self) -> Option<&Identity> {
+        None
+    }
 
     /// Takes some of the bytes, with descriptors that come with the first of them; says how many.
     ///
@@ -48,11 +102,16 @@ pub trait Transport: Send + Debug {
         Vec::new()
     }
 
+    /// The processor on which the last bytes came in, over loopback: there it is the one that sent them.
+    fn shared_processor(&self) -> Option<usize> {
+        None
+    }
+
     /// What poll(2) waits on.
     fn poll_fd(&self) -> BorrowedFd<'_>;
 
     /// Ends one direction, or both; the peer sees the end of the stream behind what was sent.
-    fn shutdown(&self, how: Shutdown);
+    fn shutdown(&mut self, how: Shutdown);
 }
 
 impl Transport for TcpStream {
@@ -64,7 +123,17 @@ impl Transport for TcpStream {
             // Nothing is congested on the way to oneself, and BBR's pacing halves what two streams carry
             // there. Where the system has no cubic, its own choice stays.
             let _ = socket.set_tcp_congestion(b"cubic");
+            // Little is under way at a time, so that it is still in the processor's cache when it is read, and the
+            // kernel takes it in at once instead of leaving it to a thread that a busy host keeps waiting.
+            let _ = socket.set_send_buffer_size(LOOPBACK_BUFFER);
         }
+        // Where nothing is under way that could stay unacknowledged, the kernel asks by itself: a stream that waits for
+        // its next page notices a dead host too. Its unit is a second.
+        let between = Duration::from_secs((peer_timeout.as_secs() / 3).max(1));
+        let keepalive = TcpKeepalive::new()
+            .with_time(between)
+            .with_interval(between);
+        socket.set_tcp_keepalive(&keepalive.with_retries(2))?;
         socket.set_tcp_user_timeout(Some(peer_timeout))
     }
 
@@ -76,11 +145,17 @@ impl Transport for TcpStream {
         iov::receive(self.as_fd(), into)
     }
 
+    fn shared_processor(&self) -> Option<usize> {
+        let peer = self.peer_addr().ok()?;
+        let cpu = || SockRef::from(self).cpu_affinity().ok();
+        peer.ip().is_loopback().then(cpu)?
+    }
+
     fn poll_fd(&self) -> BorrowedFd<'_> {
         self.as_fd()
     }
 
-    fn shutdown(&self, how: Shutdown) {
+    fn shutdown(&mut self, how: Shutdown) {
         // An error means that the stream is already gone.
         let _ = TcpStream::shutdown(self, how);
     }
@@ -103,7 +178,7 @@ impl Transport for UnixStream {
         self.as_fd()
     }
 
-    fn shutdown(&self, how: Shutdown) {
+    fn shutdown(&mut self, how: Shutdown) {
         // An error means that the stream is already gone.
         let _ = UnixStream::shutdown(self, how);
     }

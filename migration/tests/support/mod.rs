@@ -84,6 +84,8 @@ pub struct World {
     pub writer: Writer,
     pub faults: Faults,
     pub content: Content,
+    /// The memory of the guest that the destination last made.
+    pub there: Mutex<Option<Arc<GuestRam>>>,
     /// The destination touches its memory before it is filled, which costs more than the move itself.
     pub warm: AtomicBool,
     /// What the guest says of its work, when a move begins and when it is paused; None counts nothing.
@@ -118,6 +120,7 @@ impl World {
             writer,
             faults,
             content,
+            there: Mutex::default(),
             warm: AtomicBool::new(false),
             work: Mutex::default(),
         })
@@ -611,6 +614,7 @@ impl Host for FakeHost {
             return Err(GuestError::bare("that is another guest"));
         }
         let body = Body::new(&self.0, false);
+        *self.0.there.lock().unwrap() = Some(Arc::clone(&body.ram));
         if self.0.warm.load(SeqCst) {
             for page in 0..self.0.layout.pages() {
                 let at = GuestAddress(self.0.layout.gpa(page).unwrap());

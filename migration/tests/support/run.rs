@@ -11,9 +11,23 @@ use migration::destination::{Accept, ReceiveError, ReceiveOptions, receive};
 use migration::event::Event;
 use migration::options::Options;
 use migration::source::{After, Moved, migrate};
+use migration::wire::frame::Hello;
 use migration::wire::{Connected, Transport};
 
 use super::{FakeHost, Running, World};
+
+/// What a source of this guest says first.
+pub fn hello(world: &World) -> Hello {
+    Hello {
+        session: [7; 16],
+        boot: [8; 16],
+        streams: 1,
+        by_descriptor: false,
+        verify: false,
+        page_size: 4096,
+        description: world.description(),
+    }
+}
 
 /// What the receiving thread ends with.
 pub type Receiving = JoinHandle<Result<Running, ReceiveError>>;

@@ -19,7 +19,7 @@ use super::orders::Vm;
 use super::wanted::Wanted;
 use crate::config::Target;
 use crate::console::Signals;
-use crate::control::client::{Client, Told};
+use crate::control::client::{Client, ClientError, Told};
 use crate::control::{Compress, MigrateRequest, MoveEvent};
 use crate::page;
 use crate::ui::{self, MoveView, Style};
@@ -34,8 +34,12 @@ Examples:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --downtime 50ms --bandwidth 1Gbit --report move.json
   Within 10 minutes, with a longer downtime if need be:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --timeout 10m --on-timeout switch
+  With both memories compared before it runs there:
+    ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --verify
   Over a slow link, compressed where that pays, with differences of pages that go again:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --compress auto --delta 256M
+  To another machine, encrypted (`ferry certs` makes the folder); the destination has to be beta, by its certificate:
+    ferry migrate --control /tmp/a.sock tcp:10.0.0.2:7000 --tls /etc/ferry --peer beta.example.org
 
 Ctrl-C cancels the move, unless it is committed already; the guest stays where it is.
 
@@ -60,6 +64,14 @@ pub struct Args {
     /// Keep so much of what was sent (64M without a SIZE), and send of pages that go again only what changed in them
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "64M")]
     delta: Option<DeltaCache>,
+
+    /// Compare both memories before the guest is handed over; it stands still for that, about 0.2 s a GiB in use, beyond --downtime
+    #[arg(long)]
+    verify: bool,
+
+    /// Take the other end for dead when it does nothing for so long, 100ms to 1h [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    peer_timeout: Option<Span>,
 
     /// Write the figures into this file, as JSON
     #[arg(long, value_name = "FILE")]
@@ -121,12 +133,17 @@ enum MoveError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("could not write to {}; how the move went is told above", .path.display())]
+    Written {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot wait for signals")]
     Signals(#[source] std::io::Error),
     #[error(
         "the VM stopped telling how the move goes, so its outcome is unknown here: ask `ferry status` on both ends"
     )]
-    Silent(#[source] Option<crate::control::client::ClientError>),
+    Silent(#[source] Option<ClientError>),
 }
 
 impl Args {
@@ -135,6 +152,8 @@ impl Args {
         let request = MigrateRequest {
             compress: self.compress.into(),
             delta_cache_bytes: self.delta.map(|DeltaCache(bytes)| bytes),
+            verify: self.verify,
+            peer_timeout_ms: millis("peer-timeout", self.peer_timeout)?,
             ..self.wanted.request(self.target.clone())?
         };
         request.checked().map_err(Failure::usage)
@@ -150,7 +169,7 @@ impl Args {
             Signals::block().map_err(|error| Failure::error(MoveError::Signals(error)))?;
 
         let client = self.vm.client();
-        let moving = client.migrate(&request).map_err(Failure::error)?;
+        let moving = client.migrate(&request).map_err(unbegun)?;
         let mut view = MoveView::new(&request.target.to_string());
         start_canceller(signals, client, view.notes())
             .map_err(|error| Failure::error(MoveError::Signals(error)))?;
@@ -194,7 +213,7 @@ impl Output {
         let text = text.map_err(std::io::Error::other);
         let written = text.and_then(|text| self.file.write_all(text.as_bytes()));
         let path = self.path;
-        written.map_err(|source| Failure::error(MoveError::Report { path, source }))
+        written.map_err(|source| Failure::error(MoveError::Written { path, source }))
     }
 }
 
@@ -225,6 +244,16 @@ fn undone(report: &Report, target: &Target) -> Option<String> {
         Outcome::Unknown => Some(format!(
             "the guest may run on {target}, it is paused here; look there, then `ferry stop` this one or `ferry resume --force` it: {reason}"
         )),
+    }
+}
+
+/// A move that the VM has not confirmed. Where it broke off in the middle of that, the move may have begun all the same.
+fn unbegun(error: ClientError) -> Failure {
+    match error {
+        ClientError::Broken { .. } => {
+            Failure::with_status(exit::UNKNOWN, MoveError::Silent(Some(error)))
+        }
+        error => Failure::error(error),
     }
 }
 
@@ -302,6 +331,27 @@ mod tests {
         }
         let refused = request("--throttle dirty").unwrap_err();
         assert!(refused.contains("dirty-limit"), "{refused}");
+    }
+
+    #[test]
+    fn verifying_needs_two_memories_and_a_peer_its_time() {
+        let over_tcp = |words: &str| {
+            let line = format!("migrate --control /c tcp:127.0.0.1:7000 {words}");
+            let line = Line::try_parse_from(line.split_whitespace()).unwrap();
+            line.args.request().map_err(|failure| failure.to_string())
+        };
+        assert!(!over_tcp("").unwrap().verify);
+        assert!(over_tcp("--verify").unwrap().verify);
+        let refused = request("--verify").unwrap_err();
+        assert!(refused.contains("no two to compare"), "{refused}");
+        let options = over_tcp("--peer-timeout 2s").unwrap().options();
+        assert_eq!(options.peer_timeout, Duration::from_secs(2));
+        let options = over_tcp("").unwrap().options();
+        assert_eq!(options.peer_timeout, Duration::from_secs(5));
+        for words in ["--peer-timeout 99ms", "--peer-timeout 2h"] {
+            let refused = over_tcp(words).unwrap_err();
+            assert!(refused.contains("100 ms to 1 hour"), "{refused}");
+        }
     }
 
     #[test]

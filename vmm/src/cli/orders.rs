@@ -38,7 +38,8 @@ pub struct PauseArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 After a move whose outcome is unknown, look at the destination first: if the guest runs there, `ferry stop` this one;
-if it does not, `ferry resume --force` lets it go on here. Two running copies of one guest destroy its disks.")]
+if it has none and waits, or is surely dead, `ferry resume --force` lets it go on here. While it says that it is receiving,
+wait: within its peer timeout it has the guest or has not. Two running copies of one guest destroy its disks.")]
 pub struct ResumeArgs {
     #[command(flatten)]
     vm: Vm,

@@ -9,7 +9,7 @@ use super::{exit, sandbox};
 use crate::config::{ConfigError, DirtyTracking, ReceiveConfig, Target};
 use crate::machine::End;
 use crate::sandbox::Mode;
-use crate::units::Size;
+use crate::units::{Size, Span};
 
 /// Wait for a guest that is moved here, then stay with it until it ends or has moved on
 #[derive(Debug, clap::Args)]
@@ -19,7 +19,10 @@ Examples:
     ferry receive --listen tcp:127.0.0.1:7000
   With the network of the guest that will come, able to send it on:
     ferry receive --listen tcp:127.0.0.1:7000 --net 0=tap=tap1 --control /tmp/b.sock
-  For the other machine, over a network that only you can read:
+  For the other machine, encrypted, from a host with a certificate of the same CA (`ferry certs`), or from one alone:
+    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry
+    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry --peer alpha.example.org
+  The same over a network that only you can read:
     ferry receive --listen tcp:10.0.0.2:7000 --insecure-plaintext
 
 Kernel, memory, vCPUs and devices come with the guest. Exit status as of `ferry run`.")]
@@ -48,6 +51,10 @@ pub struct Args {
     #[arg(long, value_name = "HOW", default_value = "bitmap")]
     dirty_tracking: DirtyTracking,
 
+    /// Take a source for dead when it does nothing for so long, 100ms to 1h
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    peer_timeout: Span,
+
     /// End when the first attempt fails, instead of waiting for another
     #[arg(long)]
     once: bool,
@@ -55,6 +62,15 @@ pub struct Args {
     /// Listen on this Unix socket for `ferry status`, `ferry migrate` and the like
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
+
+    /// Take guests over TLS alone, from hosts of one CA: the folder with this host's certificate, key and CA, as `ferry certs
+    /// host` makes it. The guest can be moved on with it, too
+    #[arg(long, value_name = "DIR", conflicts_with = "insecure_plaintext")]
+    tls: Option<PathBuf>,
+
+    /// A name that the source's certificate may have, instead of any name; may be given several times
+    #[arg(long, value_name = "NAME", requires = "tls")]
+    peer: Vec<String>,
 
     /// Listen beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
     #[arg(long)]
@@ -77,8 +93,11 @@ impl Args {
             serial: self.serial.0,
             max_memory: self.max_memory.0,
             dirty_tracking: self.dirty_tracking,
+            peer_timeout: self.peer_timeout.0,
             once: self.once,
             control: self.control,
+            tls: self.tls,
+            peers: self.peer,
             insecure_plaintext: self.insecure_plaintext,
             sandbox: self.sandbox,
         }

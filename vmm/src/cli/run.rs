@@ -84,6 +84,11 @@ pub struct Args {
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
 
+    /// The folder with this host's certificate, key and CA (`ferry certs host`), for moves that are asked for with a
+    /// bare --tls; it is read now
+    #[arg(long, value_name = "DIR")]
+    tls: Option<PathBuf>,
+
     #[arg(long, value_name = "HOW", default_value = "kill", help = sandbox::HELP)]
     sandbox: Mode,
 }
@@ -114,6 +119,7 @@ impl Args {
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             serial: self.serial.0,
             control: self.control,
+            tls: self.tls,
             sandbox: self.sandbox,
         };
         if self.cpus.is_none() {

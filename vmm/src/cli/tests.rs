@@ -116,6 +116,7 @@ fn a_guest_with_everything() {
         ],
         serial: SerialConfig::Socket("/s".into()),
         control: Some("/c".into()),
+        tls: None,
         sandbox: Mode::Log,
     };
     assert_eq!(config, expected);
@@ -175,7 +176,10 @@ fn a_receiver() {
         "--once",
         "--dirty-tracking",
         "ring",
+        "--peer-timeout",
+        "700ms",
     ]);
+    assert_eq!(config.peer_timeout, std::time::Duration::from_millis(700));
     assert_eq!(config.listen, Target::Tcp("::1".to_owned(), 7000));
     let nets = vec![
         (0, TapConfig::Existing("t0".to_owned())),
@@ -313,6 +317,51 @@ fn nonsense_is_usage_before_anything_is_done() {
         ],
         &["migrate", "tcp:127.0.0.1:1"],
         &["migrate", "--control", "/c", "tcp:10.0.0.1:7000"],
+        &["migrate", "--control", "/c", "unix:/x", "--tls"],
+        &["migrate", "--control", "/c", "--tls", "tcp:10.0.0.1:7000"],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:10.0.0.1:7000",
+            "--tls",
+            "--insecure-plaintext",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:10.0.0.1:7000",
+            "--peer",
+            "beta",
+        ],
+        &[
+            "migrate",
+            "--control",
+            "/c",
+            "tcp:10.0.0.1:7000",
+            "--tls",
+            "--peer",
+            "be ta",
+        ],
+        &[
+            "receive",
+            "--listen",
+            "tcp:10.0.0.1:7000",
+            "--tls",
+            "/d",
+            "--insecure-plaintext",
+        ],
+        &[
+            "receive",
+            "--listen",
+            "tcp:127.0.0.1:7000",
+            "--peer",
+            "beta",
+        ],
+        &["certs", "host", "/d", "../up"],
+        &["certs", "host", "/d", "a.example", "--san", "no name"],
+        &["certs", "ca", "/d", "--days", "0"],
         &[
             "migrate",
             "--control",
@@ -389,6 +438,8 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["status"],
         &["dirty-rate", "--control", "/c", "--longest", "65s"],
         &["dirty-rate", "--control", "/c", "--longest", "0ms"],
+        &["dirty-rate", "--control", "/c", "--sample", "0"],
+        &["dirty-rate", "--control", "/c", "--sample", "1025"],
         &["resume", "--control", "/c", "--forse"],
     ];
     for line in table {

@@ -1,11 +1,15 @@
 //! What is wanted of a move: the flags that `ferry migrate` and `ferry predict` share.
 
+use std::path::PathBuf;
+use std::str::FromStr;
+
 use clap::ValueEnum;
 
 use super::error::Failure;
 use super::migrate::millis;
 use crate::config::Target;
 use crate::control::{MigrateRequest, OnTimeout, Throttle};
+use crate::tls::TlsFiles;
 use crate::units::{Rate, Span};
 
 /// How long, how much, and what if that is not enough.
@@ -39,9 +43,35 @@ pub(super) struct Wanted {
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Throttling::Auto)]
     throttle: Throttling,
 
+    /// Encrypt, and have both ends prove who they are: by the certificate, key and CA in this folder (`ferry certs host`), or
+    /// without DIR by those of the running VM's own --tls. The receiver needs --tls, too
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "insecure_plaintext")]
+    tls: Option<Option<Folder>>,
+
+    /// The name that the destination's certificate has to have [default: the target's host]
+    #[arg(long, value_name = "NAME", requires = "tls")]
+    peer: Option<String>,
+
     /// Send beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
     #[arg(long)]
     insecure_plaintext: bool,
+}
+
+/// The folder behind `--tls`. It may be left out, so a target behind a bare `--tls` lands here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Folder(PathBuf);
+
+impl FromStr for Folder {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<Target>() {
+            Ok(_) => Err(format!(
+                "{text} is the target, not a folder; write --tls DIR, or --tls behind the target"
+            )),
+            Err(_) => Ok(Self(text.into())),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,7 +113,7 @@ impl Wanted {
     /// A request for such a move, not checked yet.
     ///
     /// # Errors
-    /// A time that is not whole milliseconds.
+    /// A time that is not whole milliseconds; or files for TLS that cannot be read.
     pub fn request(&self, target: Target) -> Result<MigrateRequest, Failure> {
         Ok(MigrateRequest {
             downtime_ms: millis("downtime", self.downtime)?,
@@ -96,6 +126,13 @@ impl Wanted {
                 AtTimeout::Switch => OnTimeout::Switch,
             },
             throttle: self.throttle.into(),
+            tls: self.tls.is_some(),
+            tls_files: (self.tls.as_ref())
+                .and_then(Option::as_ref)
+                .map(|Folder(dir)| TlsFiles::read(dir))
+                .transpose()
+                .map_err(Failure::error)?,
+            peer: self.peer.clone(),
             insecure_plaintext: self.insecure_plaintext,
             ..MigrateRequest::to(target)
         })

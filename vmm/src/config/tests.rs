@@ -15,6 +15,7 @@ fn guest() -> GuestConfig {
         nets: Vec::new(),
         serial: SerialConfig::None,
         control: None,
+        tls: None,
         sandbox: Mode::Kill,
     }
 }
@@ -280,8 +281,11 @@ fn a_receiver_names_each_slot_once() {
             serial: SerialConfig::None,
             max_memory: DEFAULT_MAX_MEMORY,
             dirty_tracking: DirtyTracking::default(),
+            peer_timeout: Duration::from_secs(5),
             once: false,
             control: None,
+            tls: None,
+            peers: Vec::new(),
             insecure_plaintext: false,
             sandbox: Mode::Kill,
         }

@@ -9,7 +9,8 @@ use migration::pack::{self, Codec, MIN_DELTA_CACHE};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::config::{ConfigError, Target};
+use crate::config::{ConfigError, PEER_TIMEOUT, Target, check_peer};
+use crate::tls::TlsFiles;
 use crate::units::{Rate, Size, Span};
 
 /// What to do when the bound on time or rounds is reached and the blackout would still be too long.
@@ -112,6 +113,21 @@ pub struct MigrateRequest {
     /// Keep so many bytes of sent pages, at least 1 MiB, so that pages that go again go as differences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta_cache_bytes: Option<u64>,
+    /// Compare both memories before the guest is handed over. It stands still for that, beyond the downtime asked for.
+    #[serde(default)]
+    pub verify: bool,
+    /// How long the other end may do nothing before it is taken for dead, in milliseconds; 100 to an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_timeout_ms: Option<u64>,
+    /// Encrypt, and have both ends prove who they are, by `tls_files` or else by what the VM was started with.
+    #[serde(default)]
+    pub tls: bool,
+    /// The certificate, its key and the CA to do that with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_files: Option<TlsFiles>,
+    /// The name that the destination's certificate has to have; the target's host if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// Go beyond this machine without encryption.
     #[serde(default)]
     pub insecure_plaintext: bool,
@@ -138,9 +154,31 @@ pub enum RequestError {
     /// The cache of sent pages is too small to be of any use.
     #[error("a cache of {} for differences: take at least {}", Size(*.0), Size(MIN_DELTA_CACHE))]
     DeltaCache(u64),
+    /// The time after which the other end is dead is out of range.
+    #[error("a peer timeout of {0} ms: take 100 ms to 1 hour")]
+    PeerTimeout(u64),
+    /// There are no two memories to compare.
+    #[error(
+        "a move over a Unix socket hands over the memory itself, so there are no two to compare: leave --verify out, or move over TCP (tcp:127.0.0.1:PORT)"
+    )]
+    NothingToVerify,
     /// The longest window is out of range.
     #[error("a window of {} ms: take 1 ms to {}", .0, Span(dirty_rate::LONGEST))]
     Window(u64),
+    /// The sample is nothing, or too thin.
+    #[error("a sample of one page in {0}: take 1 to {max}", max = dirty_rate::THINNEST)]
+    Sample(u32),
+    /// Something was said of TLS, but not that it is wanted.
+    #[error("{0} is given without tls: give both, or neither")]
+    WithoutTls(&'static str),
+    /// TLS and no TLS.
+    #[error("tls and insecure_plaintext are given: take one of them")]
+    Both,
+    /// TLS within the host.
+    #[error(
+        "TLS is for tcp targets: {0} does not leave this machine, and its socket is its owner's alone"
+    )]
+    LocalTls(Target),
     /// The target is refused.
     #[error(transparent)]
     Target(#[from] ConfigError),
@@ -163,6 +201,11 @@ impl MigrateRequest {
             throttle: Throttle::Auto,
             compress: Compress::None,
             delta_cache_bytes: None,
+            verify: false,
+            peer_timeout_ms: None,
+            tls: false,
+            tls_files: None,
+            peer: None,
             insecure_plaintext: false,
         }
     }
@@ -200,8 +243,30 @@ impl MigrateRequest {
         {
             return Err(RequestError::DeltaCache(bytes));
         }
-        self.target.check_plaintext(self.insecure_plaintext)?;
+        if let Some(ms) = self.peer_timeout_ms
+            && !PEER_TIMEOUT.contains(&Duration::from_millis(ms))
+        {
+            return Err(RequestError::PeerTimeout(ms));
+        }
+        if self.verify && matches!(self.target, Target::Unix(_)) {
+            return Err(RequestError::NothingToVerify);
+        }
+        self.check_tls()?;
+        (self.target).check_plaintext(self.insecure_plaintext || self.tls)?;
         Ok(self)
+    }
+
+    fn check_tls(&self) -> Result<(), RequestError> {
+        if let Some(peer) = &self.peer {
+            check_peer(peer)?;
+        }
+        match (&self.target, self.tls) {
+            (_, false) if self.tls_files.is_some() => Err(RequestError::WithoutTls("tls_files")),
+            (_, false) if self.peer.is_some() => Err(RequestError::WithoutTls("peer")),
+            (_, true) if self.insecure_plaintext => Err(RequestError::Both),
+            (Target::Unix(_), true) => Err(RequestError::LocalTls(self.target.clone())),
+            _ => Ok(()),
+        }
     }
 
     /// The same for the engine.
@@ -221,6 +286,8 @@ impl MigrateRequest {
             throttle: self.throttle.into(),
             compress: self.compress.into(),
             delta_cache: self.delta_cache_bytes,
+            verify: self.verify,
+            peer_timeout: millis(self.peer_timeout_ms, default.peer_timeout),
             ..default
         }
     }
@@ -233,6 +300,9 @@ pub struct DirtyRateRequest {
     /// How long to watch, in milliseconds, 1 to 64,000; 8,000 if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longest_ms: Option<u64>,
+    /// Watch one page of so many, 1 to 1,024, and tell what that makes of all; every page if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<u32>,
 }
 
 impl DirtyRateRequest {
@@ -245,7 +315,12 @@ impl DirtyRateRequest {
             Some(ms) if ms == 0 || Duration::from_millis(ms) > dirty_rate::LONGEST => {
                 Err(RequestError::Window(ms))
             }
-            _ => Ok(self),
+            _ => match self.sample {
+                Some(sample) if !(1..=dirty_rate::THINNEST).contains(&sample) => {
+                    Err(RequestError::Sample(sample))
+                }
+                _ => Ok(self),
+            },
         }
     }
 
@@ -284,6 +359,7 @@ impl PredictRequest {
     pub fn watch(&self) -> DirtyRateRequest {
         DirtyRateRequest {
             longest_ms: self.watch_ms,
+            sample: None,
         }
     }
 }

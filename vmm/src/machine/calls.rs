@@ -48,8 +48,13 @@ impl Supervisor {
                     .clone(),
             );
         }
-        if self.end.is_some() && state == State::Waiting {
-            state = State::Running;
+        if state == State::Waiting {
+            state = match &self.end {
+                None => State::Waiting,
+                // It runs elsewhere; whoever looks now must not take this for the VM that has it.
+                Some(Ok(End::Moved { .. })) => State::Migrating,
+                Some(_) => State::Running,
+            };
         }
         let mut status = status::of(state, self.view.as_ref(), &self.cards, self.since);
         status.sandbox = self.sandbox;
@@ -110,9 +115,9 @@ impl Supervisor {
     }
 
     fn resume(&mut self, force: bool) -> Reply {
-        let vm = match std::mem::replace(&mut self.phase, Phase::None) {
-            Phase::Paused(vm) => vm,
-            Phase::Unknown(vm) if force => vm,
+        let (vm, unknown) = match std::mem::replace(&mut self.phase, Phase::None) {
+            Phase::Paused(vm) => (vm, false),
+            Phase::Unknown(vm) if force => (vm, true),
             other => {
                 let runs = matches!(other, Phase::Running(_));
                 self.phase = other;
@@ -134,7 +139,12 @@ impl Supervisor {
                 Reply::Done
             }
             Err(failed) => {
-                self.phase = Phase::Paused(Box::new(failed.guest));
+                let vm = Box::new(failed.guest);
+                // Nobody has learnt by that whose the guest is.
+                self.phase = match unknown {
+                    true => Phase::Unknown(vm),
+                    false => Phase::Paused(vm),
+                };
                 Reply::Failed(chain(&failed.error))
             }
         }
@@ -200,12 +210,16 @@ impl Supervisor {
         if self.measuring.is_some() {
             return Reply::Refused(measured("a prediction"));
         }
+        let target = match outgoing::connector(&request.wanted, self.tls.as_ref()) {
+            Ok(target) => target,
+            Err(reason) => return Reply::Refused(reason),
+        };
         let started = self
             .notifier()
             .map_err(|e| chain(&e))
             .and_then(|notify| Ok((notify, CancelToken::new().map_err(|e| e.to_string())?)));
         let started = started.and_then(|(notify, cancel)| {
-            let events = predicting::spawn(vm, request, cancel.clone(), notify)
+            let events = predicting::spawn(vm, request, target, cancel.clone(), notify)
                 .map_err(|e| format!("start the thread that predicts: {e}"))?;
             Ok((events, cancel))
         });
@@ -222,6 +236,10 @@ impl Supervisor {
         if self.measuring.is_some() {
             return Reply::Refused(measured("migrate"));
         }
+        let target = match outgoing::connector(request, self.tls.as_ref()) {
+            Ok(target) => target,
+            Err(reason) => return Reply::Refused(reason),
+        };
         let vm = match std::mem::replace(&mut self.phase, Phase::None) {
             Phase::Running(vm) => vm,
             other => {
@@ -240,7 +258,7 @@ impl Supervisor {
                 return Reply::Failed(reason);
             }
         };
-        match outgoing::spawn(vm, request, cancel, notify) {
+        match outgoing::spawn(vm, request, target, cancel, notify) {
             Ok((outgoing, events)) => {
                 self.phase = Phase::Moving(outgoing);
                 Reply::Moving(events)

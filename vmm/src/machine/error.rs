@@ -11,6 +11,7 @@ use crate::kvm::KvmError;
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::probe::ProbeError;
 use crate::sandbox::SandboxError;
+use crate::tls::TlsFilesError;
 
 /// A machine's end in error.
 #[derive(Debug, Error)]
@@ -43,6 +44,9 @@ pub enum MachineError {
     /// The socket for sources does not listen.
     #[error("cannot listen for a guest")]
     Listen(#[from] SocketError),
+    /// The host cannot prove who it is.
+    #[error(transparent)]
+    Tls(#[from] TlsFilesError),
     /// The VM could not be made, started or driven.
     #[error(transparent)]
     Guest(#[from] GuestError),

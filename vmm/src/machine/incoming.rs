@@ -11,6 +11,7 @@ use migration::destination::ReceiveOptions;
 use migration::destination::{self, Accept, ReceiveError, Received};
 use migration::event::Arrival;
 use migration::guest::GuestError;
+use migration::wire::tls::Demand;
 use migration::wire::{Local, Transport};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -24,8 +25,9 @@ use crate::console::{Output, Signals};
 use crate::control::socket::OwnedSocket;
 use crate::kvm;
 use crate::sandbox::{self, Kind, Sandbox};
+use crate::tls::{self, TlsFilesError};
 use crate::vcpu::EventSender;
-use crate::vm::{LocalParts, LogChoice, ReceivingHost, RunningVm};
+use crate::vm::{Gauges, LocalParts, LogChoice, ReceivingHost, RunningVm};
 use vmm_sys_util::eventfd::EventFd;
 
 /// How long to wait after a connection could not be accepted.
@@ -39,7 +41,13 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
     let signals = Signals::block().map_err(MachineError::host("block signals"))?;
     let kvm = kvm::open()?;
     let log = LogChoice::of(config.dirty_tracking, &kvm)?;
-    let listener = Listener::bind(&config.listen)?;
+    let tls = config.tls.as_deref().map(tls::load).transpose()?;
+    let demand = tls.as_ref().map(|tls| tls.demand_any_of(&config.peers));
+    let demand = demand.transpose().map_err(|source| {
+        let dir = config.tls.clone().unwrap_or_default();
+        TlsFilesError::Contents { dir, source }
+    })?;
+    let listener = Listener::bind(&config.listen, demand)?;
     let paths = Paths::open(config.control.as_deref(), &config.serial)?;
     // Beforehand: later nothing can be opened, and who gave a tap that cannot be had learns it now.
     let open = |(card, wanted): &(u32, TapConfig)| Ok::<_, GuestError>((*card, tap::open(wanted)?));
@@ -48,20 +56,27 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
     if let Target::Unix(path) = &config.listen {
         reach.removes.push(path.clone());
     }
+    let gauges = Gauges::open();
     let sandbox = Sandbox::confine(config.sandbox, &reach)?;
     let mut supervisor = paths.supervisor(signals)?;
+    supervisor.tls = tls;
     let receiver = Receiver {
         kvm,
         log,
         listener,
         taps,
+        gauges,
         output: supervisor.console().output(),
         serial_room: supervisor.serial_room()?,
         events: supervisor.event_sender()?,
         notify: supervisor.notifier()?,
         config,
     };
-    eprintln!("ferry: waiting for a guest on {}", receiver.config.listen);
+    eprintln!(
+        "ferry: waiting for a guest on {}{}",
+        receiver.config.listen,
+        receiver.listener.terms()
+    );
     std::thread::Builder::new()
         .name("migration".into())
         .spawn(move || {
@@ -75,21 +90,31 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
 
 /// Where sources connect.
 enum Listener {
-    Tcp(TcpListener),
+    /// With what a source has to prove, if it has to.
+    Tcp(TcpListener, Option<Demand>),
     Unix(OwnedSocket),
 }
 
 impl Listener {
-    fn bind(target: &Target) -> Result<Self, MachineError> {
+    /// Listens. What comes over a Unix socket comes from this machine, and needs no TLS.
+    fn bind(target: &Target, demand: Option<Demand>) -> Result<Self, MachineError> {
         match target {
             Target::Tcp(host, port) => TcpListener::bind((host.as_str(), *port))
                 // A peer may be gone between poll(2) and accept(2), which is not to wait then.
                 .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-                .map(Listener::Tcp)
+                .map(|listener| Listener::Tcp(listener, demand))
                 .map_err(MachineError::host(format!(
                     "listen on {target}; take an address of this host and a free port"
                 ))),
             Target::Unix(path) => Ok(Self::Unix(OwnedSocket::listen(path)?)),
+        }
+    }
+
+    /// How sources have to come.
+    fn terms(&self) -> &'static str {
+        match self {
+            Listener::Tcp(_, Some(_)) => " (TLS)",
+            Listener::Tcp(_, None) | Listener::Unix(_) => "",
         }
     }
 
@@ -100,7 +125,7 @@ impl Listener {
         wake: Option<BorrowedFd<'_>>,
     ) -> std::io::Result<Option<(Box<dyn Transport>, String)>> {
         let fd = match self {
-            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Tcp(listener, _) => listener.as_fd(),
             Listener::Unix(socket) => socket.as_fd(),
         };
         let mut fds = vec![PollFd::new(fd, PollFlags::POLLIN)];
@@ -129,9 +154,13 @@ impl Listener {
     /// One that has come.
     fn take(&self) -> std::io::Result<(Box<dyn Transport>, String)> {
         match self {
-            Listener::Tcp(listener) => {
+            Listener::Tcp(listener, demand) => {
                 let (stream, peer) = listener.accept()?;
-                Ok((Box::new(stream), peer.to_string()))
+                let mut stream: Box<dyn Transport> = Box::new(stream);
+                if let Some(demand) = demand {
+                    stream = demand.secure(stream)?;
+                }
+                Ok((stream, peer.to_string()))
             }
             Listener::Unix(socket) => {
                 let stream = Local::from(socket.accept()?);
@@ -187,6 +216,7 @@ struct Receiver {
     listener: Listener,
     /// For the guest's cards, by their numbers.
     taps: Vec<(u32, Tap)>,
+    gauges: Gauges,
     output: Output,
     serial_room: EventFd,
     events: EventSender,
@@ -236,6 +266,7 @@ impl Receiver {
         let mut host = ReceivingHost {
             kvm: &self.kvm,
             max_memory: self.config.max_memory,
+            gauges: &self.gauges,
             log: self.log,
             make_parts: &mut || self.parts(),
             open_tap: &mut |card| {
@@ -258,7 +289,10 @@ impl Receiver {
             ),
             Arrival::RoundFinished { .. } | Arrival::Ready | Arrival::Live { .. } => {}
         };
-        let options = ReceiveOptions::default();
+        let options = ReceiveOptions {
+            peer_timeout: self.config.peer_timeout,
+            ..ReceiveOptions::default()
+        };
         let received = destination::receive(
             &mut host,
             socket,

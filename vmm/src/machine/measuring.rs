@@ -24,10 +24,11 @@ pub fn spawn(
     let (asker, events) = mpsc::channel();
     let (log, layout) = (vm.dirty_log(), vm.describe().layout);
     let windows = dirty_rate::windows(request.longest());
+    let sample = request.sample.unwrap_or(1);
     let measure = move || {
         sandbox::enter(Kind::DirtyRate);
         let mut tell = |window| asker.send(RateEvent::Window { window }).is_ok();
-        let done = dirty_rate::measure(&*log, &layout, &windows, &cancel, &mut tell);
+        let done = dirty_rate::measure(&*log, &layout, &windows, sample, &cancel, &mut tell);
         let last = match done {
             Ok(_) => RateEvent::Done {
                 memory_bytes: layout.bytes(),

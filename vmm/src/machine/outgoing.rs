@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use migration::cancel::CancelToken;
 use migration::event::Event;
 use migration::source::{self, Moved};
-use migration::wire::{Connect, TcpTarget, UnixTarget};
+use migration::wire::tls::{Credentials, Demand};
+use migration::wire::{Connect, TcpTarget, TlsTarget, UnixTarget};
 
-use super::supervisor::{FromThread, Notifier};
+use super::supervisor::{FromThread, Notifier, chain};
 use crate::config::Target;
 use crate::control::{MigrateRequest, MoveEvent, MoveProgress};
 use crate::sandbox::{self, Kind};
+use crate::tls::TlsFiles;
 use crate::vm::RunningVm;
 
 /// A move under way, as the main thread sees it.
@@ -39,6 +41,7 @@ pub struct Departed {
 pub fn spawn(
     vm: Box<RunningVm>,
     request: &MigrateRequest,
+    target: Box<dyn Connect + Send>,
     cancel: CancelToken,
     notify: Notifier,
 ) -> Result<(Outgoing, Receiver<MoveEvent>), (Box<RunningVm>, std::io::Error)> {
@@ -49,7 +52,6 @@ pub fn spawn(
         cancel: cancel.clone(),
         progress: progress.clone(),
     };
-    let target = connector(&request.target);
     let options = request.options();
     // The VM is handed over once the thread is there: a thread that cannot be made must not take it along.
     let (hand_over, take) = mpsc::sync_channel::<Box<RunningVm>>(1);
@@ -81,19 +83,46 @@ pub fn spawn(
     }
 }
 
-/// How the engine reaches the peer.
-pub(super) fn connector(target: &Target) -> Box<dyn Connect + Send> {
-    match target {
+/// How the engine reaches the peer; `own` is what the VM was started with to prove who it is.
+///
+/// # Errors
+/// Why it cannot be done as it was asked for.
+pub(super) fn connector(
+    request: &MigrateRequest,
+    own: Option<&Credentials>,
+) -> Result<Box<dyn Connect + Send>, String> {
+    Ok(match &request.target {
         Target::Tcp(host, port) => {
             let address = if host.contains(':') {
                 format!("[{host}]:{port}")
             } else {
                 format!("{host}:{port}")
             };
-            Box::new(TcpTarget::new(address))
+            let target = TcpTarget::new(address);
+            match request.tls {
+                true => {
+                    let name = request.peer.as_ref().unwrap_or(host);
+                    Box::new(TlsTarget::new(target, demand(request, own, name)?))
+                }
+                false => Box::new(target),
+            }
         }
         Target::Unix(path) => Box::new(UnixTarget::new(path.clone())),
-    }
+    })
+}
+
+/// What the destination has to prove.
+fn demand(
+    request: &MigrateRequest,
+    own: Option<&Credentials>,
+    name: &str,
+) -> Result<Demand, String> {
+    let given = (request.tls_files.as_ref()).map(TlsFiles::credentials);
+    let given = given.transpose().map_err(|error| chain(&error))?;
+    let credentials = given.as_ref().or(own).ok_or(
+        "TLS is not possible: this VM was started without --tls DIR; name the folder with `ferry migrate --tls DIR`",
+    )?;
+    credentials.demand_name(name).map_err(|error| chain(&error))
 }
 
 /// Keeps the progress that `ferry status` shows up to date.

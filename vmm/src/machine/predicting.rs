@@ -5,14 +5,14 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Instant;
 
 use migration::cancel::{CancelToken, Cancelled};
-use migration::dirty_rate::{self, RateError};
+use migration::dirty_rate::{self, RateError, Window};
 use migration::guest::{GuestRam, RunningGuest};
 use migration::pages::{MemoryLayout, PageSet};
 use migration::predict::{Curve, Estimate, Memory, Question, Survey, predict, survey};
 use migration::probe::{self, Measured, ProbeError};
+use migration::wire::Connect;
 use thiserror::Error;
 
-use super::outgoing::connector;
 use super::supervisor::{FromThread, Notifier, chain};
 use crate::control::{PredictEvent, PredictRequest};
 use crate::sandbox::{self, Kind};
@@ -62,6 +62,7 @@ impl From<ProbeError> for PredictError {
 pub fn spawn(
     vm: &RunningVm,
     request: &PredictRequest,
+    target: Box<dyn Connect + Send>,
     cancel: CancelToken,
     notify: Notifier,
 ) -> std::io::Result<Receiver<PredictEvent>> {
@@ -79,6 +80,7 @@ pub fn spawn(
             layout: &layout,
             clocks: &clocks,
             request: &request,
+            target: &*target,
             cancel: &cancel,
         };
         let last = match study.question(&mut tell) {
@@ -106,6 +108,7 @@ struct Study<'a> {
     layout: &'a MemoryLayout,
     clocks: &'a [CpuClock],
     request: &'a PredictRequest,
+    target: &'a dyn Connect,
     cancel: &'a CancelToken,
 }
 
@@ -116,7 +119,6 @@ impl Study<'_> {
         tell: &mut dyn FnMut(PredictEvent) -> bool,
     ) -> Result<Question, PredictError> {
         let options = self.request.wanted.options();
-        let target = connector(&self.request.wanted.target);
         let (curve, busy, pages) = self.watch(tell)?;
         let Survey { memory, before } = survey(self.ram, self.layout, &pages)?;
         let Memory {
@@ -131,14 +133,14 @@ impl Study<'_> {
             busy_percent: busy * 100.0,
         });
         listening(heard)?;
-        let measured = probe::measure(&*target, &options, self.cancel)?;
+        let measured = probe::measure(self.target, &options, self.cancel)?;
         listening(tell(of_link(&measured)))?;
         // What is written was touched by that at the latest.
         let writes = curve.fit(touched.max(written(&curve)));
         Ok(Question {
             busy,
             before,
-            by_descriptor: target.is_local(),
+            by_descriptor: self.target.is_local(),
             ..Question::new(memory, writes, measured.link, options)
         })
     }
@@ -153,12 +155,13 @@ impl Study<'_> {
         let mut heard = true;
         let ran = || self.clocks.iter().map(|clock| clock.now());
         let (before, began): (Vec<_>, _) = (ran().collect(), Instant::now());
-        let mut hear = |window| {
-            windows.push(window);
+        let mut hear = |window: Window| {
+            windows.push(window.clone());
             heard = tell(PredictEvent::Window { window });
             heard
         };
-        let pages = dirty_rate::measure(self.log, self.layout, &lengths, self.cancel, &mut hear)?;
+        let pages =
+            dirty_rate::measure(self.log, self.layout, &lengths, 1, self.cancel, &mut hear)?;
         let watched = began.elapsed();
         listening(heard)?;
         let ran =

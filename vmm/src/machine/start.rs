@@ -19,6 +19,7 @@ use crate::kvm::{self, cpuid, probe};
 use crate::layout;
 use crate::memory::Backing;
 use crate::sandbox::Sandbox;
+use crate::tls;
 use crate::vm::{Backend, BlankVm, LogChoice, Making, RunningVm, Shape};
 
 /// Starts a guest and stays with it until it ends, leaves, or is stopped.
@@ -29,12 +30,14 @@ pub fn run(config: GuestConfig) -> Result<End, MachineError> {
     let signals = Signals::block().map_err(MachineError::host("block signals"))?;
     let kvm = kvm::open()?;
     let log = LogChoice::of(config.dirty_tracking, &kvm)?;
+    let tls = config.tls.as_deref().map(tls::load).transpose()?;
     let kernel = open_kernel(&config.kernel, &kvm)?;
     let initramfs = config.initramfs.as_deref().map(Initrd::open).transpose()?;
     let paths = Paths::open(config.control.as_deref(), &config.serial)?;
     let backends = backends(&config)?;
     let sandbox = Sandbox::confine(config.sandbox, &paths.reach())?;
     let mut supervisor = paths.supervisor(signals)?;
+    supervisor.tls = tls;
     let (vm, cards) = start(
         &config,
         &kvm,

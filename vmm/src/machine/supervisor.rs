@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use migration::cancel::CancelToken;
+use migration::wire::tls::Credentials;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -89,6 +90,8 @@ pub struct Supervisor {
     pub(super) panicked: bool,
     /// Ends the measurement of the dirty rate, while there is one.
     pub(super) measuring: Option<CancelToken>,
+    /// What proves to others who this host is.
+    pub(super) tls: Option<Credentials>,
     /// A stop that waits for the end of a move.
     pub(super) stop_after_move: bool,
     pub(super) end: Option<Result<End, MachineError>>,
@@ -135,6 +138,7 @@ impl Supervisor {
             last_move: None,
             panicked: false,
             measuring: None,
+            tls: None,
             stop_after_move: false,
             end: None,
             events,

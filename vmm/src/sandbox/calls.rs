@@ -25,6 +25,8 @@ pub enum Kind {
     Receiver,
     /// `stream`, `probe`: a connection of a move.
     Stream,
+    /// `verify`: computes digests of memory.
+    Verify,
     /// Connects to a destination.
     Dial,
     /// `resolver`: looks up one name.
@@ -45,13 +47,14 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Main,
         Kind::Vcpu,
         Kind::Virtio,
         Kind::Source,
         Kind::Receiver,
         Kind::Stream,
+        Kind::Verify,
         Kind::Dial,
         Kind::Resolve,
         Kind::DirtyRate,
@@ -66,14 +69,21 @@ impl Kind {
     pub fn starts(self) -> &'static [Kind] {
         match self {
             Kind::Main => &[Kind::Source, Kind::DirtyRate, Kind::Announce],
-            Kind::Source => &[Kind::Stream, Kind::Dial, Kind::Resolve, Kind::DirtyRing],
-            Kind::Receiver => &[Kind::Vcpu, Kind::Virtio, Kind::Stream],
+            Kind::Source => &[
+                Kind::Stream,
+                Kind::Verify,
+                Kind::Dial,
+                Kind::Resolve,
+                Kind::DirtyRing,
+            ],
+            Kind::Receiver => &[Kind::Vcpu, Kind::Virtio, Kind::Stream, Kind::Verify],
             Kind::Dial => &[Kind::Resolve],
             Kind::DirtyRate => &[Kind::DirtyRing],
             Kind::Control => &[Kind::ControlClient],
             Kind::Vcpu
             | Kind::Virtio
             | Kind::Stream
+            | Kind::Verify
             | Kind::Resolve
             | Kind::DirtyRing
             | Kind::Announce
@@ -90,6 +100,7 @@ impl Kind {
             Kind::Virtio => &[EVENT_LOOP, CARD],
             Kind::Source => &[
                 CONNECTIONS,
+                PLACEMENT,
                 FURTHER,
                 PAGES,
                 DIRTY_LOG,
@@ -99,15 +110,18 @@ impl Kind {
             ],
             Kind::Receiver => &[
                 CONNECTIONS,
+                PLACEMENT,
                 LISTEN,
                 DESCRIPTORS,
+                PAGES,
                 MAKE_VM,
                 WAKE_UPS,
                 KICK,
                 EVENT_LOOP,
                 CARD_SETUP,
             ],
-            Kind::Stream => &[CONNECTIONS, ARM],
+            Kind::Stream => &[CONNECTIONS, PLACEMENT, ARM],
+            Kind::Verify => &[],
             Kind::Dial => &[CONNECTIONS, FURTHER],
             Kind::Resolve => &[FURTHER, RESOLVER],
             Kind::DirtyRate => &[DIRTY_LOG, PAGES],
@@ -138,7 +152,7 @@ impl Kind {
             // Its flags lie in memory, where a filter cannot look; glibc takes clone then.
             fails.push((call(libc::SYS_clone3), libc::ENOSYS));
         }
-        if self == Kind::Receiver {
+        if matches!(self, Kind::Receiver | Kind::Source) {
             // How many processors there are std asks of cgroups, too, in /proc.
             fails.push((call(libc::SYS_openat), libc::EACCES));
         }
@@ -390,6 +404,9 @@ const CONNECTIONS: Group = &[
     call(libc::SYS_geteuid),
 ];
 
+/// Over loopback both ends of a stream run on one processor.
+const PLACEMENT: Group = &[call(libc::SYS_sched_setaffinity), call(libc::SYS_getcpu)];
+
 /// New connections outwards: TCP, and Unix sockets of this host.
 const FURTHER: Group = &[
     equal(libc::SYS_socket, 0, libc::AF_INET),
@@ -413,7 +430,8 @@ const DESCRIPTORS: Group = &[
     call(libc::SYS_statx),
 ];
 
-/// Which pages were ever touched: the page map, opened beforehand, and the holes of a memfd.
+/// Which pages were ever touched: the page map, opened beforehand, and the holes of a memfd. Also other files of /proc
+/// that are open: how much memory there is.
 const PAGES: Group = &[
     ioctl(PAGEMAP_SCAN),
     call(libc::SYS_pread64),

@@ -139,6 +139,7 @@ impl Sandbox {
         confined::at_start(|role| {
             enter(match role {
                 Role::Stream => Kind::Stream,
+                Role::Verify => Kind::Verify,
                 Role::Dial => Kind::Dial,
                 Role::Resolve => Kind::Resolve,
             });

@@ -8,23 +8,33 @@ use super::style::{Colour, Style};
 
 /// A line of the table, with the head above the first.
 pub fn rate_line(window: &Window, first: bool, style: Style) -> String {
-    let line = |cells: [&str; 4]| {
+    let line = |cells: [&str; 4], by_vcpu: &[String]| {
         let [time, pages, memory, speed] = cells;
-        format!("  {time:>9} {pages:>11} {memory:>10} {speed:>12}")
+        let by_vcpu: String = by_vcpu
+            .iter()
+            .map(|pages| format!(" {pages:>11}"))
+            .collect();
+        format!("  {time:>9} {pages:>11} {memory:>10} {speed:>12}{by_vcpu}")
     };
+    let by_vcpu = window.pages_by_vcpu.as_deref().unwrap_or_default();
     let head = match first {
         true => {
-            let head = line(["watched", "pages", "written", "each once"]);
+            let names: Vec<_> = (0..by_vcpu.len())
+                .map(|vcpu| format!("by vCPU {vcpu}"))
+                .collect();
+            let head = line(["watched", "pages", "written", "each once"], &names);
             style.paint(Colour::Faint, &head) + "\n"
         }
         false => String::new(),
     };
-    let row = line([
-        &millis(window.window_ms),
-        &count(window.pages),
-        &bytes(window.pages.saturating_mul(PAGE_SIZE)),
-        &rate(window.bytes_per_s),
-    ]);
+    let each: Vec<_> = by_vcpu.iter().map(|pages| count(*pages)).collect();
+    let cells = [
+        &*millis(window.window_ms),
+        &*count(window.pages),
+        &*bytes(window.pages.saturating_mul(PAGE_SIZE)),
+        &*rate(window.bytes_per_s),
+    ];
+    let row = line(cells, &each);
     format!("{head}{row}\n")
 }
 
@@ -38,6 +48,7 @@ mod tests {
             window_ms: 125.4,
             pages: 16_384,
             bytes_per_s: 535_000_000,
+            pages_by_vcpu: None,
         };
         let first = rate_line(&window, true, Style::PLAIN);
         let lines: Vec<_> = first.lines().collect();
@@ -48,5 +59,20 @@ mod tests {
             rate_line(&window, false, Style::PLAIN),
             format!("{}\n", lines[1])
         );
+    }
+
+    #[test]
+    fn who_writes_has_a_column_each() {
+        let window = Window {
+            window_ms: 8000.0,
+            pages: 70_000,
+            bytes_per_s: 35_840_000,
+            pages_by_vcpu: Some(vec![69_000, 1000]),
+        };
+        let text = rate_line(&window, true, Style::PLAIN);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0].len(), lines[1].len());
+        assert!(lines[0].ends_with("by vCPU 0   by vCPU 1"), "{text}");
+        assert!(lines[1].ends_with("69,000       1,000"), "{text}");
     }
 }

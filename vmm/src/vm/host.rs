@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::blank::{BlankVm, Making};
 use super::devices::Backend;
 use super::log::LogChoice;
+use super::room::Gauges;
 use super::shape::{Shape, SlotKind};
 use crate::memory::Backing;
 use crate::units::Size;
@@ -37,6 +38,8 @@ pub struct ReceivingHost<'a> {
     pub kvm: &'a Kvm,
     /// The most memory that a guest may have here, in bytes.
     pub max_memory: u64,
+    /// How much there is.
+    pub gauges: &'a Gauges,
     /// How its written pages are found when it is moved on.
     pub log: LogChoice,
     /// See [`MakeParts`].
@@ -60,6 +63,10 @@ impl Host for ReceivingHost<'_> {
                 Size(bytes),
                 Size(self.max_memory)
             )));
+        }
+        // Memory that comes by descriptor is there already.
+        if memory.is_none() {
+            self.gauges.check(bytes)?;
         }
         let shape = Shape::from_description(description, self.kvm)?;
         let mut card = 0;

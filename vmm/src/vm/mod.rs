@@ -12,6 +12,7 @@ mod devices;
 mod host;
 mod io_thread;
 mod log;
+mod room;
 mod shape;
 mod work;
 
@@ -43,6 +44,7 @@ pub use devices::Backend;
 pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
 pub use log::LogChoice;
+pub use room::Gauges;
 pub use shape::{Shape, SlotKind};
 pub use work::PERIOD as WORK_PERIOD;
 

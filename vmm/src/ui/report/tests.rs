@@ -35,6 +35,7 @@ pub(crate) fn sample(rounds: u32) -> Report {
             final_dirty_sync_ms: 0.92,
             final_pages_ms: 31.02,
             save_state_ms: 2.13,
+            verify_ms: 0.0,
             send_state_ms: 6.15,
             restore_ms: 6.1,
             resume_ms: 1.5,
@@ -58,6 +59,8 @@ pub(crate) fn sample(rounds: u32) -> Report {
         untouched_pages: 0,
         dirty_tracking: Some(Tracking::Bitmap),
         streams: 1,
+        tls: true,
+        tls_peer: Some("beta.example.org".into()),
         mean_bandwidth_bytes_per_s: 117_312_000,
     }
 }
@@ -81,6 +84,7 @@ Moved: the guest runs on tcp:10.0.0.2:7000.
   guest gap                 49.0 ms   between heartbeats; largest 49.0 ms
   memory                   1.00 GiB   12,345 pages of zeros
   on the wire              1.20 GiB   mean 938 Mbit/s
+    encrypted               TLS 1.3   to beta.example.org, by its certificate
 
   round      time       pages      zero       wire        link     dirtied thr.
       0    9.12 s     262,144    10,000    986 MiB  940 Mbit/s  320 Mbit/s    -

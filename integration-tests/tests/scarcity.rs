@@ -1,0 +1,154 @@
+//! Hosts that are short of something in mid-move: memory, room on a disk. The guest does not notice, and what is said of it is true.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use integration_tests::ferry::{Ferry, MemoryBound, PulseGuest};
+use integration_tests::linux_test;
+use nix::mount::{MsFlags, mount, umount};
+
+const STEP: Duration = Duration::from_secs(60);
+const SEED: u64 = 9;
+const GUEST: PulseGuest<'_> = PulseGuest {
+    words: "beat=1 ws=8:8 rate=2000",
+    cpus: 1,
+    mib: 64,
+};
+
+fn boot() -> Ferry {
+    let guest = GUEST.boot(None).unwrap();
+    guest.fill(SEED, &[GUEST.fillable()]).unwrap();
+    guest
+}
+
+fn unharmed(guest: &Ferry) {
+    assert_eq!(guest.state().unwrap(), "running");
+    guest.wait_beats(20).unwrap();
+    guest.check_pulse().unwrap();
+    guest.check_fill(SEED, &[GUEST.fillable()]).unwrap();
+}
+
+/// A receiver that may not have as much memory as the guest brings; then one, and a source, that may, but not much more.
+fn little_memory(ports: [u16; 2], version: u8) {
+    let target = |index: usize| format!("tcp:127.0.0.1:{}", ports[index]);
+    let guest = boot();
+    {
+        let mut receiver = Ferry::receive(None, &target(0), &[]).unwrap();
+        let bound = MemoryBound::new(32 << 20).unwrap();
+        assert_eq!(bound.version(), version);
+        bound.put(receiver.pid()).unwrap();
+        let moved = guest.migrate(&target(0), &[]).unwrap();
+        println!("{}{:?}", moved.stderr, receiver.wait_end(STEP));
+        assert_eq!(moved.status, 1, "{moved:?}");
+        assert_eq!(moved.report["outcome"], "failed", "{moved:?}");
+        receiver.kill();
+    }
+    unharmed(&guest);
+
+    let bounds = [96 << 20, 32 << 20].map(|bytes| MemoryBound::new(bytes).unwrap());
+    let receiver = Ferry::receive(None, &target(1), &[]).unwrap();
+    bounds[0].put(receiver.pid()).unwrap();
+    // What the source has already is not counted in.
+    bounds[1].put(guest.pid()).unwrap();
+    let moved = guest.migrate(&target(1), &[]).unwrap();
+    moved.completed().unwrap();
+    unharmed(&receiver);
+    // Bounds go when nobody is in them any more.
+    drop((guest, receiver));
+}
+
+#[test]
+fn a_receiver_without_enough_memory_costs_the_move_alone() {
+    let version = MemoryBound::new(1 << 20).unwrap().version();
+    little_memory([4710, 4711], version);
+}
+
+linux_test! {
+    /// The nested host has control groups of version 2.
+    fn a_receiver_without_enough_memory_costs_the_move_alone_by_version_2() {
+        little_memory([4712, 4713], 2);
+    }
+}
+
+/// A disk without any room left.
+struct FullDisk(tempfile::TempDir);
+
+impl FullDisk {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let kind = Some("tmpfs");
+        mount(
+            kind,
+            folder.path(),
+            kind,
+            MsFlags::empty(),
+            Some("size=16k"),
+        )
+        .unwrap();
+        let disk = Self(folder);
+        let mut file = File::create(disk.file("everything")).unwrap();
+        while file.write(&[1; 4096]).is_ok_and(|count| count > 0) {}
+        disk
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        umount(self.0.path()).unwrap();
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_full_disk_costs_the_files_alone() {
+    let disk = FullDisk::new();
+    let serial = format!("file={}", disk.file("console").display());
+    let mut guest = {
+        let words = ["run", "--pulse", GUEST.words, "--memory", "64M"];
+        Ferry::start(None, &[&words[..], &["--serial", &serial]].concat()).unwrap()
+    };
+    guest.wait_control(STEP).unwrap();
+    let lost = |line: &str| line.contains("serial output is lost");
+    let line = guest.messages().wait(0, STEP, lost);
+    println!("{line:?}");
+    assert!(line.is_some(), "{}", guest.messages().tail());
+    guest.wait_beats(20).unwrap();
+    guest.fill(SEED, &[GUEST.fillable()]).unwrap();
+
+    let files = ["report.json", "page.html"].map(|name| text(&disk.file(name)));
+    let args = ["--report", &files[0], "--html", &files[1]];
+    let migrate = |guest: &Ferry, target: &str| {
+        let mut command = guest.prepare("migrate", &[target]).unwrap();
+        let output = command.args(args).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        for file in &files {
+            let about = said.lines().find(|line| line.contains(file));
+            println!("{about:?}");
+            assert!(
+                about.is_some_and(|line| line.contains("No space left")),
+                "{said}"
+            );
+        }
+        output.status.code()
+    };
+    // Nobody is there: the guest stays, and that is what the status says.
+    assert_eq!(migrate(&guest, "tcp:127.0.0.1:4714"), Some(1));
+    unharmed(&guest);
+
+    let serial = format!("file={}", disk.file("other").display());
+    let target = "tcp:127.0.0.1:4715";
+    let receiver = Ferry::receive(None, target, &["--serial", &serial]).unwrap();
+    assert_eq!(migrate(&guest, target), Some(0));
+    assert_eq!(guest.wait_end(STEP).unwrap().code(), Some(0));
+    unharmed(&receiver);
+}
