@@ -4,7 +4,8 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use devices::virtio::net::Tap;
 use integration_tests::ferry::{Ferry, Netns, PulseGuest, User};
@@ -17,7 +18,7 @@ const GUEST: PulseGuest<'_> = PulseGuest {
 };
 
 /// The values of some lines of a status in /proc (proc_pid_status(5)).
-fn status(path: &str) -> impl Fn(&str) -> String {
+fn status(path: &Path) -> impl Fn(&str) -> String + use<> {
     let text = fs::read_to_string(path).unwrap();
     move |name| {
         let line = text
@@ -33,19 +34,26 @@ fn status(path: &str) -> impl Fn(&str) -> String {
 fn check_confined(ferry: &Ferry, uid: u32) -> Vec<String> {
     let mut names = Vec::new();
     for task in fs::read_dir(format!("/proc/{}/task", ferry.pid())).unwrap() {
-        let of = status(task.unwrap().path().join("status").to_str().unwrap());
+        let path = task.unwrap().path().join("status");
+        let of = status(&path);
         let name = of("Name");
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             assert_eq!(of(set).trim_start_matches('0'), "", "{name}: {set}");
         }
         assert_eq!(of("NoNewPrivs"), "1", "{name}");
-        assert_eq!(of("Seccomp"), "2", "{name}: filters");
+        // A thread that has yet to run its first instruction has nothing of its own.
+        let began = Instant::now();
+        while status(&path)("Seccomp") != "2" {
+            assert!(began.elapsed() < STEP, "{name} has no filter");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let uids = of("Uid");
         assert!(
             uids.split_whitespace().all(|id| id == uid.to_string()),
             "{name}: {uids}"
         );
-        names.push(name);
+        // The thread may have been named meanwhile.
+        names.push(status(&path)("Name"));
     }
     let told = &ferry.status().unwrap()["sandbox"];
     assert_eq!(told["system_calls"], "kill", "{told}");

@@ -6,6 +6,8 @@ use std::os::unix::net::UnixListener;
 
 use integration_tests::ferry::Netns;
 use tempfile::TempDir;
+use vmm::kvm::cpuid;
+use vmm::kvm::cpuid::baseline::{self, Baseline};
 
 use super::support::{beating, ferry, ferry_after, ferry_in, refuses, text, ticks_on};
 
@@ -100,6 +102,23 @@ fn more_memory_than_the_host_has() {
         let parts = [size, "more than this host has", "ask for less"];
         refuses(ferry(&pulse("", &["--memory", size])), ERROR, &parts);
     }
+}
+
+#[test]
+fn a_cpu_that_is_not_here() {
+    let host = cpuid::supported(&kvm_ioctls::Kvm::new().unwrap()).unwrap();
+    let best = baseline::best(&host).unwrap();
+    let Some(above) = Baseline::LEVELS.into_iter().rfind(|&level| level > best) else {
+        println!("this host has every level there is");
+        return;
+    };
+    let lacks = baseline::apply(above, &host).unwrap_err();
+    let parts = [
+        "this host's CPU lacks",
+        &lacks[0],
+        &format!("take --cpu {best}"),
+    ];
+    refuses(ferry(&pulse("", &["--cpu", above.word()])), ERROR, &parts);
 }
 
 #[test]

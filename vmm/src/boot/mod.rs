@@ -91,7 +91,37 @@ pub fn load(
     cmdline: &str,
     machine: &Machine,
 ) -> Result<Entry, BootError> {
-    let initramfs = initramfs.map(Image::initramfs).transpose()?;
+    let initramfs = initramfs.map(Initrd::open).transpose()?;
+    load_open(ram, layout, kernel, initramfs, cmdline, machine)
+}
+
+/// An initramfs, open: for a process that will not be able to open it when it is needed.
+#[derive(Debug)]
+pub struct Initrd(Image);
+
+impl Initrd {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// It is not there, no file, or empty.
+    pub fn open(path: &Path) -> Result<Self, BootError> {
+        Image::initramfs(path).map(Self)
+    }
+}
+
+/// [`load`] with an initramfs that is open already.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_open(
+    ram: &GuestRam,
+    layout: &MemoryLayout,
+    kernel: &Kernel,
+    initramfs: Option<Initrd>,
+    cmdline: &str,
+    machine: &Machine,
+) -> Result<Entry, BootError> {
+    let initramfs = initramfs.map(|Initrd(image)| image);
     let low_end = low_ram_end(layout);
     check_cmdline(cmdline, kernel.cmdline_max())?;
     let kernel_end = kernel.place(low_end, &initramfs)?;

@@ -40,7 +40,6 @@ impl Paths {
     /// What of them the process still needs later. Only by a control socket is a guest ever moved away.
     pub fn reach(&self) -> Reach {
         Reach {
-            reads: Vec::new(),
             removes: self.sockets.clone(),
             connects: self.control.is_some(),
         }

@@ -11,14 +11,14 @@ use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::Supervisor;
 use super::{End, MachineError, tap};
-use crate::boot::{self, Kernel};
+use crate::boot::{self, Initrd, Kernel};
 use crate::config::{GuestConfig, KernelConfig, MemoryBacking, NetConfig, display_mac};
 use crate::console::Signals;
 use crate::kvm::cpuid::baseline::{self, Baseline};
 use crate::kvm::{self, cpuid, probe};
 use crate::layout;
 use crate::memory::Backing;
-use crate::sandbox::{Reach, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::tls;
 use crate::vm::{Backend, BlankVm, LogChoice, Making, RunningVm, Shape};
 
@@ -32,16 +32,20 @@ pub fn run(config: GuestConfig) -> Result<End, MachineError> {
     let log = LogChoice::of(config.dirty_tracking, &kvm)?;
     let tls = config.tls.as_deref().map(tls::load).transpose()?;
     let kernel = open_kernel(&config.kernel, &kvm)?;
+    let initramfs = config.initramfs.as_deref().map(Initrd::open).transpose()?;
     let paths = Paths::open(config.control.as_deref(), &config.serial)?;
     let backends = backends(&config)?;
-    let reach = Reach {
-        reads: config.initramfs.iter().cloned().collect(),
-        ..paths.reach()
-    };
-    let sandbox = Sandbox::confine(config.sandbox, &reach)?;
+    let sandbox = Sandbox::confine(config.sandbox, &paths.reach())?;
     let mut supervisor = paths.supervisor(signals)?;
     supervisor.tls = tls;
-    let (vm, cards) = start(&config, &kvm, &kernel, log, backends, &supervisor)?;
+    let (vm, cards) = start(
+        &config,
+        &kvm,
+        (&kernel, initramfs),
+        log,
+        backends,
+        &supervisor,
+    )?;
     supervisor.adopt(vm, cards);
     supervisor.sandbox = Some(sandbox.close()?);
     supervisor.serve()
@@ -70,7 +74,7 @@ fn open_kernel(kernel: &KernelConfig, kvm: &Kvm) -> Result<Kernel, MachineError>
 fn start(
     config: &GuestConfig,
     kvm: &Kvm,
-    kernel: &Kernel,
+    (kernel, initramfs): (&Kernel, Option<Initrd>),
     log: LogChoice,
     (backends, cards): (Vec<Backend>, Vec<CardInfo>),
     supervisor: &Supervisor,
@@ -107,11 +111,11 @@ fn start(
         serial: true,
         pvpanic: true,
     };
-    let entry = boot::load(
+    let entry = boot::load_open(
         vm.ram(),
         &vm.shape().layout,
         kernel,
-        config.initramfs.as_deref(),
+        initramfs,
         &cmdline(config, vm.shape()),
         &machine,
     )?;

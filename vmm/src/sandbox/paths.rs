@@ -33,8 +33,6 @@ const RESOLVER: &[&str] = &[
 /// What stays within reach.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// Files that are read yet.
-    pub reads: Vec<PathBuf>,
     /// Sockets that are removed at the end, which is a right on their folders.
     pub removes: Vec<PathBuf>,
     /// Whether the guest may be moved away: names are looked up, and TCP connections made, to any port.
@@ -57,9 +55,9 @@ pub fn confine(reach: &Reach) -> Result<u32, RulesetError> {
         .handle_access(net)?
         .scope(Scope::from_all(NEWEST))?
         .create()?;
-    let resolver = RESOLVER.iter().map(Path::new).filter(|_| reach.connects);
-    for path in resolver.chain(reach.reads.iter().map(PathBuf::as_path)) {
-        ruleset = allow(ruleset, path, AccessFs::ReadFile)?;
+    let resolver = RESOLVER.iter().filter(|_| reach.connects);
+    for path in resolver {
+        ruleset = allow(ruleset, Path::new(path), AccessFs::ReadFile)?;
     }
     for socket in &reach.removes {
         let folder = match socket.parent() {
