@@ -233,6 +233,8 @@ const BASE: Group = &[
     call(libc::SYS_readv),
     call(libc::SYS_writev),
     call(libc::SYS_close),
+    // Before a descriptor is closed, a debug build of std asks whether it is open.
+    equal(libc::SYS_fcntl, 1, libc::F_GETFD),
     // A socket pair wakes another thread (the console, a cancel); std sends and receives on those.
     call(libc::SYS_sendto),
     call(libc::SYS_recvfrom),
