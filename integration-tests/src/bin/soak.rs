@@ -15,8 +15,12 @@ use integration_tests::soak::lab::Lab;
 use integration_tests::soak::outcome::Tally;
 use integration_tests::soak::peers::Peers;
 use integration_tests::soak::summary::Summary;
-use integration_tests::soak::{endurance, fuzz, linux};
-use integration_tests::{Error, chain, programs};
+use integration_tests::soak::{endurance, linux};
+use integration_tests::{Error, chain, fuzzing, programs};
+use migration::handover::model;
+
+/// Fuzz targets that run side by side.
+const FUZZ_JOBS: usize = 2;
 
 /// Does faults of all kinds to moves of the bare guest, moves guests again and again, and fuzzes; exits with 1 if anything was
 /// not as it must be
@@ -112,10 +116,13 @@ fn all(cli: &Cli, peers: Peers) -> Result<bool, Error> {
     let mut summary = Summary {
         seed: cli.seed,
         peer_timeout_ms: peers.timeout().as_millis(),
-        model_states: model_states(),
         ..Summary::default()
     };
     let mut failures = Vec::new();
+    match model::prove() {
+        Ok(explored) => summary.model_states = u64::try_from(explored.states).ok(),
+        Err(broken) => failures.push(format!("the model of the handover: {broken}")),
+    }
     if cli.faults > 0 {
         let tally = keep("faults", faults(cli, &peers), &mut failures);
         summary.tally = tally.unwrap_or_default();
@@ -135,7 +142,8 @@ fn all(cli: &Cli, peers: Peers) -> Result<bool, Error> {
         summary.linux = keep("moves of a Linux guest", moved, &mut failures);
     }
     if cli.fuzz_minutes > 0 {
-        let fuzzed = fuzz::run(cli.fuzz_minutes, &mut |target| println!("fuzzing {target}"));
+        let time = Duration::from_secs(60 * u64::from(cli.fuzz_minutes));
+        let fuzzed = fuzzing::fuzz_all(&[], time, FUZZ_JOBS);
         summary.fuzz = keep("fuzzing", fuzzed, &mut failures);
     }
     summary.failures = failures;
@@ -148,11 +156,6 @@ fn all(cli: &Cli, peers: Peers) -> Result<bool, Error> {
         eprintln!("soak: {trouble}");
     }
     Ok(summary.clean)
-}
-
-/// States that the exhaustive model of the handover visits. (Its place: the model is the engine's, `migration`.)
-fn model_states() -> Option<u64> {
-    None
 }
 
 fn faults(cli: &Cli, peers: &Peers) -> Result<Tally, Error> {

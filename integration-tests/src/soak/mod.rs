@@ -11,7 +11,6 @@ pub mod endurance;
 pub mod fault;
 pub mod faults;
 pub mod footprint;
-pub mod fuzz;
 pub mod injector;
 mod judge;
 pub mod lab;

@@ -1,16 +1,17 @@
 //! All that a soak found: target/soak/summary.json, and the table.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::endurance::{Attempts, BackAndForth};
-use super::fuzz::Fuzzed;
 use super::linux::LinuxMoves;
 use super::outcome::Tally;
 use crate::Error;
+use crate::fuzzing::Figures;
 
 /// The most that the guest's clock may be off after a move, in the mean.
 const DRIFT_US: f64 = 1000.0;
@@ -35,8 +36,8 @@ pub struct Summary {
     pub attempts: Option<Attempts>,
     /// A Linux guest moved again and again.
     pub linux: Option<LinuxMoves>,
-    /// Fuzz targets.
-    pub fuzz: Option<Fuzzed>,
+    /// Fuzz targets, by name.
+    pub fuzz: Option<BTreeMap<&'static str, Figures>>,
     /// Steps that could not be done, with the reason.
     pub failures: Vec<String>,
     /// How long it all took.
@@ -78,7 +79,10 @@ impl Summary {
             ));
         }
         if let Some(fuzz) = &self.fuzz {
-            troubles.extend(fuzz.failed.clone());
+            for (target, figures) in fuzz {
+                let crash = |input: &PathBuf| format!("fuzzing {target} found {}", input.display());
+                troubles.extend(figures.crashes.iter().map(crash));
+            }
         }
         troubles.extend(self.failures.clone());
         troubles
@@ -180,10 +184,10 @@ impl fmt::Display for Summary {
         if let Some(fuzz) = &self.fuzz {
             writeln!(
                 f,
-                "fuzz targets              {:>8}   {} min each, {} failed",
-                fuzz.targets.len(),
-                fuzz.minutes,
-                fuzz.failed.len()
+                "fuzz targets              {:>8}   {} inputs, {} findings",
+                fuzz.len(),
+                fuzz.values().map(|one| one.executions).sum::<u64>(),
+                fuzz.values().map(|one| one.crashes.len()).sum::<usize>()
             )?;
         }
         write!(f, "{:.0} s in all", self.seconds)
