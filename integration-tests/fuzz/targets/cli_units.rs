@@ -1,3 +1,4 @@
+//! Sizes, rates, spans, and other words of the command line. What must hold is said in `integration_tests::fuzzing`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| integration_tests::fuzzing::run("cli_units", input));

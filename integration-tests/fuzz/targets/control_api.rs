@@ -1,3 +1,4 @@
+//! Requests to the control socket. What must hold is said in `integration_tests::fuzzing`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| integration_tests::fuzzing::run("control_api", input));

@@ -1,3 +1,4 @@
+//! Whole sessions with a hostile source or destination. What must hold is said in `integration_tests::fuzzing`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| integration_tests::fuzzing::run("wire_session", input));

@@ -268,12 +268,6 @@ pub fn tsc_close(guest: u32, host: u32) -> bool {
     u64::from(guest.abs_diff(host)) * 1_000_000 <= u64::from(host) * 250
 }
 
-/// The CPUID entries as KVM gives them back, for comparison.
-pub fn cpuid_of(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, kvm_ioctls::Error> {
-    let cpuid = vcpu.get_cpuid2(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?;
-    Ok(cpuid.as_slice().to_vec())
-}
-
 mod xsave {
     //! The XSAVE area as a plain vector of words.
     #![allow(
