@@ -24,6 +24,8 @@ pub struct FerryPair {
     migrate: Vec<String>,
     /// Holds the socket at which the two meet, if they do.
     _folder: TempDir,
+    /// Holds the certificates, if there are any.
+    _hosts: Option<Hosts>,
 }
 
 impl FerryPair {
@@ -81,6 +83,7 @@ impl FerryPair {
             target,
             migrate,
             _folder: folder,
+            _hosts: hosts,
         })
     }
 
