@@ -143,13 +143,13 @@ linux_test! {
             ..cloud()
         };
         // There by the bitmap, back and there once more by the dirty ring; there and back over TLS, by the addresses of the
-        // hosts, which their certificates name.
+        // hosts, which their certificates name; the first time both memories are compared.
         let hosts = Hosts::new(&[("a", World::A), ("b", World::B)]).unwrap();
         let (tls_a, tls_b) = (hosts.folder("a"), hosts.folder("b"));
         let ring = ["--dirty-tracking", "ring"];
         let plain = ["--insecure-plaintext"];
         let stages = [
-            (&world.b, format!("{}:4700", World::B), "bitmap", &["--tls", &*tls_b, "--peer", "a"][..], &["--tls", &*tls_a][..]),
+            (&world.b, format!("{}:4700", World::B), "bitmap", &["--tls", &*tls_b, "--peer", "a"][..], &["--tls", &*tls_a, "--verify"][..]),
             (&world.a, format!("{}:4701", World::A), "ring", &["--tls", &*tls_a], &["--tls"]),
             (&world.b, format!("{}:4702", World::B), "ring", &[], &plain),
         ];
@@ -165,6 +165,7 @@ linux_test! {
             let (next, report) = move_into(source, destination, &address, how);
             assert_eq!(report["dirty_tracking"], tracking, "{report}");
             assert_eq!(report["tls"], how != plain, "{report}");
+            assert_eq!(report["verify_ms"].is_number(), how.contains(&"--verify"), "{report}");
             ferries.push(next);
             echo.wait_more(50, STEP).unwrap();
         }
