@@ -155,7 +155,8 @@ fn enter(shared: &mut Option<Host>, test: &str) -> Result<(), String> {
 fn boot_for_tests() -> Result<Host, Error> {
     Host::boot(&Options {
         share: programs::target(),
-        timeout: Duration::from_secs(9 * 60),
+        // One boot serves all tests of a program; on a busy machine these have taken 9 minutes.
+        timeout: Duration::from_secs(20 * 60),
         ..Options::new(programs::nested_host()?)
     })
 }
