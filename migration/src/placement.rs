@@ -59,8 +59,13 @@ impl Bound {
 
     /// Moves the calling thread to a processor, if that is one that it may use. A thread that cannot be moved stays where it
     /// is: that costs time and nothing else.
-    pub fn follow(&mut self, cpu: Option<usize>) {
-        let (Some(to), Some(cpu)) = (&self.to, cpu) else {
+    ///
+    /// `cpu` is asked only where that matters: a stream asks its socket, for each frame.
+    pub fn follow(&mut self, cpu: impl FnOnce() -> Option<usize>) {
+        let Some(to) = &self.to else {
+            return;
+        };
+        let Some(cpu) = cpu() else {
             return;
         };
         if self.cpu == Some(cpu) || !to.numbers.contains(&cpu) {
@@ -99,10 +104,10 @@ mod tests {
         for index in 0..3 {
             let cpu = processors.of_stream(index);
             let mut bound = Bound::new(Some(processors.clone()));
-            bound.follow(Some(cpu));
+            bound.follow(|| Some(cpu));
             assert_eq!(nix::sched::sched_getcpu(), Ok(cpu));
-            bound.follow(Some(usize::MAX));
-            bound.follow(None);
+            bound.follow(|| Some(usize::MAX));
+            bound.follow(|| None);
             assert_eq!(nix::sched::sched_getcpu(), Ok(cpu));
             drop(bound);
             assert_eq!(sched_getaffinity(SELF).unwrap(), before);
@@ -114,7 +119,7 @@ mod tests {
         assert!(Processors::shared(0).is_none());
         let mut bound = Bound::new(None);
         let before = sched_getaffinity(SELF).unwrap();
-        bound.follow(Some(0));
+        bound.follow(|| Some(0));
         assert_eq!(sched_getaffinity(SELF).unwrap(), before);
     }
 }

@@ -81,7 +81,7 @@ impl<H: Host> Receiver<H> {
                 Err(probed::answer(means, session, streams, channel))
             }
             (Self::Filling(mut filling), Frame::Pages { round, runs }) => {
-                filling.bound.follow(channel.shared_processor());
+                filling.bound.follow(|| channel.shared_processor());
                 filling.intake.pages(round, &runs, channel)?;
                 Ok(Self::Filling(filling))
             }

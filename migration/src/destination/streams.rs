@@ -165,7 +165,7 @@ fn fill(intake: &Intake, bound: &mut Bound, channel: &mut Channel) -> Result<(),
         match channel.receive()? {
             Frame::Pages { round, runs } => {
                 intake.wait_for(round, channel)?;
-                bound.follow(channel.shared_processor());
+                bound.follow(|| channel.shared_processor());
                 intake.pages(round, &runs, channel)?;
             }
             Frame::Packed {

@@ -154,7 +154,7 @@ pub(super) fn carry(
     let processors = processors.clone().filter(|_| helpers > 0);
     let bind = |index| {
         let mut bound = Bound::new(processors.clone());
-        bound.follow(processors.as_ref().map(|all| all.of_stream(index)));
+        bound.follow(|| Some(processors.as_ref()?.of_stream(index)));
         bound
     };
     let (told, ends) = mpsc::channel();
