@@ -6,16 +6,17 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use migration::cancel::CancelToken;
 use migration::event::Event;
-use migration::options::Options;
+use migration::options::{OnTimeout, Options};
 use migration::report::Outcome;
 use migration::source::{Moved, migrate};
 use migration::wire::codec;
 use migration::wire::frame::{Frame, Run};
+use migration::wire::iov::{self, In, Out};
 use migration::wire::preamble;
 use migration::wire::{Connect, ConnectError, TcpTarget, Transport};
 use support::run::{back, options, receiving_streams, verify};
@@ -251,6 +252,150 @@ fn the_next_round_on_the_first_stream_before_the_end_of_this_one_ends_the_move()
     assert!(there.contains(expected), "{reason}; there: {there}");
 }
 
+/// The first words of a connection have to come soon; what follows has the patience that a peer has.
+#[test]
+fn a_further_stream_may_be_as_slow_as_the_first() {
+    let world = busy();
+    let (address, receiving) = receiving_streams(&world);
+    let target = Dozer {
+        target: TcpTarget::new(address),
+        opened: AtomicUsize::new(0),
+        doze: Doze::Once,
+    };
+    let moved = go(boot(&world), &target, &over(2), &mut |_| {});
+    let report = moved.report;
+    assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+    assert!(report.total_ms > 3000.0, "nobody dozed: {report:?}");
+    verify(&world, receiving.join().unwrap().unwrap());
+}
+
+/// It takes some bytes all the time, so it is never silent; but the guest would stand still for a minute.
+#[test]
+fn a_trickle_does_not_hold_a_guest_that_stands_still() {
+    let world = busy();
+    let (address, receiving) = receiving_streams(&world);
+    let target = Dozer {
+        target: TcpTarget::new(address),
+        opened: AtomicUsize::new(0),
+        doze: Doze::OnceStopped(Arc::default()),
+    };
+    let Doze::OnceStopped(stopped) = target.doze.clone() else {
+        return;
+    };
+    let options = Options {
+        max_rounds: 1,
+        on_timeout: OnTimeout::SwitchOver,
+        downtime_limit: Duration::from_millis(1),
+        ..over(2)
+    };
+    let moved = go(boot(&world), &target, &options, &mut |event| {
+        if matches!(event, Event::SwitchingOver { .. }) {
+            stopped.store(true, SeqCst);
+        }
+    });
+    let report = moved.report;
+    assert_eq!(report.outcome, Outcome::Failed, "{}", report.reason);
+    assert!(
+        report.reason.contains("kept the guest standing still"),
+        "{}",
+        report.reason
+    );
+    verify(&world, back(&world, moved.guest));
+    receiving.join().unwrap().unwrap_err();
+}
+
+/// When a stream is slow.
+#[derive(Debug, Clone)]
+enum Doze {
+    /// In the middle of a page, for less than a peer's patience.
+    Once,
+    /// From the time on that the guest stands still: 50 KB a second.
+    OnceStopped(Arc<AtomicBool>),
+}
+
+/// Its second stream is slow.
+struct Dozer {
+    target: TcpTarget,
+    opened: AtomicUsize,
+    doze: Doze,
+}
+
+#[derive(Debug)]
+struct Dozing {
+    inner: Box<dyn Transport>,
+    sent: usize,
+    doze: Doze,
+    dozed: bool,
+}
+
+impl Dozing {
+    /// How long it is to sleep behind the next bytes, if at all.
+    fn nap(&mut self) -> Option<Duration> {
+        match &self.doze {
+            Doze::Once => {
+                let now = self.sent >= 64 << 10 && !self.dozed;
+                self.dozed |= now;
+                now.then_some(Duration::from_secs(3))
+            }
+            Doze::OnceStopped(stopped) => stopped.load(SeqCst).then_some(Duration::from_millis(20)),
+        }
+    }
+}
+
+impl Transport for Dozing {
+    fn prepare(&self, peer_timeout: Duration) -> std::io::Result<()> {
+        self.inner.prepare(peer_timeout)
+    }
+
+    fn send(&mut self, from: &[Out<'_>]) -> std::io::Result<usize> {
+        let Some(nap) = self.nap() else {
+            let count = self.inner.send(from)?;
+            self.sent += count;
+            return Ok(count);
+        };
+        let mut some = [0; 1000];
+        let count = iov::gather(from, &mut iov::Place::default(), &mut some);
+        let count = self.inner.send(&[Out::bytes(&some[..count])])?;
+        std::thread::sleep(nap);
+        Ok(count)
+    }
+
+    fn receive(&mut self, into: &mut [In<'_>]) -> std::io::Result<usize> {
+        self.inner.receive(into)
+    }
+
+    fn poll_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.inner.poll_fd()
+    }
+
+    fn shutdown(&mut self, how: std::net::Shutdown) {
+        self.inner.shutdown(how);
+    }
+}
+
+impl Connect for Dozer {
+    fn connect(
+        &self,
+        timeout: Duration,
+        cancel: &CancelToken,
+    ) -> Result<Box<dyn Transport>, ConnectError> {
+        let inner = self.target.connect(timeout, cancel)?;
+        Ok(match self.opened.fetch_add(1, SeqCst) {
+            1 => Box::new(Dozing {
+                inner,
+                sent: 0,
+                doze: self.doze.clone(),
+                dozed: false,
+            }),
+            _ => inner,
+        })
+    }
+
+    fn name(&self) -> String {
+        self.target.name()
+    }
+}
+
 /// Adds a frame to what a stream says after its first, which is HELLO or JOIN.
 struct Liar {
     target: TcpTarget,
@@ -274,17 +419,17 @@ impl Transport for Lying {
         self.inner.prepare(peer_timeout)
     }
 
-    fn send(&mut self, from: &[migration::wire::iov::Out<'_>]) -> std::io::Result<usize> {
+    fn send(&mut self, from: &[Out<'_>]) -> std::io::Result<usize> {
         let count = self.inner.send(from)?;
         self.sent += count;
         if self.sent > PREAMBLE && !self.lie.is_empty() {
             let lie = std::mem::take(&mut self.lie);
-            self.inner.send(&[migration::wire::iov::Out::bytes(&lie)])?;
+            self.inner.send(&[Out::bytes(&lie)])?;
         }
         Ok(count)
     }
 
-    fn receive(&mut self, into: &mut [migration::wire::iov::In<'_>]) -> std::io::Result<usize> {
+    fn receive(&mut self, into: &mut [In<'_>]) -> std::io::Result<usize> {
         self.inner.receive(into)
     }
 

@@ -21,7 +21,7 @@ use crate::wire::transport::Identity;
 
 /// How long a new connection may take to say which move it belongs to. The source says so at once; a stranger
 /// that says nothing holds the move up for so long.
-const INTRODUCTION: Duration = Duration::from_secs(1);
+const INTRODUCTION: Duration = Duration::from_secs(2);
 /// How long somebody who is turned away may take to hear why.
 const LINGER: Duration = Duration::from_millis(100);
 
@@ -94,7 +94,11 @@ impl Joining<'_> {
             return None;
         }
         match said {
-            Ok(Frame::Join { session, index }) if session == self.session => Some((index, channel)),
+            Ok(Frame::Join { session, index }) if session == self.session => {
+                // Not a stranger any more: what holds for the first stream holds for this one too.
+                channel.be_patient(self.timeout).ok()?;
+                Some((index, channel))
+            }
             said => {
                 let said = match said {
                     Ok(frame) => format!("it sent {}", frame.name()),

@@ -121,6 +121,15 @@ impl Link {
         std::iter::once(&mut self.main).chain(&mut self.others)
     }
 
+    /// From `since` on the destination has no more time in all than that, on all streams; see [`Channel::hurry`].
+    ///
+    /// [`Channel::hurry`]: crate::wire::channel::Channel::hurry
+    pub fn hurry(&mut self, since: Instant, allowed: Option<Duration>) {
+        for line in self.lines() {
+            line.channel.hurry(since, allowed);
+        }
+    }
+
     /// From now on pages go packed as was asked for.
     pub fn pack(&mut self, compress: Compress, resent: Option<&Arc<Resent>>) {
         for line in self.lines() {

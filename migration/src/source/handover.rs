@@ -88,7 +88,11 @@ impl<G: RunningGuest> Handover<G> {
     fn hear_ready(&mut self, trip: &Trip<'_>) -> News {
         match self.link.main.answer() {
             Ok(Frame::Ready) => match trip.cancel.commit() {
-                Ok(()) => News::of(SourceEvent::Ready),
+                Ok(()) => {
+                    // From here on hurry does not help: an answer that is waited for decides whose the guest is.
+                    self.link.hurry(self.spent.began, None);
+                    News::of(SourceEvent::Ready)
+                }
                 Err(cancelled) => News::bad(SourceEvent::Cancelled, cancelled),
             },
             Ok(frame) => self.other("READY", &frame),

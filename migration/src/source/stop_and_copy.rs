@@ -76,9 +76,16 @@ impl<G: RunningGuest> StopAndCopy<G> {
             }
         };
         spent.stop = spent.began.elapsed();
+        let patience = self.link.main.channel.patience();
+        let bytes = trip.options.verify.then_some(trip.report.memory_bytes);
+        let mut link = self.link;
+        link.hurry(
+            spent.began,
+            Some(standstill(patience, self.predicted, bytes)),
+        );
         let mut last = LastPages {
             paused,
-            link: self.link,
+            link,
             pacer: self.pacer,
             todo: self.todo,
             round: self.round,
@@ -98,6 +105,13 @@ impl<G: RunningGuest> StopAndCopy<G> {
             Err(error) => Err(resume(last.paused, Some(last.link), error)),
         }
     }
+}
+
+/// How long the guest may stand still until READY. A destination that takes a byte now and then is not silent, and would hold the guest
+/// for hours: it gets four times what was expected, a peer's `patience`, and that again for every GiB to be `verified`.
+fn standstill(patience: Duration, expected: Duration, verified: Option<u64>) -> Duration {
+    let parts = verified.map_or(1, |bytes| 2 + bytes.div_ceil(1 << 30));
+    patience.saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX)) + expected * 4
 }
 
 /// A paused guest whose last pages are to be sent.

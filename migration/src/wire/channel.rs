@@ -70,6 +70,16 @@ pub enum ChannelError {
         /// How long it was waited for.
         seconds: f64,
     },
+    /// It did something now and then, but all in all it took too long.
+    #[error(
+        "{peer} kept the guest standing still for {seconds:.1} s: it or the network is slower than it was; look at both, or allow more by --peer-timeout"
+    )]
+    Overdue {
+        /// The peer.
+        peer: String,
+        /// How long it had.
+        seconds: f64,
+    },
     /// The bytes are not a frame.
     #[error("{peer} broke the protocol; run the same ferry on both ends")]
     Frame {
@@ -108,6 +118,8 @@ pub struct Channel {
     torn: bool,
     /// Set off when another stream of the same move fails.
     alarm: Option<CancelToken>,
+    /// Until when all must be done that the peer is waited for, and how long that was.
+    due: Option<(Instant, Duration)>,
 }
 
 impl Channel {
@@ -142,6 +154,7 @@ impl Channel {
             sent: 0,
             torn: false,
             alarm: None,
+            due: None,
         })
     }
 
@@ -153,6 +166,16 @@ impl Channel {
     /// How long the peer may do nothing where something is expected of it.
     pub fn patience(&self) -> Duration {
         self.timeout
+    }
+
+    /// From now on the peer may do nothing for so long.
+    ///
+    /// # Errors
+    /// The transport cannot be made ready for that.
+    pub fn be_patient(&mut self, timeout: Duration) -> Result<(), ChannelError> {
+        self.timeout = timeout;
+        let prepared = self.transport.prepare(timeout);
+        prepared.map_err(|error| self.io("prepare the connection to", error))
     }
 
     /// The version of the protocol that both ends speak; 0 before they have greeted each other.
@@ -180,6 +203,34 @@ impl Channel {
         self.alarm = Some(alarm.clone());
     }
 
+    /// From now on waits end, with [`ChannelError::Overdue`], when `allowed` is over from `since` on, however much the
+    /// peer did by then: a peer that takes a byte now and then is never silent. `None` ends that.
+    pub fn hurry(&mut self, since: Instant, allowed: Option<Duration>) {
+        self.due = allowed.map(|allowed| (since + allowed, allowed));
+    }
+
+    /// Until when the peer must do something, from now.
+    fn deadline(&self) -> Instant {
+        let silent = Instant::now() + self.timeout;
+        self.due.map_or(silent, |(due, _)| due.min(silent))
+    }
+
+    /// The error of a wait that is over.
+    fn late(&self, does: &'static str) -> ChannelError {
+        let peer = self.peer.clone();
+        match self.due {
+            Some((due, allowed)) if due <= Instant::now() => ChannelError::Overdue {
+                peer,
+                seconds: allowed.as_secs_f64(),
+            },
+            _ => ChannelError::Silent {
+                peer,
+                does,
+                seconds: self.timeout.as_secs_f64(),
+            },
+        }
+    }
+
     /// Who the peer has proved to be, where the transport asks for that; known once both have greeted each other.
     pub fn identity(&self) -> Option<&Identity> {
         self.transport.identity()
@@ -187,7 +238,7 @@ impl Channel {
 
     /// Makes sure who the peer is, where the transport asks for that.
     fn shake_hands(&mut self) -> Result<(), ChannelError> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = self.deadline();
         let error = loop {
             match self.transport.handshake() {
                 Ok(None) => break None,
@@ -221,7 +272,7 @@ impl Channel {
         self.shake_hands()?;
         let ours = preamble::ours();
         self.write_all(&mut [Out::bytes(&ours)], false)?;
-        let deadline = Instant::now() + self.timeout;
+        let deadline = self.deadline();
         while self.end - self.start < PREAMBLE {
             // A peer that trickles its bytes does not get more time for it.
             let more = self.receive_some(PREAMBLE, deadline);
@@ -262,7 +313,7 @@ impl Channel {
     ) -> Result<(), ChannelError> {
         let mut bytes = Vec::new();
         codec::encode(frame, &mut bytes).map_err(ChannelError::Encode)?;
-        let deadline = Instant::now() + self.timeout;
+        let deadline = self.deadline();
         let count = loop {
             self.interrupted()?;
             match self.transport.send_files(&bytes, files) {
@@ -330,7 +381,7 @@ impl Channel {
         mut grace: Option<Instant>,
     ) -> Result<(), ChannelError> {
         let mut rest = pieces;
-        let mut deadline = Instant::now() + self.timeout;
+        let mut deadline = self.deadline();
         let before = self.sent;
         loop {
             let result = match rest.is_empty() {
@@ -342,8 +393,14 @@ impl Channel {
                 Ok(count) => {
                     self.sent += u64::try_from(count).unwrap_or(0);
                     rest = advance_out(rest, count);
-                    deadline = Instant::now() + self.timeout;
-                    continue;
+                    deadline = self.deadline();
+                    // What is taken at once is never waited for, but may be too little all the same.
+                    match self.due {
+                        Some((due, _)) if due <= Instant::now() && !rest.is_empty() => {
+                            return Err(self.late("took too little"));
+                        }
+                        _ => continue,
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
@@ -405,10 +462,10 @@ impl Channel {
     /// As [`receive`](Self::receive).
     pub fn receive_up_to(&mut self, max: u32) -> Result<Frame, ChannelError> {
         if self.start == self.end {
-            self.receive_some(HEADER, Instant::now() + self.timeout)?;
+            self.receive_some(HEADER, self.deadline())?;
         }
         // A peer that trickles the bytes of a frame does not get more time for it.
-        let deadline = Instant::now() + self.timeout;
+        let deadline = self.deadline();
         self.need(HEADER, deadline)?;
         let mut header = [0; HEADER];
         header.copy_from_slice(&self.buffer[self.start..self.start + HEADER]);
@@ -491,7 +548,7 @@ impl Channel {
             }
         }
         while !rest.is_empty() {
-            let deadline = Instant::now() + self.timeout;
+            let deadline = self.deadline();
             let count = self.receive_pieces(rest, deadline)?;
             rest = advance_in(rest, count);
         }
@@ -579,11 +636,7 @@ impl Channel {
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
-                return Err(ChannelError::Silent {
-                    peer: self.peer.clone(),
-                    does,
-                    seconds: self.timeout.as_secs_f64(),
-                });
+                return Err(self.late(does));
             }
             let mut fds = [
                 PollFd::new(self.transport.poll_fd(), flags),
