@@ -68,6 +68,11 @@ pub enum Error {
     /// Something was not as it must be.
     #[error("{0}")]
     Unexpected(String),
+    /// The nested host runs, but its kernel does not: it did not even say that it lives.
+    #[error(
+        "the nested host has been silent for {0:?}: it stands still; the end of its console:\n{1}"
+    )]
+    StandsStill(Duration, String),
     /// The time given to the whole run is over.
     #[error("the nested host was ended after {0:?}, its time limit; the end of its console:\n{1}")]
     Timeout(Duration, String),

@@ -142,25 +142,29 @@ linux_test! {
             append: "agent.ws=64 agent.rate=2000".into(),
             ..cloud()
         };
-        // There by the bitmap, back and there once more by the dirty ring; there and back over TLS, by the addresses of the
-        // hosts, which their certificates name; the first time both memories are compared.
+        // There by the bitmap, back and there once more by the dirty ring; the first time over TLS, by the addresses of the
+        // hosts, which their certificates name, and with both memories compared. (The emulated processor encrypts 4 MB/s.)
         let hosts = Hosts::new(&[("a", World::A), ("b", World::B)]).unwrap();
         let (tls_a, tls_b) = (hosts.folder("a"), hosts.folder("b"));
         let ring = ["--dirty-tracking", "ring"];
         let plain = ["--insecure-plaintext"];
         let stages = [
             (&world.b, format!("{}:4700", World::B), "bitmap", &["--tls", &*tls_b, "--peer", "a"][..], &["--tls", &*tls_a, "--verify"][..]),
-            (&world.a, format!("{}:4701", World::A), "ring", &["--tls", &*tls_a], &["--tls"]),
+            (&world.a, format!("{}:4701", World::A), "ring", &[], &plain),
             (&world.b, format!("{}:4702", World::B), "ring", &[], &plain),
         ];
+        println!("certificates made");
         let mut ferries = vec![guest.boot(Some(&world.a)).unwrap()];
+        println!("booted");
         let agent = Agent::new(&world.world, 0);
         let before = agent.ask("status", STEP).unwrap();
         let echo = EchoClient::start(&world.world, agent.echo_address().unwrap(), STEP).unwrap();
         echo.wait_more(50, STEP).unwrap();
+        println!("it answers");
         for (host, address, tracking, waiting, how) in stages {
             let waiting = [&ring, waiting].concat();
             let destination = guest.receive_with(host, &address, &waiting).unwrap();
+            println!("a receiver");
             let source = ferries.last_mut().unwrap();
             let (next, report) = move_into(source, destination, &address, how);
             assert_eq!(report["dirty_tracking"], tracking, "{report}");

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use integration_tests::nested::{Command, Ended, Host, Options, Stream, command_like_ours};
 use integration_tests::{Error, linux_test, programs};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn options() -> Options {
     Options {
@@ -55,6 +57,21 @@ fn one_boot_serves_many_commands_and_leaves_nothing() {
     let (ended, text) = run(&mut host, "yes 0123456789abcde | head -c 300000");
     assert_eq!((ended, text.len()), (Ended::Exited(0), 300_000));
 
+    // One that takes longer than it may is ended, and says what it was at.
+    let slow = Command {
+        limit: Some(Duration::from_secs(1)),
+        ..sh("sleep 1000")
+    };
+    let mut text = Vec::new();
+    let ended = host.run(&slow, |_, bytes| text.extend_from_slice(bytes));
+    assert_eq!(ended.unwrap(), Ended::Signaled(9));
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("ended after 1s"), "{text}");
+    assert!(
+        text.contains("sleep 1000") && text.contains("nanosleep"),
+        "{text}"
+    );
+
     // A process left behind is gone when the next command starts.
     run(&mut host, "sleep 1000 & echo started");
     let (_, left) = run(
@@ -85,6 +102,21 @@ fn one_boot_serves_many_commands_and_leaves_nothing() {
     assert!(fs::exists(&qemu).unwrap());
     drop(host);
     assert!(!fs::exists(&qemu).unwrap());
+}
+
+#[test]
+fn a_standstill_is_told_from_a_slow_command() {
+    let mut host = Host::boot(&Options {
+        standstill: Duration::from_secs(8),
+        ..options()
+    })
+    .unwrap();
+    // Long silence of the command is none of the machine.
+    assert_eq!(run(&mut host, "sleep 12").0, Ended::Exited(0));
+    let qemu = Pid::from_raw(host.qemu().try_into().unwrap());
+    kill(qemu, Signal::SIGSTOP).unwrap();
+    let error = host.run(&sh("true"), |_, _| {}).unwrap_err();
+    assert!(matches!(error, Error::StandsStill(..)), "{error}");
 }
 
 #[test]

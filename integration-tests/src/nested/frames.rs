@@ -2,11 +2,13 @@
 //!
 //! One virtio-serial port carries frames both ways: `{kind: u8, length: u32 little endian, bytes}`. The
 //! runner sends [`Frame::Run`], the other side streams [`Frame::Stdout`] and [`Frame::Stderr`] and closes
-//! with [`Frame::Ended`]. One command at a time.
+//! with [`Frame::Ended`]. One command at a time. All the while the other side says [`Frame::Alive`], so that a
+//! machine that stands still is told from a command that takes long.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -22,6 +24,8 @@ pub struct Command {
     pub env: BTreeMap<String, String>,
     /// Where it starts.
     pub cwd: PathBuf,
+    /// After this time it says what each process is doing, and is ended.
+    pub limit: Option<Duration>,
 }
 
 /// How a command ended.
@@ -68,13 +72,19 @@ pub enum Frame {
     Stderr(Vec<u8>),
     /// From inside: the command and everything that it left behind are gone.
     Ended(Ended),
+    /// From inside, every [`ALIVE_PERIOD`] from then on that it is ready: its kernel still schedules.
+    Alive,
 }
+
+/// How often the nested host says that it lives.
+pub const ALIVE_PERIOD: Duration = Duration::from_secs(2);
 
 const READY: u8 = 1;
 const RUN: u8 = 2;
 const STDOUT: u8 = 3;
 const STDERR: u8 = 4;
 const ENDED: u8 = 5;
+const ALIVE: u8 = 6;
 
 impl Frame {
     /// Writes the frame in one go.
@@ -88,6 +98,7 @@ impl Frame {
             Self::Stdout(bytes) => (STDOUT, bytes.clone()),
             Self::Stderr(bytes) => (STDERR, bytes.clone()),
             Self::Ended(ended) => (ENDED, serde_json::to_vec(ended)?),
+            Self::Alive => (ALIVE, Vec::new()),
         };
         let length = u32::try_from(bytes.len())
             .ok()
@@ -119,6 +130,7 @@ impl Frame {
             STDOUT => Ok(Self::Stdout(bytes)),
             STDERR => Ok(Self::Stderr(bytes)),
             ENDED => parse(&bytes).map(Self::Ended),
+            ALIVE if bytes.is_empty() => Ok(Self::Alive),
             other => Err(invalid(format!("no frame is of kind {other}"))),
         }
     }
@@ -143,6 +155,7 @@ mod tests {
             argv: vec!["ls".into(), "-l".into()],
             env: BTreeMap::from([("A".into(), "b".into())]),
             cwd: "/tmp".into(),
+            limit: Some(Duration::from_millis(1500)),
         };
         let frames = [
             Frame::Ready(Ready {
@@ -153,6 +166,7 @@ mod tests {
             Frame::Stdout(vec![0, 255, b'\n']),
             Frame::Stderr(Vec::new()),
             Frame::Ended(Ended::Signaled(9)),
+            Frame::Alive,
         ];
         let mut wire = Vec::new();
         for frame in &frames {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -39,6 +39,9 @@ pub struct Options {
     pub memory_mib: u32,
     /// Where all that the nested kernel prints goes, for a look at its troubles.
     pub console: Option<PathBuf>,
+    /// A machine that says nothing for so long, not even that it lives, stands still. It says that every
+    /// [`super::frames::ALIVE_PERIOD`].
+    pub standstill: Duration,
     /// After this time QEMU is ended, whatever runs inside.
     pub timeout: Duration,
 }
@@ -47,7 +50,7 @@ impl Options {
     /// The processor if nothing else is asked for.
     pub const CPU: &str = "EPYC,+svm";
 
-    /// The usual ones: 4 GiB of memory, half an hour, nothing shared for writing, and one processor. With two, each
+    /// The usual ones: 4 GiB of memory, half an hour, a minute and a half of silence, nothing shared for writing, and one processor. With two, each
     /// on a thread of its own, QEMU 7.2 lost 5 of 40 boots of a guest inside (triple faults, hangs); with two on one
     /// thread 1 of 90, and moves took four minutes; with one 0 of 40, and the tests take half the time.
     pub fn new(init: PathBuf) -> Self {
@@ -59,6 +62,7 @@ impl Options {
             cpus: 1,
             memory_mib: 4096,
             console: None,
+            standstill: Duration::from_secs(90),
             timeout: Duration::from_secs(30 * 60),
         }
     }
@@ -79,6 +83,7 @@ pub struct Host {
     port: UnixStream,
     ready: Ready,
     machine: Machine,
+    standstill: Duration,
 }
 
 impl Host {
@@ -103,11 +108,13 @@ impl Host {
             Ok(other) => return Err(machine.gone(format!("it began with {other:?}"))),
             Err(error) => return Err(machine.gone(format!("while it booted: {error}"))),
         };
-        port.set_read_timeout(None).map_err(socket)?;
+        port.set_read_timeout(Some(options.standstill))
+            .map_err(socket)?;
         Ok(Self {
             port,
             ready,
             machine,
+            standstill: options.standstill,
         })
     }
 
@@ -124,18 +131,23 @@ impl Host {
     /// Runs a command to its end, handing on its output as it comes.
     ///
     /// # Errors
-    /// The nested host ended meanwhile; it takes no further commands.
+    /// The nested host ended meanwhile, or stands still; it takes no further commands.
     pub fn run(
         &mut self,
         command: &Command,
         mut output: impl FnMut(Stream, &[u8]),
     ) -> Result<Ended, Error> {
-        let lost = |machine: &Machine, error| machine.gone(format!("while a command ran: {error}"));
+        let standstill = self.standstill;
+        let lost = |machine: &Machine, error: io::Error| match error.kind() {
+            io::ErrorKind::WouldBlock => Error::StandsStill(standstill, machine.last_lines()),
+            _ => machine.gone(format!("while a command ran: {error}")),
+        };
         Frame::Run(command.clone())
             .write(&mut self.port)
             .map_err(|e| lost(&self.machine, e))?;
         loop {
             match Frame::read(&mut self.port).map_err(|e| lost(&self.machine, e))? {
+                Frame::Alive => {}
                 Frame::Stdout(bytes) => output(Stream::Stdout, &bytes),
                 Frame::Stderr(bytes) => output(Stream::Stderr, &bytes),
                 Frame::Ended(ended) => return Ok(ended),
@@ -261,17 +273,20 @@ impl Machine {
 
     /// The error that explains why the conversation broke off.
     fn gone(&self, why: String) -> Error {
-        // The last words of a dying machine are on their way through the pipes.
-        thread::sleep(Duration::from_millis(300));
-        let console = lock(&self.console)
-            .iter()
-            .map(|line| format!("  {line}\n"))
-            .collect();
+        let console = self.last_lines();
         if *lock(&self.timed_out) {
             Error::Timeout(self.timeout, console)
         } else {
             Error::Gone { why, console }
         }
+    }
+
+    /// The end of its console.
+    fn last_lines(&self) -> String {
+        // The last words of a dying machine are on their way through the pipes.
+        thread::sleep(Duration::from_millis(300));
+        let lines = lock(&self.console);
+        lines.iter().map(|line| format!("  {line}\n")).collect()
     }
 }
 

@@ -8,8 +8,9 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -19,7 +20,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, chroot};
 
-use super::frames::{Command, Ended, Frame, Ready};
+use super::frames::{ALIVE_PERIOD, Command, Ended, Frame, Ready};
 use super::{CONTROL_PORT, ROOT_TAG, SHARE_TAG};
 
 /// Runs as process 1. Never returns: when the runner is gone or something fails, the machine powers off.
@@ -47,6 +48,10 @@ fn live() -> Result<(), String> {
     let answers = Arc::new(Mutex::new(
         port.try_clone().map_err(|e| format!("port: {e}"))?,
     ));
+    thread::spawn({
+        let answers = Arc::clone(&answers);
+        move || live_audibly(&answers)
+    });
     loop {
         match Frame::read(&mut port) {
             Ok(Frame::Run(command)) => {
@@ -59,6 +64,16 @@ fn live() -> Result<(), String> {
             Ok(other) => return Err(format!("the runner sent {other:?}")),
             Err(error) => return Err(format!("the runner is gone: {error}")),
         }
+    }
+}
+
+/// Until the runner is gone.
+fn live_audibly(answers: &Mutex<File>) {
+    while answers
+        .lock()
+        .is_ok_and(|mut port| say(&mut port, &Frame::Alive).is_ok())
+    {
+        thread::sleep(ALIVE_PERIOD);
     }
 }
 
@@ -214,12 +229,70 @@ fn run(command: &Command, answers: &Arc<Mutex<File>>) -> Ended {
             .map(|err| pump(err, Frame::Stderr, answers)),
     ];
     let pid = Pid::from_raw(child.id().cast_signed());
+    let watchdog = command.limit.map(|limit| watch(pid, limit, answers));
     let ended = reap_until(pid);
+    drop(watchdog);
     sweep();
     for pump in pumps.into_iter().flatten() {
         let _ = pump.join();
     }
     ended
+}
+
+/// Ends the process if the answer is not dropped within `limit`, and says before what it and all others are at.
+fn watch(pid: Pid, limit: Duration, answers: &Arc<Mutex<File>>) -> mpsc::Sender<()> {
+    let (stop, stopped) = mpsc::channel();
+    let answers = Arc::clone(answers);
+    thread::spawn(move || {
+        if stopped.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let text = format!(
+                "\nnested-host: ended after {limit:?}, its limit\n{}",
+                doings()
+            );
+            forward(text.as_bytes(), Frame::Stderr, &answers);
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    });
+    stop
+}
+
+/// One line a thread of the machine: whose it is, its state, the system call that it is in, and where in the kernel it waits.
+fn doings() -> String {
+    let mut text = String::new();
+    for process in numbered(Path::new("/proc")) {
+        let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
+        // Threads of the kernel have none.
+        if arguments.is_empty() {
+            continue;
+        }
+        let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+        text += &format!("{}: {arguments}\n", process.display());
+        for thread in numbered(&process.join("task")) {
+            let of = |name: &str| fs::read_to_string(thread.join(name)).unwrap_or_default();
+            let (stat, call, stack) = (of("stat"), of("syscall"), of("stack"));
+            let state = stat.rsplit_once(") ").map_or("?", |(_, rest)| &rest[..1]);
+            let places: Vec<_> = stack
+                .lines()
+                .take(3)
+                .filter_map(|l| l.split(' ').nth(1))
+                .collect();
+            text += &format!(
+                "  {} {state} {} [{}]\n",
+                of("comm").trim(),
+                call.trim(),
+                places.join(" < ")
+            );
+        }
+    }
+    text
+}
+
+/// The entries of a folder of /proc that are numbers.
+fn numbered(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let numbers =
+        entries.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
+    numbers.map(|entry| entry.path()).collect()
 }
 
 /// Orphans end up with process 1, so every child is waited for, not just the one that counts.
