@@ -15,6 +15,7 @@ use migration::state::{Kind, Section, Snapshot, VmState};
 use serde::{Serialize, de::DeserializeOwned};
 use vm_memory::GuestAddress;
 use vmm::kvm::cpuid::baseline::Baseline;
+use vmm::kvm::standstill::Standstill;
 use vmm::kvm::vcpu_state::VcpuState;
 use vmm::kvm::vm_state::VmCommonState;
 use vmm::kvm::{cpuid, vm_state};
@@ -41,7 +42,7 @@ pub fn run(input: &[u8]) {
         6 => drop(plain::<VcpuState>(Kind::VCPU, bytes)),
         7 => {
             if let Some(state) = plain::<VmCommonState>(Kind::VM, bytes) {
-                let _ = (state.check(), state.standstill());
+                let _ = (state.check(), Standstill::since(state.wall_ns).so_far());
             }
         }
         _ => description(bytes),

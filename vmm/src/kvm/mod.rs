@@ -8,6 +8,7 @@ pub mod msr;
 pub mod probe;
 mod raw;
 pub mod ring;
+pub mod standstill;
 pub mod tiny;
 pub mod vcpu_state;
 pub mod vm_state;

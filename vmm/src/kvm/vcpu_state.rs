@@ -1,5 +1,7 @@
 //! All state of one vCPU, and the order in which KVM wants it read and written.
 
+use std::time::{Duration, Instant};
+
 use kvm_bindings::{
     Xsave, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
     kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
@@ -10,6 +12,7 @@ use thiserror::Error;
 
 use super::KvmError;
 use super::msr::{self, MSR_IA32_TSC};
+use super::standstill::{Standstill, tsc_cycles};
 
 /// The state of one vCPU as it travels.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -153,9 +156,11 @@ const XSAVE_WORDS: usize = size_of::<kvm_xsave>() / 4;
 /// MP_STATE comes first: reading it makes KVM act on pending INIT and SIPI, which changes registers. EVENTS
 /// come last: reading anything else may queue one.
 ///
+/// The TSC goes on while the guest stands still, so it is read once more by itself, with the time when that was.
+///
 /// # Errors
 /// A part cannot be read; nothing has changed.
-pub fn save(vcpu: &VcpuFd, index: u8, caps: &VcpuCaps) -> Result<VcpuState, VcpuStateError> {
+pub fn save(vcpu: &VcpuFd, index: u8, caps: &VcpuCaps) -> Result<Saved, VcpuStateError> {
     let get = |act| move |source| VcpuStateError::Ioctl { act, index, source };
     let mp_state = vcpu.get_mp_state().map_err(get("get the run state"))?;
     let regs = vcpu.get_regs().map_err(get("get the registers"))?;
@@ -167,11 +172,16 @@ pub fn save(vcpu: &VcpuFd, index: u8, caps: &VcpuCaps) -> Result<VcpuState, Vcpu
         .map_err(get("get the debug registers"))?;
     let lapic = vcpu.get_lapic().map_err(get("get the local APIC"))?;
     let tsc_khz = vcpu.get_tsc_khz().ok();
-    let msrs = msr::get(vcpu, index, &caps.msrs)?;
+    let mut msrs = msr::get(vcpu, index, &caps.msrs)?;
+    let tsc = msr::get(vcpu, index, &[MSR_IA32_TSC])?;
+    let tsc_read = Instant::now();
+    for entry in msrs.iter_mut().filter(|m| m.index == MSR_IA32_TSC) {
+        entry.data = tsc.first().map_or(entry.data, |now| now.data);
+    }
     let events = vcpu
         .get_vcpu_events()
         .map_err(get("get the pending events"))?;
-    Ok(VcpuState {
+    let state = VcpuState {
         mp_state,
         regs,
         sregs,
@@ -182,14 +192,40 @@ pub fn save(vcpu: &VcpuFd, index: u8, caps: &VcpuCaps) -> Result<VcpuState, Vcpu
         tsc_khz,
         msrs,
         events,
-    })
+    };
+    Ok(Saved { state, tsc_read })
+}
+
+/// A vCPU's state as it was read.
+#[derive(Debug)]
+pub struct Saved {
+    /// The state.
+    pub state: VcpuState,
+    /// When its TSC was read.
+    tsc_read: Instant,
+}
+
+impl Saved {
+    /// The state with the TSC as it is at `then`, when the VM's own clock was read: one standstill is reckoned from there.
+    pub fn at(mut self, then: Instant) -> VcpuState {
+        let later = then.saturating_duration_since(self.tsc_read);
+        let cycles = tsc_cycles(later, self.state.tsc_khz);
+        advance_tsc(&mut self.state.msrs, cycles);
+        self.state
+    }
+}
+
+fn advance_tsc(msrs: &mut [kvm_msr_entry], cycles: u64) {
+    for entry in msrs.iter_mut().filter(|m| m.index == MSR_IA32_TSC) {
+        entry.data = entry.data.wrapping_add(cycles);
+    }
 }
 
 /// Writes the state into a vCPU whose CPUID is set and that has never run.
 ///
 /// The order is KVM's: REGS drop pending exceptions, so EVENTS are last; the local APIC needs the APIC base
-/// of SREGS, and has to be there before the MSR of its TSC deadline. `tsc_offset` is added to IA32_TSC (and
-/// so to the deadline's distance) for the time that the guest stood still.
+/// of SREGS, and has to be there before the MSR of its TSC deadline. The time that the guest stood still is added to IA32_TSC (and
+/// so to the deadline's distance), up to the moment when that is written.
 ///
 /// # Errors
 /// A part is refused; the vCPU is unusable then.
@@ -198,7 +234,7 @@ pub fn restore(
     index: u8,
     caps: &VcpuCaps,
     state: &VcpuState,
-    tsc_offset: u64,
+    standstill: Option<Standstill>,
 ) -> Result<(), VcpuStateError> {
     let VcpuState {
         mp_state,
@@ -220,10 +256,6 @@ pub fn restore(
             expected: caps.xsave_bytes,
         });
     }
-    let mut msrs = msrs.clone();
-    for entry in msrs.iter_mut().filter(|m| m.index == MSR_IA32_TSC) {
-        entry.data = entry.data.wrapping_add(tsc_offset);
-    }
     vcpu.set_mp_state(*mp_state)
         .map_err(set("set the run state"))?;
     vcpu.set_regs(regs).map_err(set("set the registers"))?;
@@ -237,6 +269,10 @@ pub fn restore(
         .map_err(set("set the debug registers"))?;
     vcpu.set_lapic(lapic).map_err(set("set the local APIC"))?;
     set_tsc_khz(vcpu, index, caps, *tsc_khz)?;
+    let mut msrs = msrs.clone();
+    let stood_still = standstill.map_or(Duration::ZERO, |standstill| standstill.so_far());
+    // All vCPUs get the first one's: within a second of what it expects, KVM takes a TSC for an attempt at that.
+    advance_tsc(&mut msrs, tsc_cycles(stood_still, *tsc_khz));
     msr::set(vcpu, index, &msrs)?;
     vcpu.set_vcpu_events(events)
         .map_err(set("set the pending events"))

@@ -1,6 +1,6 @@
 //! The state of a VM that belongs to no vCPU: interrupt controllers, timer, clock.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
@@ -9,6 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
+use super::standstill::{Standstill, wall_ns};
 use super::{KvmError, ioctl};
 
 /// The state of the VM as it travels.
@@ -39,17 +40,6 @@ pub fn blank_chips() -> Vec<kvm_irqchip> {
         ..Default::default()
     };
     CHIPS.into_iter().map(chip).collect()
-}
-
-/// The longest standstill that is added to the guest's time. Two hosts whose clocks differ by more are
-/// misconfigured, and the guest's time had better not jump.
-const LONGEST_STANDSTILL: Duration = Duration::from_secs(60);
-
-/// Wall time in nanoseconds since 1970.
-fn wall_ns() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Reads the state; vCPUs and devices are stopped. The clock comes last, as late as possible.
@@ -86,17 +76,6 @@ impl VmCommonState {
         }
         Ok(())
     }
-
-    /// How long the guest has stood still since the save, by the wall clocks of both hosts; nothing where
-    /// they contradict each other.
-    pub fn standstill(&self) -> Duration {
-        let elapsed = Duration::from_nanos(wall_ns().saturating_sub(self.wall_ns));
-        if elapsed > LONGEST_STANDSTILL {
-            Duration::ZERO
-        } else {
-            elapsed
-        }
-    }
 }
 
 /// Writes the state; no vCPU has run. `standstill` is added to the guest's clock where KVM does not do so
@@ -104,19 +83,19 @@ impl VmCommonState {
 ///
 /// # Errors
 /// An ioctl failed; the VM is unusable then.
-pub fn restore(vm: &VmFd, state: &VmCommonState, standstill: Duration) -> Result<(), KvmError> {
+pub fn restore(vm: &VmFd, state: &VmCommonState, standstill: &Standstill) -> Result<(), KvmError> {
     for chip in &state.irqchips {
         vm.set_irqchip(chip)
             .map_err(ioctl("set an interrupt controller's state"))?;
     }
     vm.set_pit2(&state.pit)
         .map_err(ioctl("set the PIT's state"))?;
-    vm.set_clock(&clock_to_set(&state.clock, standstill))
+    vm.set_clock(&clock_to_set(&state.clock, standstill.so_far()))
         .map_err(ioctl("set the clock"))
 }
 
-/// The argument of KVM_SET_CLOCK. We always advance the clock ourselves, by the same standstill as the TSC:
-/// KVM_CLOCK_REALTIME would add a slightly different one, and the two clocks of the guest would disagree.
+/// The argument of KVM_SET_CLOCK. We always advance the clock ourselves, by the standstill that the TSC got too, only that it is
+/// a moment later now: KVM_CLOCK_REALTIME would add a slightly different one, and the two clocks of the guest would disagree.
 fn clock_to_set(saved: &kvm_clock_data, standstill: Duration) -> kvm_clock_data {
     let advance = u64::try_from(standstill.as_nanos()).unwrap_or(0);
     kvm_clock_data {

@@ -18,7 +18,8 @@ use migration::guest::GuestError;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::dirty::VmLog;
-use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
+use crate::kvm::standstill::Standstill;
+use crate::kvm::vcpu_state::{Saved, VcpuCaps, VcpuState};
 use crate::sandbox::{self, Kind};
 
 pub use cpu_clock::CpuClock;
@@ -106,8 +107,12 @@ enum Order {
     Run(SyncSender<()>),
     /// Complete the pending exit and stay out of the guest.
     Pause(SyncSender<()>),
-    Save(SyncSender<Result<VcpuState, GuestError>>),
-    Load(Box<VcpuState>, u64, SyncSender<Result<(), GuestError>>),
+    Save(SyncSender<Result<Saved, GuestError>>),
+    Load(
+        Box<VcpuState>,
+        Option<Standstill>,
+        SyncSender<Result<(), GuestError>>,
+    ),
     Attach(Buses),
     /// Look at the throttle.
     Look,
@@ -200,19 +205,19 @@ impl VcpuHandle {
     }
 
     /// Asks a paused vCPU for its state.
-    pub fn begin_save(&self) -> Receiver<Result<VcpuState, GuestError>> {
+    pub fn begin_save(&self) -> Receiver<Result<Saved, GuestError>> {
         let (reply, answer) = mpsc::sync_channel(1);
         self.order(Order::Save(reply));
         answer
     }
 
-    /// Gives a vCPU that never ran its state; see [`crate::kvm::vcpu_state::restore`].
+    /// Gives a vCPU that never ran its state, after a standstill; see [`crate::kvm::vcpu_state::restore`].
     ///
     /// # Errors
     /// The state is refused.
-    pub fn load(&self, state: VcpuState, tsc_offset: u64) -> Result<(), GuestError> {
+    pub fn load(&self, state: VcpuState, standstill: Option<Standstill>) -> Result<(), GuestError> {
         let (reply, answer) = mpsc::sync_channel(1);
-        self.order(Order::Load(Box::new(state), tsc_offset, reply));
+        self.order(Order::Load(Box::new(state), standstill, reply));
         self.answer("load", &answer)?
     }
 

@@ -121,9 +121,9 @@ impl Vcpu {
                     .map_err(|e| GuestError::new(format!("save vCPU {}", self.index), e));
                 let _ = reply.send(state);
             }
-            Order::Load(state, tsc_offset, reply) => {
+            Order::Load(state, standstill, reply) => {
                 let result =
-                    vcpu_state::restore(self.vcpu.fd(), self.index, &self.caps, &state, tsc_offset)
+                    vcpu_state::restore(self.vcpu.fd(), self.index, &self.caps, &state, standstill)
                         .map_err(|e| GuestError::new(format!("load vCPU {}", self.index), e));
                 let _ = reply.send(result);
             }

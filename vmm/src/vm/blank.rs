@@ -18,6 +18,7 @@ use super::work::History;
 use super::{Core, PausedVm, STATE_VERSION};
 use crate::boot;
 use crate::kvm::dirty::VmLog;
+use crate::kvm::standstill::Standstill;
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
 use crate::kvm::vm_state::{self, VmCommonState};
 use crate::kvm::{self, cpuid};
@@ -110,10 +111,11 @@ impl BlankVm {
             let mut state = first
                 .begin_save()
                 .recv()
-                .map_err(|_| GuestError::bare("read vCPU 0: its thread has ended"))??;
+                .map_err(|_| GuestError::bare("read vCPU 0: its thread has ended"))??
+                .state;
             entry.apply(&mut state.regs, &mut state.sregs);
             prepare_boot_state(&mut state);
-            first.load(state, 0)?;
+            first.load(state, None)?;
         }
         Ok(PausedVm::new(core, devices))
     }
@@ -147,23 +149,16 @@ impl BlankGuest for BlankVm {
             .map_err(|e| GuestError::new("read the guest's state", e))?;
         let Self { core, parts } = self;
         let devices = parts.assemble(&core.ram, Some(state))?;
-        let standstill = common.standstill();
+        let standstill = Standstill::since(common.wall_ns);
         for (index, vcpu) in (0u32..).zip(&core.vcpus) {
             let vcpu_state: VcpuState =
                 state.get(Kind::VCPU, index, STATE_VERSION).map_err(read)?;
-            let cycles = tsc_cycles(standstill, vcpu_state.tsc_khz);
-            vcpu.load(vcpu_state, cycles)?;
+            vcpu.load(vcpu_state, Some(standstill))?;
         }
-        vm_state::restore(&core.vm, &common, standstill)
+        vm_state::restore(&core.vm, &common, &standstill)
             .map_err(kvm_error("restore the interrupt controllers and the clock"))?;
         Ok(PausedVm::new(core, devices))
     }
-}
-
-/// TSC cycles in a stretch of time; 0 where the frequency is not known.
-fn tsc_cycles(time: std::time::Duration, khz: Option<u32>) -> u64 {
-    let cycles = time.as_nanos() * u128::from(khz.unwrap_or(0)) / 1_000_000;
-    u64::try_from(cycles).unwrap_or(0)
 }
 
 /// Makes the vCPUs with their CPUID.

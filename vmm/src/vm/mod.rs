@@ -20,7 +20,7 @@ mod work;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::devices::heartbeat::HeartbeatPort;
 use ::devices::serial::Serial;
@@ -36,7 +36,7 @@ use migration::state::{Kind, VmState};
 use migration::work::{Baseline, VcpuWork};
 
 use crate::kvm::dirty::VmLog;
-use crate::kvm::vcpu_state::VcpuState;
+use crate::kvm::vcpu_state::Saved;
 use crate::kvm::vm_state;
 use crate::memory;
 use crate::vcpu::{CpuClock, EventSender, Throttle, VcpuHandle};
@@ -161,7 +161,7 @@ impl Core {
     }
 
     /// Every vCPU's state, read by its own thread, all at once.
-    fn save_vcpus(&self) -> Result<Vec<VcpuState>, GuestError> {
+    fn save_vcpus(&self) -> Result<Vec<Saved>, GuestError> {
         let saving: Vec<_> = self.vcpus.iter().map(VcpuHandle::begin_save).collect();
         saving
             .into_iter()
@@ -304,13 +304,15 @@ impl PausedGuest for PausedVm {
         let encode = |e| GuestError::new("save the guest", e);
         let mut state = VmState::default();
         self.devices.save(&mut state)?;
-        for (index, vcpu) in (0u32..).zip(self.core.save_vcpus()?) {
-            state
-                .put(Kind::VCPU, index, STATE_VERSION, &vcpu)
-                .map_err(encode)?;
-        }
+        let vcpus = self.core.save_vcpus()?;
         let common = vm_state::save(&self.core.vm)
             .map_err(|e| GuestError::new("save the interrupt controllers and the clock", e))?;
+        let then = Instant::now();
+        for (index, vcpu) in (0u32..).zip(vcpus) {
+            state
+                .put(Kind::VCPU, index, STATE_VERSION, &vcpu.at(then))
+                .map_err(encode)?;
+        }
         state
             .put(Kind::VM, 0, STATE_VERSION, &common)
             .map_err(encode)?;
