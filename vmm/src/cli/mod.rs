@@ -8,6 +8,7 @@ mod check;
 mod dirty_rate;
 pub mod error;
 pub mod exit;
+mod file;
 mod migrate;
 mod net;
 mod orders;
@@ -90,8 +91,26 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error>
         .and_then(|matches| Args::from_arg_matches(&matches))
 }
 
+/// Reads a command line and makes the checked values of it that start a VMM, and does nothing with them.
+fn sense(words: &[OsString]) -> Result<(), file::Nonsense> {
+    let checked = match parse(words.iter().cloned())?.command {
+        Command::Run(args) => args.config().map(drop),
+        Command::Receive(args) => args.config().map(drop),
+        _ => Ok(()),
+    };
+    checked.map_err(|error| file::Nonsense::Values(error.to_string()))
+}
+
 fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let args = match parse(args) {
+    let words = match file::expand(args.into_iter().collect()) {
+        Ok(words) => words,
+        Err(error) => {
+            let failure = Failure::usage(error);
+            eprintln!("{failure}");
+            return failure.status();
+        }
+    };
+    let args = match parse(words) {
         Ok(args) => args,
         Err(error) => {
             // Help and version come this way as well; so does the help for no command at all.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::error::Failure;
 use super::net::SlotFlag;
 use super::serial::{self, SerialFlag};
-use super::{exit, sandbox};
+use super::{exit, file, sandbox};
 use crate::config::{ConfigError, DirtyTracking, ReceiveConfig, Target};
 use crate::machine::End;
 use crate::sandbox::Mode;
@@ -78,6 +78,9 @@ pub struct Args {
 
     #[arg(long, value_name = "HOW", default_value = "kill", help = sandbox::HELP)]
     sandbox: Mode,
+
+    #[command(flatten)]
+    _file: file::Flag,
 }
 
 impl Args {
