@@ -209,6 +209,14 @@ impl From<String> for NoGuest {
     }
 }
 
+/// A guest that has come.
+struct Come {
+    received: Received<RunningVm>,
+    cards: Vec<CardInfo>,
+    /// From its connection to here.
+    took: Duration,
+}
+
 /// The receiving thread: waits for sources until a guest has come in.
 struct Receiver {
     kvm: Kvm,
@@ -227,22 +235,22 @@ struct Receiver {
 impl Receiver {
     fn serve(self) {
         loop {
-            let give_up = match self.attempt() {
-                Ok(received) => {
-                    self.arrived(received);
+            let (give_up, failed) = match self.attempt() {
+                Ok(come) => {
+                    self.arrived(come);
                     return;
                 }
                 Err(NoGuest::Probed { peer }) => {
                     eprintln!("ferry: {peer} has measured the link; waiting for a guest");
-                    None
+                    (None, false)
                 }
                 Err(NoGuest::Failed(reason)) => {
                     eprintln!("ferry: no guest came in: {reason}");
-                    self.config.once.then_some(reason)
+                    (self.config.once.then_some(reason), true)
                 }
             };
             let ended = give_up.is_some();
-            self.notify.send(FromThread::NotArrived { give_up });
+            self.notify.send(FromThread::NotArrived { give_up, failed });
             if ended {
                 return;
             }
@@ -250,7 +258,7 @@ impl Receiver {
     }
 
     /// One source, from its connection to a running guest.
-    fn attempt(&self) -> Result<(Received<RunningVm>, Vec<CardInfo>), NoGuest> {
+    fn attempt(&self) -> Result<Come, NoGuest> {
         let next = self.listener.next(None, None).map_err(|error| {
             // Out of descriptors or memory: that does not pass by asking again at once.
             std::thread::sleep(RETRY);
@@ -259,6 +267,7 @@ impl Receiver {
                 self.config.listen
             )
         })?;
+        let since = Instant::now();
         let (socket, peer) = next.ok_or_else(|| "nobody came".to_owned())?;
         let cancel = CancelToken::new().map_err(|e| format!("make a cancel token: {e}"))?;
         self.notify.send(FromThread::Receiving(cancel.clone()));
@@ -303,7 +312,11 @@ impl Receiver {
             &mut tell,
         );
         match received {
-            Ok(received) => Ok((received, cards)),
+            Ok(received) => Ok(Come {
+                received,
+                cards,
+                took: since.elapsed(),
+            }),
             Err(ReceiveError::Probed { peer }) => Err(NoGuest::Probed { peer }),
             Err(error) => Err(from_peer(&peer, &chain(&error)).into()),
         }
@@ -332,13 +345,19 @@ impl Receiver {
     }
 
     /// Hands the guest to the main loop first; what the source still wants to know comes after.
-    fn arrived(self, (received, cards): (Received<RunningVm>, Vec<CardInfo>)) {
+    fn arrived(self, come: Come) {
+        let Come {
+            received,
+            cards,
+            took,
+        } = come;
         let Received { guest, finish } = received;
         let view = guest.view();
         eprintln!("ferry: the guest runs here now");
         self.notify.send(FromThread::Arrived {
             vm: Box::new(guest),
             cards,
+            took,
         });
         finish.run(|| view.heartbeat());
     }

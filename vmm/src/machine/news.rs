@@ -17,7 +17,8 @@ impl Supervisor {
                     *receiving = Some(cancel);
                 }
             }
-            FromThread::NotArrived { give_up } => {
+            FromThread::NotArrived { give_up, failed } => {
+                self.moves.not_arrived += u64::from(failed);
                 if let Phase::Waiting(receiving) = &mut self.phase {
                     *receiving = None;
                 }
@@ -25,7 +26,9 @@ impl Supervisor {
                     self.finish(End::NoGuest { reason });
                 }
             }
-            FromThread::Arrived { vm, cards } => {
+            FromThread::Arrived { vm, cards, took } => {
+                self.moves.arrived += 1;
+                self.moves.in_seconds = Some(took.as_secs_f64());
                 self.adopt(*vm, cards);
                 if let Some(view) = &self.view {
                     announce::spawn(view.clone());
@@ -43,6 +46,7 @@ impl Supervisor {
             Phase::Moving(outgoing) => outgoing.target,
             _ => String::new(),
         };
+        self.moves.departed(&moved.report);
         let last = LastMove {
             target: target.clone(),
             outcome: moved.report.outcome,
