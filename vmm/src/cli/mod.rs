@@ -9,6 +9,7 @@ mod dirty_rate;
 pub mod error;
 pub mod exit;
 mod file;
+mod manual;
 mod migrate;
 mod net;
 mod orders;
@@ -68,6 +69,8 @@ enum Command {
     Resume(orders::ResumeArgs),
     Cancel(orders::CancelArgs),
     Stop(orders::StopArgs),
+    Man(manual::ManArgs),
+    Completions(manual::CompletionsArgs),
 }
 
 /// The program: reads the command line, does what it says, prints at most one line of error, and gives the exit status
@@ -138,6 +141,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Resume(args) => args.run(),
         Command::Cancel(args) => args.run(),
         Command::Stop(args) => args.run(),
+        Command::Man(args) => args.run(),
+        Command::Completions(args) => args.run(),
     };
     done.unwrap_or_else(|failure: Failure| {
         eprintln!("{failure}");
