@@ -422,3 +422,34 @@ fn one_left_waiting_is_taken_over_and_one_with_a_guest_is_left_alone() {
         "is-active ferry-receive@0badcafe.service"
     );
 }
+
+#[test]
+fn a_service_may_log_json() {
+    let words = ["--log-format", "json", "--log", "debug"];
+    let mut guest = GUEST.boot_with(None, &words).unwrap();
+    assert!(guest.command("stop", &[]).unwrap().status.success());
+    guest.wait_end(STEP).unwrap();
+    let lines = guest.messages().tail();
+    let mut messages = Vec::new();
+    for line in lines.lines().filter(|line| line.contains('{')) {
+        let line = &line[line.find('{').unwrap()..];
+        let value: serde_json::Value = serde_json::from_str(line).expect(line);
+        for key in ["timestamp", "level", "target", "message"] {
+            assert!(value[key].is_string(), "{key}: {line}");
+        }
+        messages.push(value["message"].as_str().unwrap().to_owned());
+    }
+    assert!(
+        messages.iter().any(|text| text == "the guest was stopped"),
+        "{lines}"
+    );
+
+    // A line that makes no sense is told as text: nobody knows yet how it was to be told.
+    let mut command = Command::new(programs::ferry().unwrap());
+    let output = command
+        .args(["run", "--pulse", "--log-format", "xml"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("take text or json"));
+}

@@ -9,6 +9,7 @@ mod dirty_rate;
 pub mod error;
 pub mod exit;
 mod file;
+mod log;
 mod manual;
 mod migrate;
 mod net;
@@ -26,10 +27,9 @@ mod wanted;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use crate::log::Format;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
-
 use error::Failure;
 
 /// The whole command line.
@@ -76,7 +76,6 @@ enum Command {
 /// The program: reads the command line, does what it says, prints at most one line of error, and gives the exit status
 /// (see [`exit`]).
 pub fn main() -> ExitCode {
-    start_log();
     ExitCode::from(run(std::env::args_os()))
 }
 
@@ -127,6 +126,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             return u8::try_from(error.exit_code()).unwrap_or(exit::USAGE);
         }
     };
+    start_log(&args.command);
     let done = match args.command {
         Command::Check(args) => args.run(),
         Command::Run(args) => args.run(),
@@ -145,7 +145,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Completions(args) => args.run(),
     };
     done.unwrap_or_else(|failure: Failure| {
-        eprintln!("{failure}");
+        crate::log::complain(&failure.text());
         failure.status()
     })
 }
@@ -154,17 +154,13 @@ fn command() -> clap::Command {
     Args::command()
 }
 
-/// Warnings to standard error, or what FERRY_LOG asks for.
-fn start_log() {
-    let filter = EnvFilter::try_from_env("FERRY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    // A second call (a program that embeds this one) keeps the first log.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(crate::ui::Style::of_stderr().is_coloured())
-        .with_target(false)
-        .without_time()
-        .try_init();
+/// Those that stay say how they want to be logged.
+fn start_log(command: &Command) {
+    match command {
+        Command::Run(args) => args.log.start(),
+        Command::Receive(args) => args.log.start(),
+        _ => crate::log::start(Format::default(), None),
+    }
 }
 
 #[cfg(test)]

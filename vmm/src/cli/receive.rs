@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::error::Failure;
 use super::net::SlotFlag;
 use super::serial::{self, SerialFlag};
-use super::{exit, file, sandbox};
+use super::{exit, file, log, sandbox};
 use crate::config::{ConfigError, DirtyTracking, Listen, ReceiveConfig};
 use crate::machine::End;
 use crate::sandbox::Mode;
@@ -86,6 +86,9 @@ pub struct Args {
     sandbox: Mode,
 
     #[command(flatten)]
+    pub(super) log: log::Flags,
+
+    #[command(flatten)]
     _file: file::Flag,
 }
 
@@ -131,5 +134,5 @@ pub(super) fn tell(end: &End) {
         End::Panic => "the guest crashed".to_owned(),
         End::NoGuest { reason } => format!("no guest came: {reason}"),
     };
-    eprintln!("ferry: {text}");
+    crate::log::say(&text);
 }

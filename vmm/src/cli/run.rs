@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::error::Failure;
 use super::net::NetFlag;
 use super::serial::{self, SerialFlag};
-use super::{exit, file, receive, sandbox};
+use super::{exit, file, log, receive, sandbox};
 use crate::config::{
     ConfigError, DirtyTracking, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig,
 };
@@ -93,6 +93,9 @@ pub struct Args {
 
     #[arg(long, value_name = "HOW", default_value = "kill", help = sandbox::HELP)]
     sandbox: Mode,
+
+    #[command(flatten)]
+    pub(super) log: log::Flags,
 
     #[command(flatten)]
     _file: file::Flag,

@@ -28,6 +28,7 @@ use crate::config::{Listen, ReceiveConfig, TapConfig, Target};
 use crate::console::{Output, Signals};
 use crate::control::socket::OwnedSocket;
 use crate::kvm;
+use crate::log;
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls::{self, TlsFilesError};
 use crate::vcpu::EventSender;
@@ -80,7 +81,7 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         notify: supervisor.notifier()?,
         config,
     };
-    eprintln!("ferry: waiting for a guest on {address}{terms}");
+    log::say(&format!("waiting for a guest on {address}{terms}"));
     receiver.waiting();
     std::thread::Builder::new()
         .name("migration".into())
@@ -294,11 +295,13 @@ impl Receiver {
                     return;
                 }
                 Err(NoGuest::Probed { peer }) => {
-                    eprintln!("ferry: {peer} has measured the link; waiting for a guest");
+                    log::say(&format!(
+                        "{peer} has measured the link; waiting for a guest"
+                    ));
                     (None, false)
                 }
                 Err(NoGuest::Failed(reason)) => {
-                    eprintln!("ferry: no guest came in: {reason}");
+                    log::say(&format!("no guest came in: {reason}"));
                     let over = self.config.once || self.listener.borrow().is_none();
                     (over.then_some(reason), true)
                 }
@@ -353,7 +356,7 @@ impl Receiver {
                     "receiving a guest of {} MiB and {vcpus} vCPU(s) from {peer}",
                     memory_bytes >> 20
                 );
-                eprintln!("ferry: {text}");
+                log::say(&text);
                 self.begun(&text);
             }
             Arrival::RoundFinished { .. } | Arrival::Ready | Arrival::Live { .. } => {}
@@ -434,7 +437,7 @@ impl Receiver {
         } = come;
         let Received { guest, finish } = received;
         let view = guest.view();
-        eprintln!("ferry: the guest runs here now");
+        log::say("the guest runs here now");
         self.manager.status("the guest runs here");
         self.notify.send(FromThread::Arrived {
             vm: Box::new(guest),

@@ -6,6 +6,7 @@ use super::outgoing::Departed;
 use super::supervisor::{FromThread, Phase, Supervisor, chain};
 use super::{End, MachineError, announce};
 use crate::control::{LastMove, MoveEvent};
+use crate::log;
 use crate::vcpu::VmEvent;
 use crate::vm::lock;
 
@@ -66,17 +67,17 @@ impl Supervisor {
             After::Unknown(vm) => {
                 self.phase = Phase::Unknown(Box::new(vm));
                 self.last_move = Some(last);
-                eprintln!(
-                    "ferry: the move to {target} was cut between GO and LIVE: the guest may run there. It is paused here and nothing is lost. Look there: if it does not run, `ferry resume --force` here; if it does, `ferry stop` here"
-                );
+                log::complain(&format!(
+                    "the move to {target} was cut between GO and LIVE: the guest may run there. It is paused here and nothing is lost. Look there: if it does not run, `ferry resume --force` here; if it does, `ferry stop` here"
+                ));
             }
             After::Stuck(vm, error) => {
                 self.phase = Phase::Paused(Box::new(vm));
                 self.last_move = Some(last);
-                eprintln!(
-                    "ferry: the move to {target} failed and the guest did not resume: {}; `ferry resume` tries again",
+                log::complain(&format!(
+                    "the move to {target} failed and the guest did not resume: {}; `ferry resume` tries again",
                     chain(&error)
-                );
+                ));
             }
         }
         // The asker hears of the end when `ferry status` would say the same.
@@ -91,14 +92,14 @@ impl Supervisor {
         let end = match event {
             VmEvent::Panicked => {
                 self.panicked = true;
-                eprintln!("ferry: the guest's kernel has panicked");
+                log::say("the guest's kernel has panicked");
                 return;
             }
             VmEvent::PowerOff => Ok(End::PowerOff),
             VmEvent::Reset | VmEvent::TripleFault if self.panicked => Ok(End::Panic),
             VmEvent::Reset => Ok(End::Reset),
             VmEvent::TripleFault => {
-                eprintln!("ferry: the guest's processor has shut down (triple fault)");
+                log::say("the guest's processor has shut down (triple fault)");
                 Ok(End::Reset)
             }
             VmEvent::Crashed(reason) => Err(MachineError::Crashed(reason)),

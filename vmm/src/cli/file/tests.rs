@@ -122,6 +122,11 @@ fn what_makes_no_sense_is_refused_with_its_line() {
             &["run", "a"],
             "f.toml:2: 64M of guest memory: take a multiple of 2M from 128M",
         ),
+        (
+            "log = \"loud=very\"",
+            &["run", "a"],
+            "f.toml:1: invalid value 'loud=very' for '--log <LEVEL>': take error, ",
+        ),
         ("cpus = 9", &["run", "a"], "f.toml:1: 9 vCPUs: take 1 to 8"),
         ("cpus = -1", &["run", "a"], "f.toml:1: invalid value '-1'"),
         (
