@@ -2,8 +2,8 @@
 
 CARGO ?= cargo
 # What the recipes and tests call beside Rust. Debian's names.
-PACKAGES = gcc make binutils busybox-static cpio iproute2 lz4 qemu-system-x86 xz-utils zstd
-TOOLS = gcc make objcopy busybox cpio ip tc lz4 qemu-system-x86_64 xz zstd apt-get dpkg-deb
+PACKAGES = gcc make binutils busybox-static cpio iproute2 lz4 qemu-system-x86 systemd xz-utils zstd
+TOOLS = gcc make objcopy busybox cpio ip tc lz4 qemu-system-x86_64 xz zstd apt-get dpkg-deb systemd-analyze systemd-socket-activate
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -44,6 +44,12 @@ study: deps build ## run real moves at many loads under each policy, predict eac
 
 study-full: deps build ## the whole product of loads, policies and limits; many hours, goes on where it was
 	$(FERRY) study integration-tests/studies/study-full.toml --out target/study-full
+
+.PHONY: deb
+deb: deps ## make target/deb/ferry_VERSION_amd64.deb: program, units, manual pages, completions
+	$(CARGO) build --release -p vmm
+	mkdir -p target/deb
+	vmm/dist/package $(FERRY) target/deb
 
 .PHONY: figures
 figures: deps build ## published figures beside Ferry's: measure, predict, write docs/figures.md; about 15 minutes

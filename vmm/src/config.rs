@@ -297,7 +297,7 @@ impl FromStr for DirtyTracking {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceiveConfig {
     /// Where to wait for the source.
-    pub listen: Target,
+    pub listen: Listen,
     /// The host's end for each network device of the guest that may come, by slot.
     pub nets: Vec<(u32, TapConfig)>,
     /// The serial port.
@@ -320,6 +320,15 @@ pub struct ReceiveConfig {
     pub insecure_plaintext: bool,
     /// How the process is confined.
     pub sandbox: Mode,
+}
+
+/// Where a receiver waits for guests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// At an address.
+    At(Target),
+    /// On the socket that a service manager has passed: for one guest, and not beyond its streams.
+    Passed,
 }
 
 /// Where a guest goes to, or is waited for.
@@ -418,9 +427,32 @@ impl ReceiveConfig {
         for peer in &self.peers {
             check_peer(peer)?;
         }
-        self.listen
-            .check_plaintext(self.insecure_plaintext || self.tls.is_some())?;
+        if let Listen::At(target) = &self.listen {
+            self.check_plaintext(target)?;
+        }
         Ok(self)
+    }
+}
+
+impl ReceiveConfig {
+    /// Refuses to wait there without encryption; for a socket that was passed, whose address shows late.
+    ///
+    /// # Errors
+    /// [`ConfigError::Plaintext`].
+    pub fn check_plaintext(&self, target: &Target) -> Result<(), ConfigError> {
+        target.check_plaintext(self.insecure_plaintext || self.tls.is_some())
+    }
+}
+
+impl FromStr for Listen {
+    type Err = ConfigError;
+
+    /// A [`Target`], or `systemd`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "systemd" => Ok(Self::Passed),
+            _ => text.parse().map(Self::At),
+        }
     }
 }
 

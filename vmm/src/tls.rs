@@ -106,10 +106,11 @@ pub fn load(dir: &Path) -> Result<Credentials, TlsFilesError> {
         source,
     })?;
     if let Some(doubt) = credentials.doubt() {
-        eprintln!(
-            "ferry: warning: nobody will take {}: {doubt}",
-            dir.join(CERTIFICATE).display()
-        );
+        let certificate = dir.join(CERTIFICATE);
+        crate::log::complain(&format!(
+            "warning: nobody will take {}: {doubt}",
+            certificate.display()
+        ));
     }
     Ok(credentials)
 }

@@ -237,6 +237,7 @@ fn every_status_fits() {
         }),
         migration: Some(MoveProgress {
             peer: Some("10.0.0.2:7000".to_owned()),
+            bandwidth_bytes_per_s: 125_000_000,
             throttle_percent: vec![20, 0],
             ..MoveProgress::default()
         }),

@@ -1,6 +1,6 @@
 //! A `ferry run` or `ferry receive` process, and the commands given to it by its control socket.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -69,6 +69,21 @@ impl Ferry {
         let folder = folder()?;
         user.own(folder.path())?;
         Self::launch(user.command(netns), folder, args, inherited)
+    }
+
+    /// Starts `ferry receive --listen systemd ARGS` as a service manager does, with a listening socket, and the socket
+    /// on which it says how it is.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn activated(listener: OwnedFd, notify: &Path, args: &[&str]) -> Result<Self, Error> {
+        let mut command = Command::new(programs::ferry()?);
+        command
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_FDS_FIRST_FD", listener.as_raw_fd().to_string())
+            .env("NOTIFY_SOCKET", notify);
+        let first = ["receive", "--listen", "systemd"];
+        Self::launch(command, folder()?, &[&first, args].concat(), vec![listener])
     }
 
     fn launch(

@@ -31,6 +31,11 @@ impl Failure {
         }
     }
 
+    /// What went wrong, on one line.
+    pub fn text(&self) -> String {
+        chain(self.error.as_ref())
+    }
+
     /// The process's exit status.
     pub fn status(&self) -> u8 {
         self.status
@@ -39,7 +44,7 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ferry: {}", chain(self.error.as_ref()))
+        write!(f, "ferry: {}", self.text())
     }
 }
 

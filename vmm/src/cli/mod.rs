@@ -8,6 +8,9 @@ mod check;
 mod dirty_rate;
 pub mod error;
 pub mod exit;
+mod file;
+mod log;
+mod manual;
 mod migrate;
 mod net;
 mod orders;
@@ -24,10 +27,9 @@ mod wanted;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use crate::log::Format;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
-
 use error::Failure;
 
 /// The whole command line.
@@ -67,12 +69,13 @@ enum Command {
     Resume(orders::ResumeArgs),
     Cancel(orders::CancelArgs),
     Stop(orders::StopArgs),
+    Man(manual::ManArgs),
+    Completions(manual::CompletionsArgs),
 }
 
 /// The program: reads the command line, does what it says, prints at most one line of error, and gives the exit status
 /// (see [`exit`]).
 pub fn main() -> ExitCode {
-    start_log();
     ExitCode::from(run(std::env::args_os()))
 }
 
@@ -90,8 +93,26 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error>
         .and_then(|matches| Args::from_arg_matches(&matches))
 }
 
+/// Reads a command line and makes the checked values of it that start a VMM, and does nothing with them.
+fn sense(words: &[OsString]) -> Result<(), file::Nonsense> {
+    let checked = match parse(words.iter().cloned())?.command {
+        Command::Run(args) => args.config().map(drop),
+        Command::Receive(args) => args.config().map(drop),
+        _ => Ok(()),
+    };
+    checked.map_err(|error| file::Nonsense::Values(error.to_string()))
+}
+
 fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
-    let args = match parse(args) {
+    let words = match file::expand(args.into_iter().collect()) {
+        Ok(words) => words,
+        Err(error) => {
+            let failure = Failure::usage(error);
+            eprintln!("{failure}");
+            return failure.status();
+        }
+    };
+    let args = match parse(words) {
         Ok(args) => args,
         Err(error) => {
             // Help and version come this way as well; so does the help for no command at all.
@@ -105,6 +126,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             return u8::try_from(error.exit_code()).unwrap_or(exit::USAGE);
         }
     };
+    start_log(&args.command);
     let done = match args.command {
         Command::Check(args) => args.run(),
         Command::Run(args) => args.run(),
@@ -119,9 +141,11 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Resume(args) => args.run(),
         Command::Cancel(args) => args.run(),
         Command::Stop(args) => args.run(),
+        Command::Man(args) => args.run(),
+        Command::Completions(args) => args.run(),
     };
     done.unwrap_or_else(|failure: Failure| {
-        eprintln!("{failure}");
+        crate::log::complain(&failure.text());
         failure.status()
     })
 }
@@ -130,17 +154,13 @@ fn command() -> clap::Command {
     Args::command()
 }
 
-/// Warnings to standard error, or what FERRY_LOG asks for.
-fn start_log() {
-    let filter = EnvFilter::try_from_env("FERRY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    // A second call (a program that embeds this one) keeps the first log.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(crate::ui::Style::of_stderr().is_coloured())
-        .with_target(false)
-        .without_time()
-        .try_init();
+/// Those that stay say how they want to be logged.
+fn start_log(command: &Command) {
+    match command {
+        Command::Run(args) => args.log.start(),
+        Command::Receive(args) => args.log.start(),
+        _ => crate::log::start(Format::default(), None),
+    }
 }
 
 #[cfg(test)]

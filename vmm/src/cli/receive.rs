@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::error::Failure;
 use super::net::SlotFlag;
 use super::serial::{self, SerialFlag};
-use super::{exit, sandbox};
-use crate::config::{ConfigError, DirtyTracking, ReceiveConfig, Target};
+use super::{exit, file, log, sandbox};
+use crate::config::{ConfigError, DirtyTracking, Listen, ReceiveConfig};
 use crate::machine::End;
 use crate::sandbox::Mode;
 use crate::units::{Size, Span};
@@ -24,12 +24,18 @@ Examples:
     ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry --peer alpha.example.org
   The same over a network that only you can read:
     ferry receive --listen tcp:10.0.0.2:7000 --insecure-plaintext
+  As the services of ferry-receive.socket do:
+    ferry receive --config /etc/ferry/receive.toml --listen systemd --control /run/ferry/guest.sock
 
-Kernel, memory, vCPUs and devices come with the guest. Exit status as of `ferry run`.")]
+Kernel, memory, vCPUs and devices come with the guest.
+
+Exit status: 0 powered off, stopped or moved on, 1 error, or no guest came, 2 usage, 10 the guest reset itself,
+11 the guest crashed.")]
 pub struct Args {
-    /// Where to wait: tcp:HOST:PORT, tcp:[IPv6]:PORT or unix:PATH
+    /// Where to wait: tcp:HOST:PORT, tcp:[IPv6]:PORT or unix:PATH; or systemd, on the socket that a service manager passes
+    /// (LISTEN_FDS), for one move: from its beginning on the socket is another receiver's
     #[arg(long, value_name = "ADDRESS")]
-    listen: Target,
+    listen: Listen,
 
     /// The tap for a network device of the guest, by its number: 0=tap=NAME, 0=create=NAME or 0=fd=N
     #[arg(long, value_name = "SLOT=TAP")]
@@ -78,6 +84,12 @@ pub struct Args {
 
     #[arg(long, value_name = "HOW", default_value = "kill", help = sandbox::HELP)]
     sandbox: Mode,
+
+    #[command(flatten)]
+    pub(super) log: log::Flags,
+
+    #[command(flatten)]
+    _file: file::Flag,
 }
 
 impl Args {
@@ -122,5 +134,5 @@ pub(super) fn tell(end: &End) {
         End::Panic => "the guest crashed".to_owned(),
         End::NoGuest { reason } => format!("no guest came: {reason}"),
     };
-    eprintln!("ferry: {text}");
+    crate::log::say(&text);
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::error::Failure;
 use super::net::NetFlag;
 use super::serial::{self, SerialFlag};
-use super::{exit, receive, sandbox};
+use super::{exit, file, log, receive, sandbox};
 use crate::config::{
     ConfigError, DirtyTracking, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig,
 };
@@ -22,6 +22,8 @@ Examples:
     ferry run vmlinuz --initramfs initramfs.cpio --net tap=tap0 --control /tmp/guest.sock
   The built-in test guest, writing 100,000 pages a second to 256 MiB; it needs no image:
     ferry run --pulse 'ws=16:256 rate=100000' --memory 1G --control /tmp/pulse.sock
+  As /etc/ferry/web.toml says (kernel = \"/boot/vmlinuz\", memory = \"1G\", net = [\"tap=tap0\"], ...), with more memory:
+    ferry run --config /etc/ferry/web.toml --memory 2G
 
 Exit status: 0 powered off, stopped or moved away, 1 error, 2 usage, 10 the guest reset itself,
 11 the guest crashed.")]
@@ -91,6 +93,12 @@ pub struct Args {
 
     #[arg(long, value_name = "HOW", default_value = "kill", help = sandbox::HELP)]
     sandbox: Mode,
+
+    #[command(flatten)]
+    pub(super) log: log::Flags,
+
+    #[command(flatten)]
+    _file: file::Flag,
 }
 
 /// Whether it is one of those that make sense is the configuration's question.

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::config::{
-    DirtyTracking, GuestConfig, KernelConfig, NetConfig, ReceiveConfig, SerialConfig, TapConfig,
-    Target,
+    DirtyTracking, GuestConfig, KernelConfig, Listen, NetConfig, ReceiveConfig, SerialConfig,
+    TapConfig, Target,
 };
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::sandbox::Mode;
@@ -180,7 +180,12 @@ fn a_receiver() {
         "700ms",
     ]);
     assert_eq!(config.peer_timeout, std::time::Duration::from_millis(700));
-    assert_eq!(config.listen, Target::Tcp("::1".to_owned(), 7000));
+    assert_eq!(
+        config.listen,
+        Listen::At(Target::Tcp("::1".to_owned(), 7000))
+    );
+    let passed = receiver(&["receive", "--listen", "systemd"]);
+    assert_eq!(passed.listen, Listen::Passed);
     let nets = vec![
         (0, TapConfig::Existing("t0".to_owned())),
         (2, TapConfig::Fd(9)),

@@ -276,7 +276,7 @@ fn dirty_tracking_is_one_of_two_and_rings_have_a_size() {
 fn a_receiver_names_each_slot_once() {
     let with = |nets| {
         ReceiveConfig {
-            listen: Target::Unix("/x".into()),
+            listen: Listen::At(Target::Unix("/x".into())),
             nets,
             serial: SerialConfig::None,
             max_memory: DEFAULT_MAX_MEMORY,

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::event::{MoveEvent, PredictEvent, RateEvent};
+use super::metrics::Metrics;
 use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
 use super::status::Status;
 
@@ -15,6 +16,8 @@ use super::status::Status;
 pub enum Command {
     /// Say how the VM is.
     Status,
+    /// Say it in numbers.
+    Metrics,
     /// Stop the vCPUs and devices. Done already is done.
     Pause,
     /// Let the vCPUs and devices go on. Done already is done.
@@ -40,6 +43,8 @@ pub enum Command {
 pub enum Reply {
     /// To [`Command::Status`].
     Status(Box<Status>),
+    /// To [`Command::Metrics`].
+    Metrics(Box<Metrics>),
     /// It is done (cancel: it will be, the move's report says so).
     Done,
     /// It is not possible in the state that the VM is in. The text says which, and what to do. HTTP 409.

@@ -227,9 +227,20 @@ pub fn respond(
     allow: Option<&str>,
     body: &str,
 ) -> io::Result<()> {
-    let mut text = head(status, "application/json", allow);
-    text.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
-    out.write_all(text.as_bytes())?;
+    whole(out, head(status, "application/json", allow), body)
+}
+
+/// Writes a whole response of success with a body of another type.
+///
+/// # Errors
+/// The client does not take it.
+pub fn respond_as(out: &mut impl Write, content_type: &str, body: &str) -> io::Result<()> {
+    whole(out, head(200, content_type, None), body)
+}
+
+fn whole(out: &mut impl Write, mut head: String, body: &str) -> io::Result<()> {
+    head.push_str(&format!("Content-Length: {}\r\n\r\n{body}", body.len()));
+    out.write_all(head.as_bytes())?;
     out.flush()
 }
 

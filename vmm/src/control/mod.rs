@@ -11,6 +11,8 @@
 //! checked as well. What there is to ask is written in `vmm/openapi.json`, which a test keeps true and which the
 //! server hands out itself.
 //!
+//! `GET /metrics` is for Prometheus: the same VM in numbers ([`Metrics`]).
+//!
 //! Moves, measurements of the dirty rate and predictions answer line by line while they go on.
 //!
 //! A connection's thread parses the request and hands a [`Call`] to the VM's main thread, the only one that
@@ -24,7 +26,9 @@
 pub mod client;
 mod command;
 mod event;
+mod footprint;
 mod http;
+mod metrics;
 mod request;
 mod router;
 mod server;
@@ -33,7 +37,9 @@ mod status;
 
 pub use command::{Call, CallReceiver, CallSender, Command, Reply, calls};
 pub use event::{Happening, MoveEvent, PredictEvent, RateEvent};
+pub use footprint::{Footprint, Resident};
 pub use http::{MAX_BODY, ReadError, Refusal, Request, read_request};
+pub use metrics::{LastFigures, Metrics, MoveCounts};
 pub use request::{
     Compress, DirtyRateRequest, MigrateRequest, OnTimeout, PredictRequest, RequestError, Throttle,
 };

@@ -15,6 +15,7 @@ pub const OPENAPI: &str = include_str!("../../openapi.json");
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
     Status,
+    Metrics,
     Pause,
     Resume,
     Cancel,
@@ -27,6 +28,7 @@ enum Route {
 
 const ROUTES: &[(&str, &str, Route)] = &[
     ("GET", "/v1/status", Route::Status),
+    ("GET", "/metrics", Route::Metrics),
     ("PUT", "/v1/pause", Route::Pause),
     ("PUT", "/v1/resume", Route::Resume),
     ("PUT", "/v1/cancel", Route::Cancel),
@@ -92,6 +94,7 @@ pub fn route(request: &Request) -> Result<Asked, Refusal> {
     let command = match route {
         Route::OpenApi => return Ok(Asked::OpenApi),
         Route::Status => Command::Status,
+        Route::Metrics => Command::Metrics,
         Route::Pause => no_body(body, Command::Pause)?,
         Route::Cancel => no_body(body, Command::Cancel)?,
         Route::Stop => no_body(body, Command::Stop)?,

@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use super::command::{CallSender, Reply};
 use super::http::{self, Deadline, ReadError, Refusal};
+use super::metrics;
 use super::router::{Asked, OPENAPI, route};
 use super::socket::{OwnedSocket, SocketError, check_peer};
 use crate::sandbox::{self, Kind};
@@ -255,6 +256,9 @@ fn refuse(stream: &UnixStream, refusal: &Refusal) {
 fn answer(writer: &mut &UnixStream, answer: &Receiver<Reply>) -> io::Result<()> {
     let (status, body) = match answer.recv_timeout(ANSWER_TIME) {
         Ok(Reply::Status(status)) => (200, json!(status)),
+        Ok(Reply::Metrics(metrics)) => {
+            return http::respond_as(writer, metrics::CONTENT_TYPE, &metrics.render());
+        }
         Ok(Reply::Done) => (200, json!({})),
         Ok(Reply::Refused(text)) => (409, json!({ "error": text })),
         Ok(Reply::Failed(text)) => (500, json!({ "error": text })),

@@ -81,6 +81,11 @@ impl OwnedSocket {
         })
     }
 
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The next client, if one waits.
     ///
     /// # Errors

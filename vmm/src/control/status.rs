@@ -102,6 +102,8 @@ pub struct MoveProgress {
     pub remaining_pages: u64,
     /// Bytes on the wire since the move began.
     pub wire_bytes: u64,
+    /// What the link has carried in this round, bytes a second.
+    pub bandwidth_bytes_per_s: u64,
     /// How much each vCPU is slowed down, in percent.
     pub throttle_percent: Vec<u8>,
     /// Whether it can no longer be cancelled.
@@ -150,6 +152,16 @@ impl From<Heartbeat> for HeartbeatStatus {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [State; 6] = [
+        State::Waiting,
+        State::Receiving,
+        State::Running,
+        State::Paused,
+        State::Migrating,
+        State::Unknown,
+    ];
+
     /// The word that JSON and tables use.
     pub fn word(self) -> &'static str {
         match self {

@@ -9,13 +9,15 @@ use migration::guest::{PausedGuest, RunningGuest};
 use super::supervisor::{Phase, Supervisor, chain};
 use super::{End, measuring, outgoing, predicting, status};
 use crate::control::{
-    Call, Command, DirtyRateRequest, MigrateRequest, PredictRequest, Reply, State,
+    Call, Command, DirtyRateRequest, Metrics, MigrateRequest, PredictRequest, Reply, State,
 };
+use crate::vm::View;
 
 impl Supervisor {
     pub(super) fn obey(&mut self, call: Call) {
         let reply = match &call.command {
             Command::Status => Reply::Status(Box::new(self.status())),
+            Command::Metrics => Reply::Metrics(Box::new(self.metrics())),
             Command::Pause => self.pause(),
             Command::Resume { force } => self.resume(*force),
             Command::Cancel => self.cancel(),
@@ -61,6 +63,19 @@ impl Supervisor {
         status.migration = progress;
         status.last_move.clone_from(&self.last_move);
         status
+    }
+
+    fn metrics(&self) -> Metrics {
+        Metrics {
+            status: self.status(),
+            cards: self
+                .view
+                .as_ref()
+                .map(View::card_counters)
+                .unwrap_or_default(),
+            moves: self.moves,
+            footprint: self.footprint.clone(),
+        }
     }
 
     fn state(&self) -> State {

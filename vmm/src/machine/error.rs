@@ -4,6 +4,7 @@ use migration::guest::GuestError;
 use thiserror::Error;
 
 use crate::boot::BootError;
+use crate::config::ConfigError;
 use crate::console::ConsoleError;
 use crate::control::ControlError;
 use crate::control::socket::SocketError;
@@ -47,6 +48,9 @@ pub enum MachineError {
     /// The host cannot prove who it is.
     #[error(transparent)]
     Tls(#[from] TlsFilesError),
+    /// What was asked for and what was passed do not fit each other.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The VM could not be made, started or driven.
     #[error(transparent)]
     Guest(#[from] GuestError),

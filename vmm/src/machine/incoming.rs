@@ -1,7 +1,10 @@
 //! `ferry receive`: a guest from another host.
 
+use std::cell::RefCell;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use devices::virtio::net::Tap;
@@ -16,14 +19,16 @@ use migration::wire::{Local, Transport};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::activation::{self, Manager, Passed};
 use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Notifier, chain};
 use super::{End, MachineError, tap};
-use crate::config::{ReceiveConfig, TapConfig, Target};
+use crate::config::{Listen, ReceiveConfig, TapConfig, Target};
 use crate::console::{Output, Signals};
 use crate::control::socket::OwnedSocket;
 use crate::kvm;
+use crate::log;
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls::{self, TlsFilesError};
 use crate::vcpu::EventSender;
@@ -47,23 +52,27 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         let dir = config.tls.clone().unwrap_or_default();
         TlsFilesError::Contents { dir, source }
     })?;
-    let listener = Listener::bind(&config.listen, demand)?;
+    let listener = Listener::open(&config, demand)?;
+    let manager = Manager::connect();
     let paths = Paths::open(config.control.as_deref(), &config.serial)?;
     // Beforehand: later nothing can be opened, and who gave a tap that cannot be had learns it now.
     let open = |(card, wanted): &(u32, TapConfig)| Ok::<_, GuestError>((*card, tap::open(wanted)?));
     let taps = config.nets.iter().map(open).collect::<Result<_, _>>()?;
     let mut reach = paths.reach();
-    if let Target::Unix(path) = &config.listen {
+    if let Listen::At(Target::Unix(path)) = &config.listen {
         reach.removes.push(path.clone());
     }
     let gauges = Gauges::open();
     let sandbox = Sandbox::confine(config.sandbox, &reach)?;
     let mut supervisor = paths.supervisor(signals)?;
     supervisor.tls = tls;
+    let terms = listener.terms();
+    let address = listener.address();
     let receiver = Receiver {
         kvm,
         log,
-        listener,
+        listener: RefCell::new(Some(listener)),
+        manager,
         taps,
         gauges,
         output: supervisor.console().output(),
@@ -72,11 +81,8 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         notify: supervisor.notifier()?,
         config,
     };
-    eprintln!(
-        "ferry: waiting for a guest on {}{}",
-        receiver.config.listen,
-        receiver.listener.terms()
-    );
+    log::say(&format!("waiting for a guest on {address}{terms}"));
+    receiver.waiting();
     std::thread::Builder::new()
         .name("migration".into())
         .spawn(move || {
@@ -93,9 +99,27 @@ enum Listener {
     /// With what a source has to prove, if it has to.
     Tcp(TcpListener, Option<Demand>),
     Unix(OwnedSocket),
+    /// One that was passed, whose file is not ours.
+    Local(UnixListener),
 }
 
 impl Listener {
+    /// Takes the socket that was passed, or listens.
+    fn open(config: &ReceiveConfig, demand: Option<Demand>) -> Result<Self, MachineError> {
+        let target = match &config.listen {
+            Listen::At(target) => return Self::bind(target, demand),
+            Listen::Passed => {
+                activation::passed().map_err(MachineError::host("take the socket to listen on"))?
+            }
+        };
+        let listener = match target {
+            Passed::Tcp(listener) => Self::Tcp(listener, demand),
+            Passed::Unix(listener) => Self::Local(listener),
+        };
+        config.check_plaintext(&listener.address())?;
+        Ok(listener)
+    }
+
     /// Listens. What comes over a Unix socket comes from this machine, and needs no TLS.
     fn bind(target: &Target, demand: Option<Demand>) -> Result<Self, MachineError> {
         match target {
@@ -114,7 +138,27 @@ impl Listener {
     fn terms(&self) -> &'static str {
         match self {
             Listener::Tcp(_, Some(_)) => " (TLS)",
-            Listener::Tcp(_, None) | Listener::Unix(_) => "",
+            Listener::Tcp(_, None) | Listener::Unix(_) | Listener::Local(_) => "",
+        }
+    }
+
+    /// Where sources find it, as the kernel has it.
+    fn address(&self) -> Target {
+        let path = |path: Option<&Path>| Target::Unix(path.unwrap_or(Path::new("?")).to_owned());
+        match self {
+            Listener::Tcp(listener, _) => match listener.local_addr() {
+                Ok(address) => Target::Tcp(address.ip().to_string(), address.port()),
+                // No address that is known is on this machine.
+                Err(_) => Target::Tcp("?".into(), 0),
+            },
+            Listener::Unix(socket) => path(Some(socket.path())),
+            Listener::Local(socket) => path(
+                socket
+                    .local_addr()
+                    .ok()
+                    .as_ref()
+                    .and_then(|at| at.as_pathname()),
+            ),
         }
     }
 
@@ -127,6 +171,7 @@ impl Listener {
         let fd = match self {
             Listener::Tcp(listener, _) => listener.as_fd(),
             Listener::Unix(socket) => socket.as_fd(),
+            Listener::Local(socket) => socket.as_fd(),
         };
         let mut fds = vec![PollFd::new(fd, PollFlags::POLLIN)];
         fds.extend(wake.map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
@@ -166,12 +211,16 @@ impl Listener {
                 let stream = Local::from(socket.accept()?);
                 Ok((Box::new(stream), "a local peer".into()))
             }
+            Listener::Local(socket) => {
+                let (stream, _) = socket.accept()?;
+                Ok((Box::new(Local::from(stream)), "a local peer".into()))
+            }
         }
     }
 }
 
 /// The further streams of a move come in where its first did.
-struct Further<'a>(&'a Listener);
+struct Further<'a>(&'a RefCell<Option<Listener>>);
 
 impl Accept for Further<'_> {
     fn accept(
@@ -179,7 +228,10 @@ impl Accept for Further<'_> {
         deadline: Instant,
         cancel: &CancelToken,
     ) -> std::io::Result<Option<(Box<dyn Transport>, String)>> {
-        self.0.next(Some(deadline), Some(cancel.wake_fd()))
+        match self.0.borrow().as_ref() {
+            Some(listener) => listener.next(Some(deadline), Some(cancel.wake_fd())),
+            None => Ok(None),
+        }
     }
 }
 
@@ -209,11 +261,21 @@ impl From<String> for NoGuest {
     }
 }
 
+/// A guest that has come.
+struct Come {
+    received: Received<RunningVm>,
+    cards: Vec<CardInfo>,
+    /// From its connection to here.
+    took: Duration,
+}
+
 /// The receiving thread: waits for sources until a guest has come in.
 struct Receiver {
     kvm: Kvm,
     log: LogChoice,
-    listener: Listener,
+    /// None once a passed socket is left to others.
+    listener: RefCell<Option<Listener>>,
+    manager: Manager,
     /// For the guest's cards, by their numbers.
     taps: Vec<(u32, Tap)>,
     gauges: Gauges,
@@ -227,22 +289,26 @@ struct Receiver {
 impl Receiver {
     fn serve(self) {
         loop {
-            let give_up = match self.attempt() {
-                Ok(received) => {
-                    self.arrived(received);
+            let (give_up, failed) = match self.attempt() {
+                Ok(come) => {
+                    self.arrived(come);
                     return;
                 }
                 Err(NoGuest::Probed { peer }) => {
-                    eprintln!("ferry: {peer} has measured the link; waiting for a guest");
-                    None
+                    log::say(&format!(
+                        "{peer} has measured the link; waiting for a guest"
+                    ));
+                    (None, false)
                 }
                 Err(NoGuest::Failed(reason)) => {
-                    eprintln!("ferry: no guest came in: {reason}");
-                    self.config.once.then_some(reason)
+                    log::say(&format!("no guest came in: {reason}"));
+                    let over = self.config.once || self.listener.borrow().is_none();
+                    (over.then_some(reason), true)
                 }
             };
             let ended = give_up.is_some();
-            self.notify.send(FromThread::NotArrived { give_up });
+            self.manager.status("waiting for a guest");
+            self.notify.send(FromThread::NotArrived { give_up, failed });
             if ended {
                 return;
             }
@@ -250,15 +316,17 @@ impl Receiver {
     }
 
     /// One source, from its connection to a running guest.
-    fn attempt(&self) -> Result<(Received<RunningVm>, Vec<CardInfo>), NoGuest> {
-        let next = self.listener.next(None, None).map_err(|error| {
-            // Out of descriptors or memory: that does not pass by asking again at once.
-            std::thread::sleep(RETRY);
-            format!(
-                "cannot accept a connection on {}: {error}",
-                self.config.listen
-            )
-        })?;
+    fn attempt(&self) -> Result<Come, NoGuest> {
+        let next = match self.listener.borrow().as_ref() {
+            Some(listener) => listener.next(None, None).map_err(|error| {
+                // Out of descriptors or memory: that does not pass by asking again at once.
+                std::thread::sleep(RETRY);
+                let address = listener.address();
+                format!("cannot accept a connection on {address}: {error}")
+            })?,
+            None => None,
+        };
+        let since = Instant::now();
         let (socket, peer) = next.ok_or_else(|| "nobody came".to_owned())?;
         let cancel = CancelToken::new().map_err(|e| format!("make a cancel token: {e}"))?;
         self.notify.send(FromThread::Receiving(cancel.clone()));
@@ -283,10 +351,14 @@ impl Receiver {
                 peer,
                 memory_bytes,
                 vcpus,
-            } => eprintln!(
-                "ferry: receiving a guest of {} MiB and {vcpus} vCPU(s) from {peer}",
-                memory_bytes >> 20
-            ),
+            } => {
+                let text = format!(
+                    "receiving a guest of {} MiB and {vcpus} vCPU(s) from {peer}",
+                    memory_bytes >> 20
+                );
+                log::say(&text);
+                self.begun(&text);
+            }
             Arrival::RoundFinished { .. } | Arrival::Ready | Arrival::Live { .. } => {}
         };
         let options = ReceiveOptions {
@@ -303,9 +375,34 @@ impl Receiver {
             &mut tell,
         );
         match received {
-            Ok(received) => Ok((received, cards)),
+            Ok(received) => Ok(Come {
+                received,
+                cards,
+                took: since.elapsed(),
+            }),
             Err(ReceiveError::Probed { peer }) => Err(NoGuest::Probed { peer }),
             Err(error) => Err(from_peer(&peer, &chain(&error)).into()),
+        }
+    }
+
+    /// The process is up. A service manager that has passed its socket goes on waiting: see [`begun`](Self::begun).
+    fn waiting(&self) {
+        let text = "waiting for a guest";
+        match self.config.listen {
+            Listen::At(_) => self.manager.ready(text),
+            Listen::Passed => self.manager.status(text),
+        }
+    }
+
+    /// All streams of a move are there. From here on a passed socket is the next receiver's, which may be started now; two
+    /// that accept from it at once would take each other's streams.
+    fn begun(&self, text: &str) {
+        match self.config.listen {
+            Listen::At(_) => self.manager.status(text),
+            Listen::Passed => {
+                self.listener.take();
+                self.manager.ready(text);
+            }
         }
     }
 
@@ -332,13 +429,20 @@ impl Receiver {
     }
 
     /// Hands the guest to the main loop first; what the source still wants to know comes after.
-    fn arrived(self, (received, cards): (Received<RunningVm>, Vec<CardInfo>)) {
+    fn arrived(self, come: Come) {
+        let Come {
+            received,
+            cards,
+            took,
+        } = come;
         let Received { guest, finish } = received;
         let view = guest.view();
-        eprintln!("ferry: the guest runs here now");
+        log::say("the guest runs here now");
+        self.manager.status("the guest runs here");
         self.notify.send(FromThread::Arrived {
             vm: Box::new(guest),
             cards,
+            took,
         });
         finish.run(|| view.heartbeat());
     }

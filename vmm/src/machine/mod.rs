@@ -4,6 +4,7 @@
 //! console input, signals, and for the migration thread, which owns the VM during a move and gives it back
 //! (or not) when the move is over.
 
+mod activation;
 mod announce;
 mod calls;
 mod error;

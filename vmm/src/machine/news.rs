@@ -6,6 +6,7 @@ use super::outgoing::Departed;
 use super::supervisor::{FromThread, Phase, Supervisor, chain};
 use super::{End, MachineError, announce};
 use crate::control::{LastMove, MoveEvent};
+use crate::log;
 use crate::vcpu::VmEvent;
 use crate::vm::lock;
 
@@ -17,7 +18,8 @@ impl Supervisor {
                     *receiving = Some(cancel);
                 }
             }
-            FromThread::NotArrived { give_up } => {
+            FromThread::NotArrived { give_up, failed } => {
+                self.moves.not_arrived += u64::from(failed);
                 if let Phase::Waiting(receiving) = &mut self.phase {
                     *receiving = None;
                 }
@@ -25,7 +27,9 @@ impl Supervisor {
                     self.finish(End::NoGuest { reason });
                 }
             }
-            FromThread::Arrived { vm, cards } => {
+            FromThread::Arrived { vm, cards, took } => {
+                self.moves.arrived += 1;
+                self.moves.in_seconds = Some(took.as_secs_f64());
                 self.adopt(*vm, cards);
                 if let Some(view) = &self.view {
                     announce::spawn(view.clone());
@@ -43,6 +47,7 @@ impl Supervisor {
             Phase::Moving(outgoing) => outgoing.target,
             _ => String::new(),
         };
+        self.moves.departed(&moved.report);
         let last = LastMove {
             target: target.clone(),
             outcome: moved.report.outcome,
@@ -62,17 +67,17 @@ impl Supervisor {
             After::Unknown(vm) => {
                 self.phase = Phase::Unknown(Box::new(vm));
                 self.last_move = Some(last);
-                eprintln!(
-                    "ferry: the move to {target} was cut between GO and LIVE: the guest may run there. It is paused here and nothing is lost. Look there: if it does not run, `ferry resume --force` here; if it does, `ferry stop` here"
-                );
+                log::complain(&format!(
+                    "the move to {target} was cut between GO and LIVE: the guest may run there. It is paused here and nothing is lost. Look there: if it does not run, `ferry resume --force` here; if it does, `ferry stop` here"
+                ));
             }
             After::Stuck(vm, error) => {
                 self.phase = Phase::Paused(Box::new(vm));
                 self.last_move = Some(last);
-                eprintln!(
-                    "ferry: the move to {target} failed and the guest did not resume: {}; `ferry resume` tries again",
+                log::complain(&format!(
+                    "the move to {target} failed and the guest did not resume: {}; `ferry resume` tries again",
                     chain(&error)
-                );
+                ));
             }
         }
         // The asker hears of the end when `ferry status` would say the same.
@@ -87,14 +92,14 @@ impl Supervisor {
         let end = match event {
             VmEvent::Panicked => {
                 self.panicked = true;
-                eprintln!("ferry: the guest's kernel has panicked");
+                log::say("the guest's kernel has panicked");
                 return;
             }
             VmEvent::PowerOff => Ok(End::PowerOff),
             VmEvent::Reset | VmEvent::TripleFault if self.panicked => Ok(End::Panic),
             VmEvent::Reset => Ok(End::Reset),
             VmEvent::TripleFault => {
-                eprintln!("ferry: the guest's processor has shut down (triple fault)");
+                log::say("the guest's processor has shut down (triple fault)");
                 Ok(End::Reset)
             }
             VmEvent::Crashed(reason) => Err(MachineError::Crashed(reason)),

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use migration::cancel::CancelToken;
 use migration::event::Event;
@@ -62,9 +63,10 @@ pub fn spawn(
             let Ok(vm) = take.recv() else {
                 return;
             };
+            let mut pace = Pace::default();
             let mut tell = |event: Event| {
                 let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-                follow(&mut progress, &event);
+                follow(&mut progress, &mut pace, &event);
                 // Nobody may be listening any more; the move goes on all the same.
                 let _ = asker.send(event.into());
             };
@@ -125,8 +127,25 @@ fn demand(
     credentials.demand_name(name).map_err(|error| chain(&error))
 }
 
+/// Since when a round goes on, and how much was sent before it.
+#[derive(Default)]
+struct Pace {
+    since: Option<Instant>,
+    wire_bytes: u64,
+}
+
+impl Pace {
+    /// What was sent by now, over the time of the round: bytes a second.
+    fn rate(&self, wire_bytes: u64) -> u64 {
+        let nanos = self.since.map_or(0, |since| since.elapsed().as_nanos());
+        let bytes = u128::from(wire_bytes.saturating_sub(self.wire_bytes));
+        let rate = (bytes * 1_000_000_000).checked_div(nanos);
+        rate.map_or(0, |rate| u64::try_from(rate).unwrap_or(u64::MAX))
+    }
+}
+
 /// Keeps the progress that `ferry status` shows up to date.
-fn follow(progress: &mut MoveProgress, event: &Event) {
+fn follow(progress: &mut MoveProgress, pace: &mut Pace, event: &Event) {
     match event {
         Event::Connected { peer, .. } => progress.peer = Some(peer.clone()),
         Event::RoundStarted { index, pages } => {
@@ -134,6 +153,8 @@ fn follow(progress: &mut MoveProgress, event: &Event) {
             progress.pages = *pages;
             progress.pages_done = 0;
             progress.remaining_pages = *pages;
+            pace.since = Some(Instant::now());
+            pace.wire_bytes = progress.wire_bytes;
         }
         Event::Progress {
             pages_done,
@@ -145,6 +166,7 @@ fn follow(progress: &mut MoveProgress, event: &Event) {
             progress.pages = *pages;
             progress.remaining_pages = pages.saturating_sub(*pages_done);
             progress.wire_bytes = *wire_bytes;
+            progress.bandwidth_bytes_per_s = pace.rate(*wire_bytes);
         }
         Event::ThrottleChanged { percent, .. } => progress.throttle_percent.clone_from(percent),
         Event::Go => progress.committed = true,

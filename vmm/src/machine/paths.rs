@@ -2,13 +2,14 @@
 //! afterwards.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::MachineError;
 use super::supervisor::Supervisor;
 use crate::config::SerialConfig;
 use crate::console::{Console, Opened, Signals};
 use crate::control::socket::OwnedSocket;
-use crate::control::{self, ControlServer};
+use crate::control::{self, ControlServer, Footprint};
 use crate::sandbox::Reach;
 
 /// The control socket and the serial port's other end.
@@ -17,6 +18,8 @@ pub struct Paths {
     console: Opened,
     /// Sockets, whose files go with them.
     sockets: Vec<PathBuf>,
+    /// Where whoever asks by the control socket reads how much memory this takes.
+    footprint: Option<Arc<Footprint>>,
 }
 
 impl Paths {
@@ -29,11 +32,18 @@ impl Paths {
         if let SerialConfig::Socket(path) = serial {
             sockets.push(path.clone());
         }
+        let footprint = control.and_then(|_| {
+            let opened = Footprint::open();
+            opened
+                .inspect_err(|error| tracing::warn!("no metrics of memory: {error}"))
+                .ok()
+        });
         let control = control.map(OwnedSocket::listen).transpose();
         Ok(Self {
             control: control.map_err(control::ControlError::from)?,
             console: Opened::open(serial)?,
             sockets,
+            footprint: footprint.map(Arc::new),
         })
     }
 
@@ -54,6 +64,8 @@ impl Paths {
         let serve = |socket| ControlServer::serve(socket, sender);
         let server = self.control.map(serve).transpose()?;
         let console = Console::start(self.console)?;
-        Supervisor::new(signals, console, calls, server)
+        let mut supervisor = Supervisor::new(signals, console, calls, server)?;
+        supervisor.footprint = self.footprint;
+        Ok(supervisor)
     }
 }

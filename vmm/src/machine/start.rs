@@ -7,6 +7,7 @@ use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 use migration::guest::{BlankGuest, PausedGuest};
 
+use super::activation::Manager;
 use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::Supervisor;
@@ -28,6 +29,7 @@ use crate::vm::{Backend, BlankVm, LogChoice, Making, RunningVm, Shape};
 /// What is missing or wrong, before the guest has run; or how it crashed.
 pub fn run(config: GuestConfig) -> Result<End, MachineError> {
     let signals = Signals::block().map_err(MachineError::host("block signals"))?;
+    let manager = Manager::connect();
     let kvm = kvm::open()?;
     let log = LogChoice::of(config.dirty_tracking, &kvm)?;
     let tls = config.tls.as_deref().map(tls::load).transpose()?;
@@ -48,6 +50,7 @@ pub fn run(config: GuestConfig) -> Result<End, MachineError> {
     )?;
     supervisor.adopt(vm, cards);
     supervisor.sandbox = Some(sandbox.close()?);
+    manager.ready("the guest runs");
     supervisor.serve()
 }
 

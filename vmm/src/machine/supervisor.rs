@@ -1,6 +1,7 @@
 //! The main loop: one thread, one place where the phase of the VM changes.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::outgoing::{Departed, Outgoing};
 use super::status::CardInfo;
 use super::{End, MachineError};
 use crate::console::{Console, Signals};
-use crate::control::{CallReceiver, ControlServer, LastMove};
+use crate::control::{CallReceiver, ControlServer, Footprint, LastMove, MoveCounts};
 use crate::sandbox::InForce;
 use crate::vcpu::{EventSender, VmEvent};
 use crate::vm::{PausedVm, RunningVm, View, WORK_PERIOD};
@@ -30,11 +31,15 @@ pub enum FromThread {
         vm: Box<RunningVm>,
         /// Its cards' host side.
         cards: Vec<CardInfo>,
+        /// How long that took from its connection on.
+        took: Duration,
     },
     /// A guest is coming in; the token ends that.
     Receiving(CancelToken),
     /// An incoming move failed. With a reason to end, the process gives up.
     NotArrived {
+        /// Whether a guest was to come; else somebody has measured the link.
+        failed: bool,
         /// Why; the receiver ends.
         give_up: Option<String>,
     },
@@ -87,6 +92,9 @@ pub struct Supervisor {
     pub(super) cards: Vec<CardInfo>,
     pub(super) since: Option<Instant>,
     pub(super) last_move: Option<LastMove>,
+    /// For whoever collects metrics.
+    pub(super) moves: MoveCounts,
+    pub(super) footprint: Option<Arc<Footprint>>,
     pub(super) panicked: bool,
     /// Ends the measurement of the dirty rate, while there is one.
     pub(super) measuring: Option<CancelToken>,
@@ -136,6 +144,8 @@ impl Supervisor {
             cards: Vec::new(),
             since: None,
             last_move: None,
+            moves: MoveCounts::default(),
+            footprint: None,
             panicked: false,
             measuring: None,
             tls: None,

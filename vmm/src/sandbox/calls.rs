@@ -128,7 +128,7 @@ impl Kind {
             Kind::DirtyRing => &[RING],
             Kind::Announce => &[CARD],
             Kind::Control => &[LISTEN],
-            Kind::ControlClient => &[CONNECTIONS],
+            Kind::ControlClient => &[CONNECTIONS, FOOTPRINT],
             Kind::Console => &[LISTEN, CONNECTIONS],
         }
     }
@@ -404,6 +404,9 @@ const CONNECTIONS: Group = &[
     // Whether a peer of the control socket is this user.
     call(libc::SYS_geteuid),
 ];
+
+/// How much memory the process takes, for metrics: a file of /proc that is open.
+const FOOTPRINT: Group = &[call(libc::SYS_pread64)];
 
 /// Over loopback both ends of a stream run on one processor.
 const PLACEMENT: Group = &[call(libc::SYS_sched_setaffinity), call(libc::SYS_getcpu)];

@@ -174,9 +174,9 @@ pub fn enter(kind: Kind) {
         if CLOSED.load(Ordering::Acquire) {
             tracing::warn!("a {kind:?} thread has no filter of its own: {error}");
         } else {
-            eprintln!(
-                "ferry: cannot filter the system calls of a {kind:?} thread: {error}; --sandbox off runs without that"
-            );
+            crate::log::complain(&format!(
+                "cannot filter the system calls of a {kind:?} thread: {error}; --sandbox off runs without that"
+            ));
             std::process::exit(i32::from(crate::cli::exit::ERROR));
         }
     }
@@ -187,7 +187,7 @@ pub fn enter(kind: Kind) {
 fn tell_panics_briefly() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
-        eprintln!("ferry: thread {} {panic}", thread.name().unwrap_or("?"));
+        crate::log::complain(&format!("thread {} {panic}", thread.name().unwrap_or("?")));
     }));
 }
 

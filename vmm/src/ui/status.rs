@@ -157,6 +157,7 @@ mod tests {
                 pages: 2000,
                 remaining_pages: 1500,
                 wire_bytes: 1 << 30,
+                bandwidth_bytes_per_s: 125_000_000,
                 throttle_percent: vec![0, 30],
                 committed: true,
                 ..MoveProgress::default()

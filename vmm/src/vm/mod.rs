@@ -104,6 +104,14 @@ impl View {
         self.log.is_on()
     }
 
+    /// What the guest's cards have counted in this process, in the order of their slots.
+    pub fn card_counters(&self) -> Vec<Vec<(&'static str, u64)>> {
+        self.cards
+            .iter()
+            .map(|card| lock(card).counters())
+            .collect()
+    }
+
     /// Tells the network once where the guest's cards are now.
     pub fn announce_round(&self) {
         for card in &self.cards {

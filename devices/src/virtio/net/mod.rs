@@ -224,8 +224,10 @@ impl VirtioDevice for VirtioNet {
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let sum = |of: fn(&QueuePair) -> u64| self.pairs.iter().map(of).sum();
         vec![
+            ("rx_bytes", sum(|pair| pair.rx.bytes)),
             ("rx_frames", sum(|pair| pair.rx.frames)),
             ("rx_dropped", sum(|pair| pair.rx.dropped)),
+            ("tx_bytes", sum(|pair| pair.tx.bytes)),
             ("tx_frames", sum(|pair| pair.tx.frames)),
             ("tx_dropped", sum(|pair| pair.tx.dropped)),
         ]

@@ -50,6 +50,8 @@ pub struct Rx {
     held: Vec<u8>,
     /// Frames handed to the guest.
     pub frames: u64,
+    /// Their bytes, without the virtio header.
+    pub bytes: u64,
     /// Frames that were none, or for which the guest will never have room.
     pub dropped: u64,
     failed: bool,
@@ -262,6 +264,7 @@ impl Rx {
             self.spare.push(chain);
         }
         self.frames += 1;
+        self.bytes += bytes.saturating_sub(HEADER as u64);
         Ok(())
     }
 

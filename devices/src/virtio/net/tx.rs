@@ -17,6 +17,8 @@ pub struct Tx {
     blocked: bool,
     /// Frames sent.
     pub frames: u64,
+    /// Their bytes, without the virtio header.
+    pub bytes: u64,
     /// Frames that the backend refused or that are none.
     pub dropped: u64,
 }
@@ -70,14 +72,18 @@ impl Tx {
     fn send(&mut self, iovecs: &mut Iovecs<'_>, fd: RawFd) -> Result<bool, QueueError> {
         let segments = self.chain.readable();
         let sane = HEADER as u64..=MAX_FRAME as u64;
-        if !sane.contains(&chain::bytes(segments)) {
+        let bytes = chain::bytes(segments);
+        if !sane.contains(&bytes) {
             self.drop_frame("its length is that of no frame");
             return Ok(true);
         }
         iovecs.clear();
         iovecs.push(segments)?;
         match iovecs.write(fd) {
-            Ok(_) => self.frames += 1,
+            Ok(_) => {
+                self.frames += 1;
+                self.bytes += bytes - HEADER as u64;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => self.drop_frame(&error.to_string()),
         }

@@ -1,0 +1,139 @@
+//! What the process says on standard error: lines for people, or lines of JSON for whoever collects logs.
+//!
+//! There are two kinds of news. What a person is told of a guest ([`say`], `ferry: …`) is always told. What happens inside is
+//! traced (`tracing`), from a level on. As text they look as different as they are; as JSON both are objects with `timestamp`, `level`,
+//! `target` and `message` in one stream.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing_subscriber::EnvFilter;
+
+/// The variable that asks for a level where no flag does.
+pub const VARIABLE: &str = "FERRY_LOG";
+/// Whose news they are that are told as JSON: its level does not silence them.
+const TARGET: &str = "ferry";
+
+/// How news are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+impl FromStr for Format {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("take text or json"),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
+    }
+}
+
+/// From which level on what happens inside is told: `debug`, or by part of the program, `info,migration=trace`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Level(String);
+
+impl FromStr for Level {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match EnvFilter::builder().parse(text) {
+            Ok(_) if !text.is_empty() => Ok(Self(text.to_owned())),
+            _ => Err(
+                "take error, warn, info, debug, trace or off, or PART=LEVEL, several with commas: info,migration=debug"
+                    .to_owned(),
+            ),
+        }
+    }
+}
+
+/// Whether news are told as JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Starts the log: from the level on, or what FERRY_LOG asks for, or warnings. A second call (a program that embeds this
+/// one) keeps the first log.
+pub fn start(format: Format, level: Option<&Level>) {
+    let filter = match level {
+        Some(Level(text)) => EnvFilter::try_new(text),
+        None => EnvFilter::try_from_env(VARIABLE).or_else(|_| EnvFilter::try_new("warn")),
+    };
+    let filter = filter.unwrap_or_default();
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    match format {
+        Format::Text => {
+            let _ = log
+                .with_env_filter(filter)
+                .with_ansi(crate::ui::Style::of_stderr().is_coloured())
+                .with_target(false)
+                .without_time()
+                .try_init();
+        }
+        Format::Json => {
+            // Said anyway, whatever is traced.
+            let always = format!("{TARGET}=info").parse();
+            let filter = match always {
+                Ok(always) => filter.add_directive(always),
+                Err(_) => filter,
+            };
+            let log = log.json().flatten_event(true).with_env_filter(filter);
+            JSON.store(log.try_init().is_ok(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Tells a person, or as JSON whoever collects, how a guest or its move is doing.
+pub fn say(text: &str) {
+    match JSON.load(Ordering::Relaxed) {
+        true => tracing::info!(target: TARGET, "{text}"),
+        false => eprintln!("ferry: {text}"),
+    }
+}
+
+/// The same of something that went wrong.
+pub fn complain(text: &str) {
+    match JSON.load(Ordering::Relaxed) {
+        true => tracing::error!(target: TARGET, "{text}"),
+        false => eprintln!("ferry: {text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_formats_are_words_that_mean_something() {
+        for level in [
+            "warn",
+            "debug",
+            "off",
+            "info,migration=debug",
+            "vmm::machine=trace",
+        ] {
+            assert!(level.parse::<Level>().is_ok(), "{level}");
+        }
+        for level in ["", "lots=of", "info,,x=1.5=", "a=b=c"] {
+            assert!(level.parse::<Level>().is_err(), "{level}");
+        }
+        assert_eq!("json".parse(), Ok(Format::Json));
+        assert!("JSON".parse::<Format>().is_err());
+        assert_eq!(Format::default().to_string(), "text");
+    }
+}
