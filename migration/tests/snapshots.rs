@@ -17,7 +17,9 @@ use migration::pages::PAGE_SIZE;
 use migration::report::Outcome;
 use migration::source::{Hold, Keep, Kept, MoveError, Snapshotted, snapshot};
 use migration::wire::frame::SnapshotId;
-use support::{Content, FakeHost, Faults, MIB, Paused, Running, World, Writer, boot, run, unbooted};
+use support::{
+    Content, FakeHost, Faults, MIB, Paused, Running, World, Writer, boot, run, unbooted,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 /// A folder of a test's own, gone with it.
@@ -75,7 +77,11 @@ fn paused(taken: Snapshotted<Running>) -> Paused {
 fn load(world: &Arc<World>, files: &[&Path]) -> Result<Paused, RestoreError> {
     let cancel = CancelToken::new().unwrap();
     let open = |path: &&Path| {
-        Snapshot::open(File::open(path).unwrap(), path.display().to_string(), &cancel)
+        Snapshot::open(
+            File::open(path).unwrap(),
+            path.display().to_string(),
+            &cancel,
+        )
     };
     let snapshots: Result<Vec<_>, _> = files.iter().map(open).collect();
     let mut host = FakeHost(Arc::clone(world));
@@ -276,7 +282,12 @@ fn what_is_no_snapshot_is_told_apart() {
     fs::write(&other, &bytes).unwrap();
     let error = load(&world, &[&other]).unwrap_err();
     assert!(matches!(error, RestoreError::Foreign { .. }), "{error}");
-    assert!(load(&world, &[]).unwrap_err().to_string().contains("no snapshot"));
+    assert!(
+        load(&world, &[])
+            .unwrap_err()
+            .to_string()
+            .contains("no snapshot")
+    );
 }
 
 #[test]

@@ -260,6 +260,7 @@ fn every_status_fits() {
         State::Running,
         State::Paused,
         State::Migrating,
+        State::Saving,
         State::Unknown,
     ] {
         check("State", &state);

@@ -299,7 +299,10 @@ fn damaged(channel: &Channel, what: String) -> RestoreError {
 }
 
 fn unexpected(channel: &Channel, frame: &Frame, expected: &str) -> RestoreError {
-    damaged(channel, format!("{} in the place of {expected}", frame.name()))
+    damaged(
+        channel,
+        format!("{} in the place of {expected}", frame.name()),
+    )
 }
 
 fn located(channel: &Channel, error: impl Into<ReceiveError>) -> RestoreError {

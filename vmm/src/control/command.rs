@@ -7,7 +7,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::event::{MoveEvent, PredictEvent, RateEvent};
+use super::passed::PassedFile;
 use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
+use super::snapshot::SnapshotRequest;
 use super::status::Status;
 
 /// Something to be done by the main thread.
@@ -33,6 +35,8 @@ pub enum Command {
     DirtyRate(DirtyRateRequest),
     /// Say what a move would cost.
     Predict(PredictRequest),
+    /// Save the guest into the file.
+    Snapshot(SnapshotRequest, PassedFile),
 }
 
 /// The main thread's answer.
@@ -46,7 +50,7 @@ pub enum Reply {
     Refused(String),
     /// It was tried and went wrong. HTTP 500.
     Failed(String),
-    /// A move has begun: what happens, the report last. If nobody listens any more the sender just goes on.
+    /// A move, or a snapshot, has begun: what happens, the report last. If nobody listens any more the sender just goes on.
     Moving(Receiver<MoveEvent>),
     /// A measurement has begun: its windows, and how it ended. It ends when nobody listens any more.
     Measuring(Receiver<RateEvent>),

@@ -25,20 +25,24 @@ pub mod client;
 mod command;
 mod event;
 mod http;
+mod passed;
 mod request;
 mod router;
 mod server;
+mod snapshot;
 pub(crate) mod socket;
 mod status;
 
 pub use command::{Call, CallReceiver, CallSender, Command, Reply, calls};
 pub use event::{Happening, MoveEvent, PredictEvent, RateEvent};
 pub use http::{MAX_BODY, ReadError, Refusal, Request, read_request};
+pub use passed::PassedFile;
 pub use request::{
     Compress, DirtyRateRequest, MigrateRequest, OnTimeout, PredictRequest, RequestError, Throttle,
 };
 pub use router::{Asked, OPENAPI, route, routes};
 pub use server::{ControlError, ControlServer};
+pub use snapshot::{SnapshotName, SnapshotRequest};
 pub use status::{
     DeviceStatus, DirtyLogStatus, HeartbeatStatus, LastMove, MemoryRegion, MoveProgress, State,
     Status,

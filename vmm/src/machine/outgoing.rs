@@ -16,8 +16,19 @@ use crate::sandbox::{self, Kind};
 use crate::tls::TlsFiles;
 use crate::vm::RunningVm;
 
-/// A move under way, as the main thread sees it.
+/// What the thread that owns the VM does with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It moves it.
+    Move,
+    /// It saves it into a file.
+    Snapshot,
+}
+
+/// A move or a snapshot under way, as the main thread sees it.
 pub struct Outgoing {
+    /// Which of them.
+    pub purpose: Purpose,
     /// Where to.
     pub target: String,
     /// Ends it.
@@ -48,6 +59,7 @@ pub fn spawn(
     let (asker, events) = mpsc::channel();
     let progress = Arc::new(Mutex::new(MoveProgress::default()));
     let outgoing = Outgoing {
+        purpose: Purpose::Move,
         target: request.target.to_string(),
         cancel: cancel.clone(),
         progress: progress.clone(),
@@ -126,7 +138,7 @@ fn demand(
 }
 
 /// Keeps the progress that `ferry status` shows up to date.
-fn follow(progress: &mut MoveProgress, event: &Event) {
+pub(super) fn follow(progress: &mut MoveProgress, event: &Event) {
     match event {
         Event::Connected { peer, .. } => progress.peer = Some(peer.clone()),
         Event::RoundStarted { index, pages } => {

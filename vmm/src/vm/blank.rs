@@ -4,6 +4,7 @@
 //! ([`BlankGuest::load`]); both go the same way from here on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use migration::guest::{BlankGuest, GuestError, GuestRam};
@@ -28,6 +29,8 @@ use crate::vcpu::{EventSender, Throttle, VcpuHandle};
 pub struct BlankVm {
     core: Core,
     parts: DeviceParts,
+    /// See [`BlankVm::rewound`].
+    rewound: bool,
 }
 
 /// What a VM on this host is made with, besides its shape.
@@ -91,7 +94,20 @@ impl BlankVm {
             events: making.events,
             history: History::default(),
         };
-        Ok(Self { core, parts })
+        Ok(Self {
+            core,
+            parts,
+            rewound: false,
+        })
+    }
+
+    /// The state that comes may be old: the guest's time goes on where it was saved, and the time since then is not
+    /// added to it.
+    pub fn rewound(self) -> Self {
+        Self {
+            rewound: true,
+            ..self
+        }
     }
 
     /// Its shape, the TSC frequency now known.
@@ -104,7 +120,7 @@ impl BlankVm {
     /// # Errors
     /// A device or a register is refused.
     pub fn boot(self, entry: &boot::Entry) -> Result<PausedVm, GuestError> {
-        let Self { core, parts } = self;
+        let Self { core, parts, .. } = self;
         let devices = parts.assemble(&core.ram, None)?;
         if let Some(first) = core.vcpus.first() {
             let mut state = first
@@ -145,9 +161,16 @@ impl BlankGuest for BlankVm {
         common
             .check()
             .map_err(|e| GuestError::new("read the guest's state", e))?;
-        let Self { core, parts } = self;
+        let Self {
+            core,
+            parts,
+            rewound,
+        } = self;
         let devices = parts.assemble(&core.ram, Some(state))?;
-        let standstill = common.standstill();
+        let standstill = match rewound {
+            true => Duration::ZERO,
+            false => common.standstill(),
+        };
         for (index, vcpu) in (0u32..).zip(&core.vcpus) {
             let vcpu_state: VcpuState =
                 state.get(Kind::VCPU, index, STATE_VERSION).map_err(read)?;
@@ -161,7 +184,7 @@ impl BlankGuest for BlankVm {
 }
 
 /// TSC cycles in a stretch of time; 0 where the frequency is not known.
-fn tsc_cycles(time: std::time::Duration, khz: Option<u32>) -> u64 {
+fn tsc_cycles(time: Duration, khz: Option<u32>) -> u64 {
     let cycles = time.as_nanos() * u128::from(khz.unwrap_or(0)) / 1_000_000;
     u64::try_from(cycles).unwrap_or(0)
 }
