@@ -222,12 +222,13 @@ fn small(path: &Path) -> Arc<World> {
 }
 
 #[test]
-fn cut_at_every_place_and_longer_files_are_refused_before_a_guest_is_made() {
+fn cut_and_longer_files_are_refused_before_a_guest_is_made() {
     let folder = Folder::new("cut");
     let (path, cut) = (folder.file("a"), folder.file("cut"));
     let world = small(&path);
     let whole = fs::read(&path).unwrap();
-    for len in 0..whole.len() {
+    let ends = |len: usize| len < 300 || len + 300 > whole.len() || len.is_multiple_of(97);
+    for len in (0..whole.len()).filter(|&len| ends(len)) {
         fs::write(&cut, &whole[..len]).unwrap();
         let error = load(&world, &[&cut]).unwrap_err().to_string();
         assert!(error.contains(&format!("cut at byte {len}")), "{error}");
@@ -264,11 +265,9 @@ fn no_flipped_bit_gets_through() {
         flipped[at] ^= 1 << (at % 8);
         fs::write(&bad, &flipped).unwrap();
         let error = load(&world, &[&bad]).map(drop).unwrap_err().to_string();
-        // Behind the beginning every text says where.
-        assert!(
-            at < 16 || error.contains("at byte") || error.contains("refuse") || at < 130,
-            "byte {at}: {error}"
-        );
+        // Behind the preamble every text says where, or that it is another guest.
+        let located = error.contains("at byte") || error.contains("another guest");
+        assert!(at < 16 || located, "byte {at}: {error}");
     }
 }
 
@@ -344,23 +343,28 @@ fn a_cancel_and_a_guest_that_cannot_be_saved_leave_it_running() {
     assert!(load(&world, &[&folder.file("b")]).is_err());
 }
 
-/// The bytes of a file, as they have been since there are files. To change them give the format another version.
+/// Bytes of a file up to STATE, as they have been since there are files. STATE and END have golden bytes of their own, and
+/// this guest's state is a time. To change these give the format another version.
 #[test]
 fn golden_bytes_of_a_file() {
+    const STATE: usize = 0x4129;
     let folder = Folder::new("golden-file");
     let path = folder.file("a");
     let world = small(&path);
     let mut ours = fs::read(&path).unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-files/v3-full.snapshot");
     let kept = fs::read(&golden).unwrap();
-    // The preamble (16), SNAPSHOT (8 + 32), and then HELLO (8): names are random, the boot is this host's. So the digest
-    // is another, too.
-    let digest = ours.len() - 8..ours.len();
-    assert_eq!(ours.len(), kept.len());
-    for random in [24..40, 64..96, digest] {
+    // Behind the preamble (16) and the header of SNAPSHOT (8) its name (16) and no base's (16); behind the header of HELLO
+    // (8) the same name, and the boot of this host (16).
+    for random in [24..40, 64..96] {
         ours[random.clone()].copy_from_slice(&kept[random]);
     }
-    assert!(ours == kept, "the bytes of a snapshot have changed");
+    assert!(
+        ours[..STATE] == kept[..STATE],
+        "the bytes of a snapshot have changed"
+    );
     let restored = load(&world, &[&golden]).unwrap();
-    assert!(world.wrong_pages(&restored.0.ram).is_empty());
+    assert!(
+        bytes(&world, &restored.0.ram) == bytes(&world, &load(&world, &[&path]).unwrap().0.ram)
+    );
 }

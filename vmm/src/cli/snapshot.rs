@@ -274,3 +274,70 @@ fn told(path: &Path, bytes: u64, report: &Report, stopped: bool) -> String {
     };
     format!("saved in {}: {size} in {total}, {end}", path.display())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn request(words: &str) -> Result<SnapshotRequest, String> {
+        let line = format!("snapshot --control /c /srv/a.snap {words}");
+        let line = Line::try_parse_from(line.split_whitespace());
+        let args = line.map_err(|error| error.to_string())?.args;
+        let request = args.request(Path::new("/srv/a.snap"));
+        request.map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn flags_become_a_request() {
+        let plain = request("").unwrap();
+        assert_eq!(plain.name(), "/srv/a.snap");
+        assert!(!plain.track && !plain.pause && plain.base.is_none());
+        assert!(request("--stop").unwrap().pause);
+        assert!(request("--pause --track").unwrap().track);
+        let limits = request("--downtime 50ms --bandwidth 100MB --compress zstd").unwrap();
+        assert_eq!(limits.options().bandwidth, Some(100_000_000));
+        for bad in [
+            "--stop --track",
+            "--stop --pause",
+            "--downtime 2h",
+            "--base /none",
+        ] {
+            assert!(request(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_file_gets_its_name_when_it_is_whole_and_is_its_owners_alone() {
+        let folder = std::env::temp_dir().join(format!("ferry-named-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("a.snap");
+        let files = || fs::read_dir(&folder).unwrap().count();
+        drop(Unfinished::create(&path).unwrap());
+        assert_eq!(files(), 0);
+        let mut unfinished = Unfinished::create(&path).unwrap();
+        unfinished.file.write_all(b"whole").unwrap();
+        assert!(!path.exists());
+        assert_eq!(unfinished.finish().unwrap(), 5);
+        assert_eq!((files(), fs::read(&path).unwrap()), (1, b"whole".to_vec()));
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let again = Unfinished::create(&path).map(drop).unwrap_err();
+        assert!(again.to_string().contains("is there already"), "{again}");
+        assert_eq!(named(&folder).parent(), Some(folder.as_path()));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

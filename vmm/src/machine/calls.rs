@@ -166,7 +166,12 @@ impl Supervisor {
 
     fn cancel(&mut self) -> Reply {
         let result = match &self.phase {
-            Phase::Moving(outgoing) => outgoing.cancel.cancel(),
+            Phase::Moving(outgoing) => match (outgoing.cancel.cancel(), outgoing.purpose) {
+                (Err(_), Purpose::Snapshot) => {
+                    return Reply::Refused("cancel comes too late: the snapshot is taken".into());
+                }
+                (result, _) => result,
+            },
             Phase::Waiting(Some(cancel)) => cancel.cancel(),
             _ => match &self.measuring {
                 Some(measuring) => measuring.cancel(),
@@ -332,7 +337,7 @@ impl Supervisor {
 fn not_since(base: SnapshotName, tracked: Option<SnapshotName>) -> String {
     let instead = match tracked {
         Some(last) => format!("the last one taken with --track is {last}: give that as --base"),
-        None => "what was written since then is not known (no snapshot was taken with --track in this process, or a move, a measurement or a failure has ended that)".into(),
+        None => "what was written since then is not known (no snapshot was taken with --track in this process, or a move, a measurement or a snapshot that failed has ended that)".into(),
     };
     format!("a snapshot on top of {base} is not possible: {instead}, or take a whole one")
 }

@@ -4,7 +4,7 @@ use migration::destination::hex;
 use migration::guest::PausedGuest;
 use migration::source::{After, Kept};
 
-use super::outgoing::Departed;
+use super::outgoing::{Departed, Purpose};
 use super::saving::Saved;
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Phase, Supervisor, chain};
@@ -157,8 +157,10 @@ impl Supervisor {
             VmEvent::Crashed(reason) => Err(MachineError::Crashed(reason)),
         };
         // A guest that ends during a move is not moved: pausing it fails, and the engine hands it back.
+        // Once a move is committed its end decides; a snapshot of it changes nothing about the guest's.
         if let Phase::Moving(outgoing) = &self.phase
             && outgoing.cancel.cancel().is_err()
+            && outgoing.purpose == Purpose::Move
         {
             return;
         }
