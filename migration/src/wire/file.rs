@@ -24,7 +24,7 @@ use super::transport::{Kept, Transport};
 /// that are written.
 const ROOM: usize = 1 << 20;
 /// Bytes of an end mark.
-pub const END_MARK: u64 = HEADER as u64 + 16;
+const END_MARK: usize = HEADER + 16;
 
 /// The digest of all that passes.
 struct Passing {
@@ -137,8 +137,10 @@ impl FileSource {
     /// It cannot be read, or was not finished, or cut.
     pub fn new(file: File) -> Result<Self, NotWhole> {
         let len = file.metadata().map_err(NotWhole::Io)?.len();
-        let before_end = len.checked_sub(END_MARK).ok_or(NotWhole::NoEnd(len))?;
-        let mut mark = [0; END_MARK as usize];
+        let before_end = len
+            .checked_sub(END_MARK as u64)
+            .ok_or(NotWhole::NoEnd(len))?;
+        let mut mark = [0; END_MARK];
         file.read_exact_at(&mut mark, before_end)
             .map_err(NotWhole::Io)?;
         match end_mark(&mark) {

@@ -30,7 +30,12 @@ impl FromStr for SnapshotName {
     fn from_str(text: &str) -> Result<Self, String> {
         let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         match u128::from_str_radix(text, 16) {
-            Ok(number) if digits && number != 0 => Ok(Self(number.to_be_bytes())),
+            Ok(number) if digits && number != 0 => {
+                // In the order in which the digits are written.
+                let mut name = number.to_le_bytes();
+                name.reverse();
+                Ok(Self(name))
+            }
             _ => Err("the name of a snapshot has 32 hexadecimal digits, not all of them 0".into()),
         }
     }
