@@ -180,6 +180,48 @@ linux_test! {
     }
 }
 
+linux_test! {
+    fn a_saved_guest_goes_on_where_it_was_twice() {
+        let world = World::new(1).unwrap();
+        let guest = LinuxGuest {
+            append: "agent.ws=64 agent.rate=2000".into(),
+            ..cloud()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("linux.snap");
+        let path = path.to_str().unwrap();
+        let ferry = guest.boot(Some(&world.a)).unwrap();
+        let agent = Agent::new(&world.world, 0);
+        let echo = EchoClient::start(&world.world, agent.echo_address().unwrap(), STEP).unwrap();
+        echo.wait_more(50, STEP).unwrap();
+        let saved = ferry.command("snapshot", &[path]).unwrap();
+        assert!(saved.status.success(), "{}", String::from_utf8_lossy(&saved.stderr));
+        println!("{}", String::from_utf8_lossy(&saved.stdout));
+        let then = agent.ask("status", STEP).unwrap();
+        // Nobody has noticed.
+        unharmed(&agent, vec![echo], &[ferry.console().text()]);
+        drop(ferry);
+        for host in [&world.b, &world.a] {
+            let args = ["restore", path, "--net", "0=tap=tap0"];
+            let mut again = Ferry::start(Some(host), &args).unwrap();
+            again.wait_control(STEP).unwrap();
+            let now = agent.ask("status", STEP).unwrap();
+            let uptime = |status: &Value| status["uptime_s"].as_f64().unwrap();
+            assert!(uptime(&now) < uptime(&then) + 30.0, "{now} after {then}");
+            let echo = EchoClient::start(&world.world, agent.echo_address().unwrap(), STEP).unwrap();
+            echo.wait_more(100, STEP).unwrap();
+            let check = agent.ask("check", STEP).unwrap();
+            assert_eq!((&check["ok"], &check["mismatches"]), (&true.into(), &0.into()), "{check}");
+            let count = echo.finish(STEP);
+            assert!(count.connection_survived && count.lost == 0, "{count:?}");
+            let text = again.console().text();
+            for trouble in ["MISMATCH", "lockup", "rcu", "Call Trace"] {
+                assert!(!text.contains(trouble), "{text}");
+            }
+        }
+    }
+}
+
 /// Tells the agent to end the guest and gives back the exit status of `ferry run`.
 fn end_by(word: &str) -> (Option<i32>, Ferry) {
     let world = World::new(1).unwrap();

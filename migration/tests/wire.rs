@@ -150,6 +150,14 @@ fn samples() -> Vec<Frame> {
             first_heartbeat_ns: 4,
             largest_gap_ns: 5,
         }),
+        Frame::Snapshot {
+            id: *b"0123456789abcdef",
+            base: Some([0xba; 16]),
+        },
+        Frame::End {
+            bytes: 0x0102_0304_0506,
+            digest: 0x1112_1314_1516_1718,
+        },
     ]
 }
 
@@ -171,7 +179,7 @@ fn unhex(text: &str) -> Vec<u8> {
 fn golden(name: &str) -> String {
     let since = match name {
         "PROBE" | "FILLER" => 2,
-        "VERIFY" | "DIGESTS" => 3,
+        "VERIFY" | "DIGESTS" | "SNAPSHOT" | "END" => 3,
         _ => 1,
     };
     kept(since, name)

@@ -43,6 +43,11 @@ pub const MAX_TAP_NAME: usize = 15;
 /// A value that makes no sense, with what would.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ConfigError {
+    /// Nobody could let it run.
+    #[error(
+        "--paused without --control: the guest would stay paused for good; give a control socket, for `ferry resume`"
+    )]
+    PausedForGood,
     /// Out of range.
     #[error("a peer timeout of {}: take 100ms to 1h", Span(*.0))]
     PeerTimeout(Duration),
@@ -331,6 +336,29 @@ pub enum Listen {
     Passed,
 }
 
+/// A guest out of snapshots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreConfig {
+    /// A snapshot that is whole by itself, and those that stand on it, in their order.
+    pub files: Vec<PathBuf>,
+    /// The host's end for each network device of the guest, by slot.
+    pub nets: Vec<(u32, TapConfig)>,
+    /// The serial port.
+    pub serial: SerialConfig,
+    /// The most memory the guest may have, in bytes.
+    pub max_memory: u64,
+    /// How the guest's written pages are found when it is moved, or saved again.
+    pub dirty_tracking: DirtyTracking,
+    /// It stays paused.
+    pub paused: bool,
+    /// Where to listen for commands.
+    pub control: Option<PathBuf>,
+    /// The folder with the host's certificate: the guest may be moved over TLS.
+    pub tls: Option<PathBuf>,
+    /// How the process is confined.
+    pub sandbox: Mode,
+}
+
 /// Where a guest goes to, or is waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
@@ -415,15 +443,7 @@ impl ReceiveConfig {
         if !PEER_TIMEOUT.contains(&self.peer_timeout) {
             return Err(ConfigError::PeerTimeout(self.peer_timeout));
         }
-        check_taps(self.nets.iter().map(|(_, tap)| tap))?;
-        for (index, (slot, _)) in self.nets.iter().enumerate() {
-            if usize::try_from(*slot).is_ok_and(|slot| slot >= MAX_NETS) {
-                return Err(ConfigError::Slot(*slot));
-            }
-            if self.nets[..index].iter().any(|(other, _)| other == slot) {
-                return Err(ConfigError::SlotTwice(*slot));
-            }
-        }
+        check_cards(&self.nets)?;
         for peer in &self.peers {
             check_peer(peer)?;
         }
@@ -454,6 +474,35 @@ impl FromStr for Listen {
             _ => text.parse().map(Self::At),
         }
     }
+}
+
+impl RestoreConfig {
+    /// Checks every value, and those that must fit each other.
+    ///
+    /// # Errors
+    /// The first value that makes no sense.
+    pub fn checked(self) -> Result<Self, ConfigError> {
+        check_memory(self.max_memory, MIN_PULSE_MEMORY)?;
+        check_cards(&self.nets)?;
+        if self.paused && self.control.is_none() {
+            return Err(ConfigError::PausedForGood);
+        }
+        Ok(self)
+    }
+}
+
+/// The taps of cards that come with a guest.
+fn check_cards(nets: &[(u32, TapConfig)]) -> Result<(), ConfigError> {
+    check_taps(nets.iter().map(|(_, tap)| tap))?;
+    for (index, (slot, _)) in nets.iter().enumerate() {
+        if usize::try_from(*slot).is_ok_and(|slot| slot >= MAX_NETS) {
+            return Err(ConfigError::Slot(*slot));
+        }
+        if nets[..index].iter().any(|(other, _)| other == slot) {
+            return Err(ConfigError::SlotTwice(*slot));
+        }
+    }
+    Ok(())
 }
 
 impl Target {

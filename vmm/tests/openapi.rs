@@ -16,7 +16,7 @@ use vmm::config::Target;
 use vmm::control::{
     Compress, DeviceStatus, DirtyLogStatus, DirtyRateRequest, Happening, HeartbeatStatus, LastMove,
     MemoryRegion, MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, PredictEvent,
-    PredictRequest, RateEvent, State, Status, Throttle, routes,
+    PredictRequest, RateEvent, SnapshotRequest, State, Status, Throttle, routes,
 };
 use vmm::sandbox::{InForce, Mode};
 
@@ -261,6 +261,7 @@ fn every_status_fits() {
         State::Running,
         State::Paused,
         State::Migrating,
+        State::Saving,
         State::Unknown,
     ] {
         check("State", &state);
@@ -431,6 +432,32 @@ fn every_line_of_a_prediction_fits_and_is_read_back() {
             .is_ok_and(|request| request.checked().is_ok());
         assert_eq!(server, good, "server: {value}");
         let schema = named("PredictRequest").is_valid(&value);
+        assert_eq!(schema, good, "schema: {value}");
+    }
+}
+
+#[test]
+fn the_bounds_of_a_snapshot_are_those_of_the_server() {
+    let name = "0123456789abcdef0123456789abcdef";
+    for (value, good) in [
+        (json!({}), true),
+        (
+            json!({ "name": "a", "base": name, "track": true, "pause": true }),
+            true,
+        ),
+        (json!({ "base": "0123" }), false),
+        (json!({ "downtime_ms": 0 }), false),
+        (
+            json!({ "downtime_ms": 50, "compress": "zstd", "throttle": "off" }),
+            true,
+        ),
+        (json!({ "bandwidth_bytes_per_s": 65_535 }), false),
+        (json!({ "path": "/etc/passwd" }), false),
+    ] {
+        let server = serde_json::from_value::<SnapshotRequest>(value.clone())
+            .is_ok_and(|request| request.checked().is_ok());
+        assert_eq!(server, good, "server: {value}");
+        let schema = named("SnapshotRequest").is_valid(&value);
         assert_eq!(schema, good, "schema: {value}");
     }
 }

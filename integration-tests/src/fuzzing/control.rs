@@ -37,6 +37,7 @@ pub fn run(input: &[u8]) {
                 method: method.into(),
                 path: path.into(),
                 body: body.to_vec(),
+                file: None,
             });
         }
     }

@@ -139,5 +139,13 @@ fn frames() -> Vec<Frame> {
         Frame::Failed("cannot".into()),
         Frame::Abort("enough".into()),
         Frame::Figures(Figures::default()),
+        Frame::Snapshot {
+            id: session,
+            base: Some([5; 16]),
+        },
+        Frame::End {
+            bytes: 4096,
+            digest: 7,
+        },
     ]
 }

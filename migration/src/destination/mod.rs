@@ -6,9 +6,11 @@ mod handover;
 mod intake;
 mod probed;
 mod receiver;
+mod restore;
 mod streams;
 mod verify;
 
+pub use restore::{RestoreError, Restored, Snapshot, hex, restore};
 pub use streams::Accept;
 
 use std::time::{Duration, Instant};

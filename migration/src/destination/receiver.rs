@@ -11,7 +11,7 @@ use super::verify;
 use super::{ReceiveError, ReceiveOptions};
 use crate::clock::boot_id;
 use crate::event::Arrival;
-use crate::guest::{BlankGuest, Host};
+use crate::guest::{BlankGuest, Description, Host};
 use crate::pack::unpacker::Unpacker;
 use crate::placement::{Bound, Processors};
 use crate::ram::RamView;
@@ -30,6 +30,22 @@ pub(super) struct Filling<B> {
     blank: B,
     /// The source may ask for digests.
     verify: bool,
+}
+
+impl<B: BlankGuest> Filling<B> {
+    /// A guest whose memory is there already, to be written over by the rounds of another file.
+    pub fn again(blank: B, description: &Description, alarm: &Alarm) -> Result<Self, ReceiveError> {
+        let (ram, layout) = (blank.ram().clone(), description.layout.clone());
+        let intake = Arc::new(Intake::new(ram, layout, 1, alarm.clone()));
+        Ok(Self {
+            unpacker: Unpacker::default(),
+            streams: Streams::start(Vec::new(), &intake, None, alarm)?,
+            bound: Bound::new(None),
+            intake,
+            blank,
+            verify: false,
+        })
+    }
 }
 
 /// What a receiver works with besides the connection.

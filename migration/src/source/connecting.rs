@@ -77,14 +77,14 @@ impl<G: RunningGuest> Connecting<G> {
             }
         };
         match link.begin(&self.guest, trip) {
-            Ok(()) => Ok(Precopy::new(self.guest, link, trip.options)),
+            Ok(()) => Ok(Precopy::new(self.guest, link, 0, trip.options)),
             Err(error) => Err(give_back(self.guest, Some(link), error)),
         }
     }
 }
 
 impl Link {
-    fn open(trip: &Trip<'_>, description: Description) -> Result<Self, MoveError> {
+    pub fn open(trip: &Trip<'_>, description: Description) -> Result<Self, MoveError> {
         let alarm = CancelToken::new()
             .map_err(|error| GuestError::new("make the alarm of the move's streams", error))?;
         let dialer = Dialer {

@@ -85,6 +85,16 @@ pub enum MoveError {
         "the destination was told to run the guest and nobody knows whether it does: the guest stays paused here until somebody decides"
     )]
     Unknown(#[source] Box<MoveError>),
+    /// The snapshot's file takes no more.
+    #[error(
+        "cannot write the snapshot {name}, and the guest runs on; free space there, or take another place"
+    )]
+    File {
+        /// Which file.
+        name: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// The policy gave it up.
     #[error("given up: {0}")]
     GaveUp(String),

@@ -10,6 +10,7 @@ mod handover;
 mod line;
 mod pacer;
 mod precopy;
+mod snapshot;
 mod stop_and_copy;
 mod streams;
 mod trip;
@@ -18,6 +19,7 @@ mod verify;
 pub use error::MoveError;
 pub(crate) use error::chain;
 pub(crate) use pacer::Pacer;
+pub use snapshot::{Hold, Keep, Kept, Snapshotted, snapshot};
 
 use self::connecting::Connecting;
 use self::handover::Delivered;

@@ -45,6 +45,8 @@ pub(super) struct Precopy<G> {
     /// Pages of the round that comes next.
     todo: PageSet,
     facts: Vec<Facts>,
+    /// The number of the first round; 0, which brings all memory, but where that is kept elsewhere.
+    first: u32,
     costs: Costs,
     brake: Brake,
     /// Room for a look at the log.
@@ -60,7 +62,7 @@ enum Step {
 }
 
 impl<G: RunningGuest> Precopy<G> {
-    pub fn new(guest: G, link: Link, options: &Options) -> Self {
+    pub fn new(guest: G, link: Link, first: u32, options: &Options) -> Self {
         let none = PageSet::empty(link.description.layout.pages());
         Self {
             brake: Brake::new(options, link.description.vcpus, guest.throttled()),
@@ -70,6 +72,7 @@ impl<G: RunningGuest> Precopy<G> {
             link,
             pacer: Pacer::new(None),
             facts: Vec::new(),
+            first,
             costs: Costs::default(),
             measured_bytes: 0,
         }
@@ -109,8 +112,11 @@ impl<G: RunningGuest> Precopy<G> {
         let resent = first_round::watch(&self.todo, &layout, &*log, trip)?;
         self.link.pack(trip.options.compress, resent.as_ref());
         let (ram, cancel) = (self.guest.ram(), trip.cancel);
-        trip.report.untouched_pages =
-            first_round::leave_out_untouched(&mut self.todo, ram, &layout, &*log, cancel)?;
+        // What is missing in a later round is not zeros, but what it was.
+        if self.first == 0 {
+            trip.report.untouched_pages =
+                first_round::leave_out_untouched(&mut self.todo, ram, &layout, &*log, cancel)?;
+        }
         loop {
             let mut round = self.round(trip)?;
             let began = Instant::now();
@@ -125,7 +131,8 @@ impl<G: RunningGuest> Precopy<G> {
     }
 
     fn next_round(&self) -> u32 {
-        u32::try_from(self.facts.len()).unwrap_or(u32::MAX)
+        let done = u32::try_from(self.facts.len()).unwrap_or(u32::MAX);
+        self.first.saturating_add(done)
     }
 
     /// Sends all pages of `todo` and waits until they have arrived.

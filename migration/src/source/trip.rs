@@ -162,7 +162,7 @@ pub(super) fn resume<G: RunningGuest>(
 
 /// Parts from the destination: hears why it went, or tells it why we go.
 fn part(link: Option<Link>, error: MoveError) -> MoveError {
-    let Some(mut link) = link else {
+    let Some(mut link) = link.filter(|link| !link.main.kept) else {
         return error;
     };
     // The further streams close behind what is said here.

@@ -16,7 +16,7 @@ use super::frame::Frame;
 use super::iov::{In, Out, advance_in, advance_out};
 use super::preamble::{self, PREAMBLE, PreambleError};
 use super::tls::TlsError;
-use super::transport::{Identity, Transport, Wait};
+use super::transport::{Identity, Kept, Transport, Wait};
 use crate::cancel::{CancelToken, Cancelled};
 
 /// Most of a header and a body of runs comes with one call; more would only be copied once more.
@@ -114,6 +114,7 @@ pub struct Channel {
     end: usize,
     scratch: Vec<u8>,
     sent: u64,
+    received: u64,
     /// A frame was sent in part: nothing that is sent now would be understood.
     torn: bool,
     /// Set off when another stream of the same move fails.
@@ -152,6 +153,7 @@ impl Channel {
             end: 0,
             scratch: Vec::new(),
             sent: 0,
+            received: 0,
             torn: false,
             alarm: None,
             due: None,
@@ -191,6 +193,27 @@ impl Channel {
     /// Bytes that the kernel has taken so far.
     pub fn sent_bytes(&self) -> u64 {
         self.sent
+    }
+
+    /// Bytes that were understood so far, or at least taken: where the next frame begins.
+    pub fn position(&self) -> u64 {
+        self.received - u64::try_from(self.end - self.start).unwrap_or(0)
+    }
+
+    /// Where all is kept in a file: how much there is so far, and its digest; see [`Transport::kept`].
+    pub fn kept(&self) -> Option<Kept> {
+        self.transport.kept()
+    }
+
+    /// Makes what was sent so far last, where it is kept in a file.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn settle(&mut self) -> Result<(), ChannelError> {
+        self.interrupted()?;
+        self.transport
+            .settle()
+            .map_err(|error| self.io("keep what was sent to", error))
     }
 
     /// The shared switch of the move.
@@ -270,8 +293,24 @@ impl Channel {
     /// The peer is not Ferry, of another version, silent or gone, or not who it should be.
     pub fn greet(&mut self) -> Result<u16, ChannelError> {
         self.shake_hands()?;
+        self.begin()?;
+        self.hear_beginning()
+    }
+
+    /// Says the preamble, to whom nobody answers.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn begin(&mut self) -> Result<(), ChannelError> {
         let ours = preamble::ours();
-        self.write_all(&mut [Out::bytes(&ours)], false)?;
+        self.write_all(&mut [Out::bytes(&ours)], false)
+    }
+
+    /// Hears the other end's preamble.
+    ///
+    /// # Errors
+    /// As [`greet`](Self::greet).
+    pub fn hear_beginning(&mut self) -> Result<u16, ChannelError> {
         let deadline = self.deadline();
         while self.end - self.start < PREAMBLE {
             // A peer that trickles its bytes does not get more time for it.
@@ -508,6 +547,7 @@ impl Channel {
             Ok(0) => Err(self.closed()),
             Ok(count) => {
                 self.end += count;
+                self.received += u64::try_from(count).unwrap_or(0);
                 Ok(true)
             }
             Err(error)
@@ -608,7 +648,10 @@ impl Channel {
         loop {
             match self.transport.receive(into) {
                 Ok(0) => return Err(self.closed()),
-                Ok(count) => return Ok(count),
+                Ok(count) => {
+                    self.received += u64::try_from(count).unwrap_or(0);
+                    return Ok(count);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wait(Wait::Receive, Some(deadline), true)?;

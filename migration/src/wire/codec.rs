@@ -225,6 +225,14 @@ fn body(frame: &Frame, into: &mut Vec<u8>) -> Result<(), FrameError> {
                 into.extend_from_slice(&ns.to_le_bytes());
             }
         }
+        Frame::Snapshot { id, base } => {
+            into.extend_from_slice(id);
+            into.extend_from_slice(&base.unwrap_or_default());
+        }
+        Frame::End { bytes, digest } => {
+            into.extend_from_slice(&bytes.to_le_bytes());
+            into.extend_from_slice(&digest.to_le_bytes());
+        }
     }
     Ok(())
 }

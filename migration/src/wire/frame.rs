@@ -32,6 +32,8 @@ pub const MAX_DIGESTS: usize = 1024;
 
 /// Names one move: 16 random bytes.
 pub type SessionId = [u8; 16];
+/// Names one snapshot: 16 random bytes, not all of them 0.
+pub type SnapshotId = [u8; 16];
 /// Names one boot of a kernel; all zeros where it is not known.
 pub type BootId = [u8; 16];
 
@@ -202,6 +204,20 @@ pub enum Frame {
     Abort(String),
     /// D: afterthoughts for the report.
     Figures(Figures),
+    /// In files alone, in front of HELLO: what is kept here.
+    Snapshot {
+        /// The snapshot's name, random.
+        id: SnapshotId,
+        /// The snapshot that it stands on; `None` for one that is whole by itself.
+        base: Option<SnapshotId>,
+    },
+    /// In files alone, behind STATE: the file is whole, and nothing follows.
+    End {
+        /// How many bytes there are before this frame.
+        bytes: u64,
+        /// Their digest: XXH3, 64 bits, seed 0.
+        digest: u64,
+    },
 }
 
 /// The first two bytes of a frame. Numbers are never reused.
@@ -230,10 +246,12 @@ pub(crate) enum FrameKind {
     Failed = 36,
     Abort = 37,
     Figures = 38,
+    Snapshot = 48,
+    End = 49,
 }
 
 impl FrameKind {
-    pub(crate) const ALL: [FrameKind; 23] = [
+    pub(crate) const ALL: [FrameKind; 25] = [
         FrameKind::Hello,
         FrameKind::Accept,
         FrameKind::Refuse,
@@ -257,6 +275,8 @@ impl FrameKind {
         FrameKind::Failed,
         FrameKind::Abort,
         FrameKind::Figures,
+        FrameKind::Snapshot,
+        FrameKind::End,
     ];
 
     pub(crate) fn from_number(number: u16) -> Option<Self> {
@@ -287,7 +307,8 @@ impl FrameKind {
             FrameKind::State => (4, MAX_STATE),
             FrameKind::Ready | FrameKind::Go => (0, 0),
             FrameKind::Live => (24, 24),
-            FrameKind::Figures => (16, 16),
+            FrameKind::Figures | FrameKind::End => (16, 16),
+            FrameKind::Snapshot => (32, 32),
         }
     }
 }
@@ -318,6 +339,8 @@ impl Frame {
             Frame::Failed(_) => FrameKind::Failed,
             Frame::Abort(_) => FrameKind::Abort,
             Frame::Figures(_) => FrameKind::Figures,
+            Frame::Snapshot { .. } => FrameKind::Snapshot,
+            Frame::End { .. } => FrameKind::End,
         }
     }
 
@@ -360,6 +383,8 @@ impl FrameKind {
             FrameKind::Failed => "FAILED",
             FrameKind::Abort => "ABORT",
             FrameKind::Figures => "FIGURES",
+            FrameKind::Snapshot => "SNAPSHOT",
+            FrameKind::End => "END",
         }
     }
 }

@@ -5,6 +5,7 @@
 pub mod channel;
 pub mod codec;
 pub mod connect;
+pub mod file;
 pub mod frame;
 pub mod iov;
 mod local;

@@ -74,6 +74,11 @@ pub fn parse(header: Header, body: &[u8]) -> Result<Frame, FrameError> {
             first_heartbeat_ns: fields.u64()?,
             largest_gap_ns: fields.u64()?,
         }),
+        FrameKind::Snapshot => fields.snapshot()?,
+        FrameKind::End => Frame::End {
+            bytes: fields.u64()?,
+            digest: fields.u64()?,
+        },
     };
     fields.finish()?;
     Ok(frame)
@@ -208,6 +213,15 @@ impl<'a> Fields<'a> {
             return Err(self.value("number of bytes of deltas", u64::from(bytes), expected));
         }
         Ok(Frame::Delta { round, runs, bytes })
+    }
+
+    fn snapshot(&mut self) -> Result<Frame, FrameError> {
+        let (id, base) = (self.array()?, self.array()?);
+        if id == [0; 16] {
+            return Err(self.value("name of the snapshot", 0, "another number"));
+        }
+        let base = Some(base).filter(|base| *base != [0; 16]);
+        Ok(Frame::Snapshot { id, base })
     }
 
     fn question(&mut self) -> Result<Question, FrameError> {

@@ -35,6 +35,15 @@ pub struct Identity {
     pub certificate: Vec<u8>,
 }
 
+/// Bytes of a file, in front of its end mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// How many.
+    pub bytes: u64,
+    /// XXH3 of them, 64 bits, seed 0.
+    pub digest: u64,
+}
+
 /// A connected byte stream that never blocks: waiting is the channel's work, so that it can be cancelled.
 pub trait Transport: Send + Debug {
     /// Makes the stream ready for a move: non-blocking, no delay of small frames, and a kernel that gives up
@@ -104,6 +113,19 @@ pub trait Transport: Send + Debug {
 
     /// The processor on which the last bytes came in, over loopback: there it is the one that sent them.
     fn shared_processor(&self) -> Option<usize> {
+        None
+    }
+
+    /// Where bytes are kept instead of carried: makes what was taken so far last.
+    ///
+    /// # Errors
+    /// As the file has it.
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Where bytes are kept instead of carried: how many there are in front of the end mark, and their digest.
+    fn kept(&self) -> Option<Kept> {
         None
     }
 

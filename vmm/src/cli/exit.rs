@@ -1,8 +1,8 @@
 //! Every exit status of `ferry`, in one place.
 //!
-//! | status | `run`, `receive` | `migrate` | `check` | `predict` | the others |
+//! | status | `run`, `receive`, `restore` | `migrate`, `snapshot` | `check` | `predict` | the others |
 //! |---|---|---|---|---|---|
-//! | 0 | powered off, stopped, or moved away | completed | everything works here | the move would converge | done |
+//! | 0 | powered off, stopped, or moved away | completed, saved | everything works here | the move would converge | done |
 //! | 1 | error | failed: the guest runs on the source | some guests or features do not work here | error | error |
 //! | 2 | usage | usage | usage | usage | usage |
 //! | 3 | | cancelled: the guest runs on the source | no guest can run here | | |
@@ -29,12 +29,12 @@ pub const NO_GUESTS: u8 = 3;
 pub const UNKNOWN: u8 = 4;
 /// `predict`: the move would not converge.
 pub const NOT_CONVERGING: u8 = 5;
-/// `run`, `receive`: the guest asked for a reset (reboot, triple fault); start it again if it is to go on.
+/// `run`, `receive`, `restore`: the guest asked for a reset (reboot, triple fault); start it again if it is to go on.
 pub const RESET: u8 = 10;
-/// `run`, `receive`: the guest crashed.
+/// `run`, `receive`, `restore`: the guest crashed.
 pub const PANIC: u8 = 11;
 
-/// What the end of a guest is to the caller of `ferry run` or `ferry receive`.
+/// What the end of a guest is to the caller of `ferry run`, `ferry receive` or `ferry restore`.
 pub fn of_end(end: &End) -> u8 {
     match end {
         End::PowerOff | End::Stopped | End::Moved { .. } => OK,

@@ -83,7 +83,7 @@ pub struct Args {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Compression {
+pub(super) enum Compression {
     /// Whichever way pays on this link, measured as it goes; none where none does
     Auto,
     /// Send pages as they are
@@ -125,7 +125,7 @@ impl FromStr for DeltaCache {
 
 /// What goes wrong on this side of a move.
 #[derive(Debug, Error)]
-enum MoveError {
+pub(super) enum MoveError {
     #[error("--{flag} {}: take whole milliseconds", Span(*.time))]
     Fraction { flag: &'static str, time: Duration },
     #[error("cannot write the report to {}; take a file in a folder that exists and that you may write to", .path.display())]
@@ -195,13 +195,13 @@ impl Args {
 }
 
 /// A file that is to be written when the move is over.
-struct Output {
+pub(super) struct Output {
     file: File,
     path: PathBuf,
 }
 
 impl Output {
-    fn create(path: impl AsRef<Path>) -> Result<Self, Failure> {
+    pub fn create(path: impl AsRef<Path>) -> Result<Self, Failure> {
         let path = path.as_ref().to_owned();
         match File::create(&path) {
             Ok(file) => Ok(Self { file, path }),
@@ -209,7 +209,7 @@ impl Output {
         }
     }
 
-    fn write(mut self, text: serde_json::Result<String>) -> Result<(), Failure> {
+    pub fn write(mut self, text: serde_json::Result<String>) -> Result<(), Failure> {
         let text = text.map_err(std::io::Error::other);
         let written = text.and_then(|text| self.file.write_all(text.as_bytes()));
         let path = self.path;
@@ -270,7 +270,7 @@ fn follow(moving: Told<MoveEvent>, view: &mut MoveView) -> Result<Report, MoveEr
 
 /// Starts the thread that turns the first signal into a cancel, and the second into the end of this process; it ends with
 /// the process.
-fn start_canceller(
+pub(super) fn start_canceller(
     signals: Signals,
     client: Client,
     notes: ui::Notes,

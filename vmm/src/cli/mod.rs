@@ -16,9 +16,11 @@ mod net;
 mod orders;
 mod predict;
 mod receive;
+mod restore;
 mod run;
 mod sandbox;
 mod serial;
+mod snapshot;
 mod status;
 mod study;
 mod usage;
@@ -60,6 +62,8 @@ enum Command {
     Run(Box<run::Args>),
     Receive(receive::Args),
     Migrate(migrate::Args),
+    Snapshot(snapshot::Args),
+    Restore(restore::Args),
     Status(status::Args),
     DirtyRate(dirty_rate::Args),
     Predict(Box<predict::Args>),
@@ -132,6 +136,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Run(args) => args.run(),
         Command::Receive(args) => args.run(),
         Command::Migrate(args) => args.run(),
+        Command::Snapshot(args) => args.run(),
+        Command::Restore(args) => args.run(),
         Command::Status(args) => args.run(),
         Command::DirtyRate(args) => args.run(),
         Command::Predict(args) => args.run(),

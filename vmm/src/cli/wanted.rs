@@ -83,7 +83,7 @@ enum AtTimeout {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Throttling {
+pub(super) enum Throttling {
     /// Not at all
     Off,
     /// As QEMU does: 20 %, then 10 % more each time that it still writes too much

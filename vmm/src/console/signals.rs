@@ -32,6 +32,8 @@ impl Signals {
             set.add(signal);
         }
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        // Never taken: a write beyond what a file may have (setrlimit(2)) then fails, and ends nothing.
+        set.add(Signal::SIGXFSZ);
         let before = set.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         Ok(Self { fd, before })
     }

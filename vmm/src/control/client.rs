@@ -3,9 +3,10 @@
 //! Any HTTP client will do; this one is a few lines on top of httparse, because it must be in the static binary and
 //! reads nothing but our own server's answers. Those are bounded all the same.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::marker::PhantomData;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
+use migration::wire::{Local, Transport};
+
 use super::event::{MoveEvent, PredictEvent, RateEvent};
 use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
+use super::snapshot::SnapshotRequest;
 use super::status::Status;
 
 /// The longest head of a response.
@@ -143,7 +147,7 @@ impl Client {
     pub fn migrate(&self, request: &MigrateRequest) -> Result<Told<MoveEvent>, ClientError> {
         let body =
             serde_json::to_value(request).map_err(|error| self.foreign(error.to_string()))?;
-        self.told("/v1/migrate", body)
+        self.told("/v1/migrate", body, None)
     }
 
     /// Begins to measure how fast the guest writes; the windows are read from what is returned.
@@ -153,7 +157,7 @@ impl Client {
     pub fn dirty_rate(&self, request: DirtyRateRequest) -> Result<Told<RateEvent>, ClientError> {
         let body =
             serde_json::to_value(request).map_err(|error| self.foreign(error.to_string()))?;
-        self.told("/v1/dirty-rate", body)
+        self.told("/v1/dirty-rate", body, None)
     }
 
     /// Begins to find out what a move would cost; what was measured and the prediction are read from what is
@@ -164,12 +168,31 @@ impl Client {
     pub fn predict(&self, request: &PredictRequest) -> Result<Told<PredictEvent>, ClientError> {
         let body =
             serde_json::to_value(request).map_err(|error| self.foreign(error.to_string()))?;
-        self.told("/v1/predict", body)
+        self.told("/v1/predict", body, None)
+    }
+
+    /// Begins to save the guest into `file`, which is handed over; what happens is read from what is returned.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn snapshot(
+        &self,
+        request: &SnapshotRequest,
+        file: &File,
+    ) -> Result<Told<MoveEvent>, ClientError> {
+        let body =
+            serde_json::to_value(request).map_err(|error| self.foreign(error.to_string()))?;
+        self.told("/v1/snapshot", body, Some(file))
     }
 
     /// A request that is answered line by line.
-    fn told<E>(&self, path: &str, body: Value) -> Result<Told<E>, ClientError> {
-        let response = self.send("POST", path, Some(body))?;
+    fn told<E>(
+        &self,
+        path: &str,
+        body: Value,
+        file: Option<&File>,
+    ) -> Result<Told<E>, ClientError> {
+        let response = self.send("POST", path, Some(body), file)?;
         // It may be silent for as long as it likes between two events.
         response
             .no_deadline()
@@ -183,13 +206,19 @@ impl Client {
 
     /// A request whose answer is one JSON value.
     fn whole(&self, method: &str, path: &str, body: Option<Value>) -> Result<Value, ClientError> {
-        let response = self.send(method, path, body)?;
+        let response = self.send(method, path, body, None)?;
         let text = self.body(response)?;
         serde_json::from_slice(&text).map_err(|error| self.foreign(error.to_string()))
     }
 
     /// Sends a request and reads the head of the answer; an answer that is no success becomes the error.
-    fn send(&self, method: &str, path: &str, body: Option<Value>) -> Result<Response, ClientError> {
+    fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+        file: Option<&File>,
+    ) -> Result<Response, ClientError> {
         let mut stream =
             UnixStream::connect(&self.path).map_err(|source| self.unconnected(source))?;
         let body = body.map_or(String::new(), |value| value.to_string());
@@ -201,7 +230,10 @@ impl Client {
             .set_read_timeout(Some(PATIENCE))
             .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         // A server that sends us away closes without having read everything: its answer may be there all the same.
-        let sent = set.and_then(|()| stream.write_all(request.as_bytes()));
+        let sent = set.and_then(|()| {
+            let begun = hand_over(&stream, request.as_bytes(), file)?;
+            stream.write_all(&request.as_bytes()[begun..])
+        });
         let response = match Response::begin(stream) {
             Ok(response) => response,
             Err(error) => {
@@ -254,6 +286,14 @@ impl Client {
             what,
         }
     }
+}
+
+/// Sends the first bytes together with the file; says how many.
+fn hand_over(stream: &UnixStream, bytes: &[u8], file: Option<&File>) -> io::Result<usize> {
+    let Some(file) = file else {
+        return Ok(0);
+    };
+    Local::from(stream.try_clone()?).send_files(bytes, &[file.as_fd()])
 }
 
 /// A move or a measurement under way, as it is told.

@@ -8,7 +8,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::event::{MoveEvent, PredictEvent, RateEvent};
 use super::metrics::Metrics;
+use super::passed::PassedFile;
 use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
+use super::snapshot::SnapshotRequest;
 use super::status::Status;
 
 /// Something to be done by the main thread.
@@ -36,6 +38,8 @@ pub enum Command {
     DirtyRate(DirtyRateRequest),
     /// Say what a move would cost.
     Predict(PredictRequest),
+    /// Save the guest into the file.
+    Snapshot(SnapshotRequest, PassedFile),
 }
 
 /// The main thread's answer.
@@ -51,7 +55,7 @@ pub enum Reply {
     Refused(String),
     /// It was tried and went wrong. HTTP 500.
     Failed(String),
-    /// A move has begun: what happens, the report last. If nobody listens any more the sender just goes on.
+    /// A move, or a snapshot, has begun: what happens, the report last. If nobody listens any more the sender just goes on.
     Moving(Receiver<MoveEvent>),
     /// A measurement has begun: its windows, and how it ended. It ends when nobody listens any more.
     Measuring(Receiver<RateEvent>),

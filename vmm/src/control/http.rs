@@ -5,8 +5,8 @@
 //! read in two ways (two lengths, a length and chunks) is refused.
 
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+
+use super::passed::PassedFile;
 
 /// The longest request line and header fields, together.
 pub const MAX_HEAD: usize = 8 << 10;
@@ -24,6 +24,8 @@ pub struct Request {
     pub path: String,
     /// The body; empty if there is none.
     pub body: Vec<u8>,
+    /// The file that came along, if one did.
+    pub file: Option<PassedFile>,
 }
 
 /// An answer that ends a request early, or any other answer that is not a success.
@@ -110,6 +112,7 @@ pub fn read_request(input: &mut impl Read, reply: &mut impl Write) -> Result<Req
         method: head.method,
         path: head.path,
         body,
+        file: None,
     })
 }
 
@@ -293,30 +296,4 @@ fn head(status: u16, content_type: &str, allow: Option<&str>) -> String {
     format!(
         "HTTP/1.1 {status} {reason}\r\nServer: ferry\r\nConnection: close\r\nContent-Type: {content_type}\r\n{allow}"
     )
-}
-
-/// A socket that is read until a moment, however the bytes trickle in.
-#[derive(Debug)]
-pub struct Deadline<'a> {
-    stream: &'a UnixStream,
-    until: Instant,
-}
-
-impl<'a> Deadline<'a> {
-    /// Reads from `stream` for at most `time`, all reads together.
-    pub fn new(stream: &'a UnixStream, time: Duration) -> Self {
-        let until = Instant::now() + time;
-        Self { stream, until }
-    }
-}
-
-impl Read for Deadline<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
-        self.stream.read(buffer)
-    }
 }

@@ -29,9 +29,11 @@ mod event;
 mod footprint;
 mod http;
 mod metrics;
+mod passed;
 mod request;
 mod router;
 mod server;
+mod snapshot;
 pub(crate) mod socket;
 mod status;
 
@@ -40,11 +42,13 @@ pub use event::{Happening, MoveEvent, PredictEvent, RateEvent};
 pub use footprint::{Footprint, Resident};
 pub use http::{MAX_BODY, ReadError, Refusal, Request, read_request};
 pub use metrics::{LastFigures, Metrics, MoveCounts};
+pub use passed::PassedFile;
 pub use request::{
     Compress, DirtyRateRequest, MigrateRequest, OnTimeout, PredictRequest, RequestError, Throttle,
 };
 pub use router::{Asked, OPENAPI, route, routes};
 pub use server::{ControlError, ControlServer};
+pub use snapshot::{SnapshotName, SnapshotRequest};
 pub use status::{
     DeviceStatus, DirtyLogStatus, HeartbeatStatus, LastMove, MemoryRegion, MoveProgress, State,
     Status,

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use super::command::Command;
 use super::http::{Refusal, Request};
 use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
+use super::snapshot::SnapshotRequest;
 
 /// The API's description, as handed out.
 pub const OPENAPI: &str = include_str!("../../openapi.json");
@@ -23,6 +24,7 @@ enum Route {
     Migrate,
     DirtyRate,
     Predict,
+    Snapshot,
     OpenApi,
 }
 
@@ -36,8 +38,12 @@ const ROUTES: &[(&str, &str, Route)] = &[
     ("POST", "/v1/migrate", Route::Migrate),
     ("POST", "/v1/dirty-rate", Route::DirtyRate),
     ("POST", "/v1/predict", Route::Predict),
+    ("POST", "/v1/snapshot", Route::Snapshot),
     ("GET", "/v1/openapi.json", Route::OpenApi),
 ];
+
+/// A VM opens no file itself.
+const NO_FILE: &str = "no file came along: its descriptor has to come with the request (SCM_RIGHTS), as `ferry snapshot` sends it";
 
 /// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +76,12 @@ struct NoBody {}
 /// # Errors
 /// No such path, no such method on it, or a body that does not fit.
 pub fn route(request: &Request) -> Result<Asked, Refusal> {
-    let Request { method, path, body } = request;
+    let Request {
+        method,
+        path,
+        body,
+        file,
+    } = request;
     let mut methods = ROUTES
         .iter()
         .filter(|(_, known, _)| known == path)
@@ -116,6 +127,21 @@ pub fn route(request: &Request) -> Result<Asked, Refusal> {
             let request: PredictRequest = json(body)?;
             let request = request.checked();
             Command::Predict(request.map_err(|error| Refusal::new(400, error.to_string()))?)
+        }
+        Route::Snapshot => {
+            let request: SnapshotRequest = optional(body)?;
+            let request = request.checked();
+            let request = request.map_err(|error| Refusal::new(400, error.to_string()))?;
+            match file {
+                Some(file) if file.is_writable_file() => Command::Snapshot(request, file.clone()),
+                Some(_) => {
+                    return Err(Refusal::new(
+                        400,
+                        "what came along is no regular file open for writing",
+                    ));
+                }
+                None => return Err(Refusal::new(400, NO_FILE)),
+            }
         }
     };
     Ok(Asked::Command(Box::new(command)))

@@ -16,8 +16,9 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::command::{CallSender, Reply};
-use super::http::{self, Deadline, ReadError, Refusal};
+use super::http::{self, ReadError, Refusal};
 use super::metrics;
+use super::passed::Incoming;
 use super::router::{Asked, OPENAPI, route};
 use super::socket::{OwnedSocket, SocketError, check_peer};
 use crate::sandbox::{self, Kind};
@@ -229,8 +230,15 @@ fn serve(stream: &UnixStream, calls: &CallSender, mut place: Place) {
         return refuse(stream, &Refusal::new(403, text));
     }
     let mut writer = stream;
-    let request = match http::read_request(&mut Deadline::new(stream, PATIENCE), &mut writer) {
-        Ok(request) => request,
+    let Ok(mut incoming) = Incoming::new(stream, PATIENCE) else {
+        let text = "out of file descriptors: try again";
+        return refuse(stream, &Refusal::new(503, text));
+    };
+    let request = match http::read_request(&mut incoming, &mut writer) {
+        Ok(request) => http::Request {
+            file: incoming.file(),
+            ..request
+        },
         Err(ReadError::Refused(refusal)) => return refuse(stream, &refusal),
         Err(ReadError::Gone) => return,
     };

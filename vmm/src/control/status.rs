@@ -21,6 +21,8 @@ pub enum State {
     Paused,
     /// The guest is going out; it runs, or is in its blackout.
     Migrating,
+    /// The guest is being saved into a file; it runs, or is in its blackout.
+    Saving,
     /// The connection was cut between GO and LIVE: the guest is paused here and may run on the destination.
     Unknown,
 }
@@ -170,6 +172,7 @@ impl State {
             State::Running => "running",
             State::Paused => "paused",
             State::Migrating => "migrating",
+            State::Saving => "saving",
             State::Unknown => "unknown",
         }
     }

@@ -6,10 +6,12 @@ use std::time::Duration;
 use migration::cancel::CancelToken;
 use migration::guest::{PausedGuest, RunningGuest};
 
+use super::outgoing::Purpose;
 use super::supervisor::{Phase, Supervisor, chain};
-use super::{End, measuring, outgoing, predicting, status};
+use super::{End, measuring, outgoing, predicting, saving, status};
 use crate::control::{
-    Call, Command, DirtyRateRequest, Metrics, MigrateRequest, PredictRequest, Reply, State,
+    Call, Command, DirtyRateRequest, Metrics, MigrateRequest, PassedFile, PredictRequest, Reply,
+    SnapshotName, SnapshotRequest, State,
 };
 use crate::vm::View;
 
@@ -33,6 +35,10 @@ impl Supervisor {
             Command::Predict(request) => {
                 let request = request.clone();
                 self.predict(&request)
+            }
+            Command::Snapshot(request, file) => {
+                let (request, file) = (request.clone(), file.clone());
+                self.snapshot(&request, &file)
             }
         };
         call.answer(reply);
@@ -84,7 +90,10 @@ impl Supervisor {
             Phase::Waiting(Some(_)) => State::Receiving,
             Phase::Running(_) => State::Running,
             Phase::Paused(_) => State::Paused,
-            Phase::Moving(_) => State::Migrating,
+            Phase::Moving(outgoing) => match outgoing.purpose {
+                Purpose::Move => State::Migrating,
+                Purpose::Snapshot => State::Saving,
+            },
             Phase::Unknown(_) => State::Unknown,
         }
     }
@@ -96,6 +105,9 @@ impl Supervisor {
             State::Receiving => "a guest is coming in; wait until it is here",
             State::Migrating => {
                 "the guest is being moved; `ferry cancel` ends that, or wait for its end"
+            }
+            State::Saving => {
+                "the guest is being saved; `ferry cancel` ends that, or wait for its end"
             }
             State::Unknown => {
                 "the last move ended between GO and LIVE and the guest may run on the destination; look there first: if it does not run, `ferry resume --force` here, if it does, `ferry stop` here"
@@ -147,7 +159,9 @@ impl Supervisor {
             Ok(running) => {
                 // A move that ended as unknown has left both on.
                 running.throttle(&[], Duration::ZERO);
-                if let Err(error) = running.dirty_log().stop() {
+                if self.tracked.is_none()
+                    && let Err(error) = running.dirty_log().stop()
+                {
                     tracing::warn!("{}", chain(&error));
                 }
                 self.phase = Phase::Running(Box::new(running));
@@ -167,7 +181,12 @@ impl Supervisor {
 
     fn cancel(&mut self) -> Reply {
         let result = match &self.phase {
-            Phase::Moving(outgoing) => outgoing.cancel.cancel(),
+            Phase::Moving(outgoing) => match (outgoing.cancel.cancel(), outgoing.purpose) {
+                (Err(_), Purpose::Snapshot) => {
+                    return Reply::Refused("cancel comes too late: the snapshot is taken".into());
+                }
+                (result, _) => result,
+            },
             Phase::Waiting(Some(cancel)) => cancel.cancel(),
             _ => match &self.measuring {
                 Some(measuring) => measuring.cancel(),
@@ -212,6 +231,7 @@ impl Supervisor {
         match started {
             Ok((events, cancel)) => {
                 self.measuring = Some(cancel);
+                self.tracked = None;
                 Reply::Measuring(events)
             }
             Err(reason) => Reply::Failed(reason),
@@ -241,6 +261,7 @@ impl Supervisor {
         match started {
             Ok((events, cancel)) => {
                 self.measuring = Some(cancel);
+                self.tracked = None;
                 Reply::Predicting(events)
             }
             Err(reason) => Reply::Failed(reason),
@@ -276,6 +297,8 @@ impl Supervisor {
         match outgoing::spawn(vm, request, target, cancel, notify) {
             Ok((outgoing, events)) => {
                 self.phase = Phase::Moving(outgoing);
+                // The move needs the dirty log for itself.
+                self.tracked = None;
                 Reply::Moving(events)
             }
             Err((vm, error)) => {
@@ -284,6 +307,54 @@ impl Supervisor {
             }
         }
     }
+
+    fn snapshot(&mut self, request: &SnapshotRequest, file: &PassedFile) -> Reply {
+        if self.measuring.is_some() {
+            return Reply::Refused(measured("a snapshot"));
+        }
+        if let Some(base) = request.base
+            && self.tracked != Some(base.0)
+        {
+            return Reply::Refused(not_since(base, self.tracked.map(SnapshotName)));
+        }
+        let vm = match std::mem::replace(&mut self.phase, Phase::None) {
+            Phase::Running(vm) => vm,
+            other => {
+                self.phase = other;
+                return self.refused("a snapshot");
+            }
+        };
+        let started = (self.notifier().map_err(|e| chain(&e))).and_then(|notify| {
+            let cancel = CancelToken::new().map_err(|e| e.to_string())?;
+            Ok((file.file().map_err(|e| e.to_string())?, cancel, notify))
+        });
+        let (file, cancel, notify) = match started {
+            Ok(parts) => parts,
+            Err(reason) => {
+                self.phase = Phase::Running(vm);
+                return Reply::Failed(reason);
+            }
+        };
+        match saving::spawn(vm, request, file, cancel, notify) {
+            Ok((outgoing, events)) => {
+                self.phase = Phase::Moving(outgoing);
+                Reply::Moving(events)
+            }
+            Err((vm, error)) => {
+                self.phase = Phase::Running(vm);
+                Reply::Failed(format!("start the thread that saves the guest: {error}"))
+            }
+        }
+    }
+}
+
+/// Why a snapshot cannot stand on that base.
+fn not_since(base: SnapshotName, tracked: Option<SnapshotName>) -> String {
+    let instead = match tracked {
+        Some(last) => format!("the last one taken with --track is {last}: give that as --base"),
+        None => "what was written since then is not known (no snapshot was taken with --track in this process, or a move, a measurement or a snapshot that failed has ended that)".into(),
+    };
+    format!("a snapshot on top of {base} is not possible: {instead}, or take a whole one")
 }
 
 /// "not possible", for what needs the dirty log while it is in use.

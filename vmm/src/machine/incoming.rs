@@ -336,6 +336,7 @@ impl Receiver {
             max_memory: self.config.max_memory,
             gauges: &self.gauges,
             log: self.log,
+            rewound: false,
             make_parts: &mut || self.parts(),
             open_tap: &mut |card| {
                 let tap = self.tap(card)?;

@@ -1,4 +1,4 @@
-//! The life of a VM in this process: `ferry run` and `ferry receive`.
+//! The life of a VM in this process: `ferry run`, `ferry receive` and `ferry restore`.
 //!
 //! The main thread is the only one that changes the VM's phase. It waits for control calls, vCPU events,
 //! console input, signals, and for the migration thread, which owns the VM during a move and gives it back
@@ -14,6 +14,8 @@ mod news;
 mod outgoing;
 mod paths;
 mod predicting;
+mod restoring;
+mod saving;
 mod start;
 mod status;
 mod supervisor;
@@ -21,6 +23,7 @@ mod tap;
 
 pub use error::MachineError;
 pub use incoming::receive;
+pub use restoring::restore;
 pub use start::run;
 
 /// How a process that had, or waited for, a guest comes to its end.

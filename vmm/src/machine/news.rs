@@ -1,14 +1,18 @@
 //! What other threads tell the main loop: vCPUs, the migration thread, the console.
 
-use migration::source::After;
+use migration::destination::hex;
+use migration::guest::PausedGuest;
+use migration::source::{After, Kept};
 
-use super::outgoing::Departed;
+use super::outgoing::{Departed, Purpose};
+use super::saving::Saved;
+use super::status::CardInfo;
 use super::supervisor::{FromThread, Phase, Supervisor, chain};
 use super::{End, MachineError, announce};
 use crate::control::{LastMove, MoveEvent};
 use crate::log;
 use crate::vcpu::VmEvent;
-use crate::vm::lock;
+use crate::vm::{PausedVm, lock};
 
 impl Supervisor {
     pub(super) fn heard(&mut self, message: FromThread) {
@@ -36,7 +40,9 @@ impl Supervisor {
                 }
                 self.feed_serial();
             }
+            FromThread::Restored { vm, cards, paused } => self.restored(*vm, cards, paused),
             FromThread::Departed(departed) => self.departed(*departed),
+            FromThread::Saved(saved) => self.saved(*saved),
             FromThread::Measured => self.measuring = None,
         }
     }
@@ -88,6 +94,57 @@ impl Supervisor {
         self.stop_after_move = false;
     }
 
+    /// A guest out of snapshots: it runs, unless it is to stay paused.
+    fn restored(&mut self, vm: PausedVm, cards: Vec<CardInfo>, paused: bool) {
+        if paused {
+            eprintln!("ferry: the guest is restored, and paused; `ferry resume` lets it run");
+            self.adopt_paused(vm, cards);
+            return;
+        }
+        match vm.resume() {
+            Ok(vm) => {
+                eprintln!("ferry: the guest is restored, and runs");
+                self.adopt(vm, cards);
+                if let Some(view) = &self.view {
+                    announce::spawn(view.clone());
+                }
+                self.feed_serial();
+            }
+            Err(failed) => self.finish(End::NoGuest {
+                reason: chain(&failed.error),
+            }),
+        }
+    }
+
+    fn saved(&mut self, saved: Saved) {
+        let Saved {
+            taken,
+            track,
+            asker,
+        } = saved;
+        self.tracked = taken.id.as_ref().ok().copied().filter(|_| track);
+        match taken.guest {
+            Kept::Running(vm) => self.phase = Phase::Running(Box::new(vm)),
+            Kept::Paused(vm) => self.phase = Phase::Paused(Box::new(vm)),
+            Kept::Stuck(vm, error) => {
+                self.phase = Phase::Paused(Box::new(vm));
+                eprintln!(
+                    "ferry: the guest did not go on after its snapshot: {}; `ferry resume` tries again",
+                    chain(&error)
+                );
+            }
+        }
+        if let Ok(id) = taken.id {
+            tracing::info!("snapshot {} is taken", hex(id));
+        }
+        // The asker hears of the end when `ferry status` would say the same.
+        let _ = asker.send(MoveEvent::from(taken.report));
+        if self.stop_after_move {
+            self.finish(End::Stopped);
+        }
+        self.stop_after_move = false;
+    }
+
     pub(super) fn vcpu_event(&mut self, event: VmEvent) {
         let end = match event {
             VmEvent::Panicked => {
@@ -105,8 +162,10 @@ impl Supervisor {
             VmEvent::Crashed(reason) => Err(MachineError::Crashed(reason)),
         };
         // A guest that ends during a move is not moved: pausing it fails, and the engine hands it back.
+        // Once a move is committed its end decides; a snapshot of it changes nothing about the guest's.
         if let Phase::Moving(outgoing) = &self.phase
             && outgoing.cancel.cancel().is_err()
+            && outgoing.purpose == Purpose::Move
         {
             return;
         }

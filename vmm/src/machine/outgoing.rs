@@ -17,8 +17,19 @@ use crate::sandbox::{self, Kind};
 use crate::tls::TlsFiles;
 use crate::vm::RunningVm;
 
-/// A move under way, as the main thread sees it.
+/// What the thread that owns the VM does with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It moves it.
+    Move,
+    /// It saves it into a file.
+    Snapshot,
+}
+
+/// A move or a snapshot under way, as the main thread sees it.
 pub struct Outgoing {
+    /// Which of them.
+    pub purpose: Purpose,
     /// Where to.
     pub target: String,
     /// Ends it.
@@ -49,6 +60,7 @@ pub fn spawn(
     let (asker, events) = mpsc::channel();
     let progress = Arc::new(Mutex::new(MoveProgress::default()));
     let outgoing = Outgoing {
+        purpose: Purpose::Move,
         target: request.target.to_string(),
         cancel: cancel.clone(),
         progress: progress.clone(),
@@ -129,7 +141,7 @@ fn demand(
 
 /// Since when a round goes on, and how much was sent before it.
 #[derive(Default)]
-struct Pace {
+pub(super) struct Pace {
     since: Option<Instant>,
     wire_bytes: u64,
 }
@@ -145,7 +157,7 @@ impl Pace {
 }
 
 /// Keeps the progress that `ferry status` shows up to date.
-fn follow(progress: &mut MoveProgress, pace: &mut Pace, event: &Event) {
+pub(super) fn follow(progress: &mut MoveProgress, pace: &mut Pace, event: &Event) {
     match event {
         Event::Connected { peer, .. } => progress.peer = Some(peer.clone()),
         Event::RoundStarted { index, pages } => {

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use migration::cancel::CancelToken;
+use migration::wire::frame::SnapshotId;
 use migration::wire::tls::Credentials;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::outgoing::{Departed, Outgoing};
+use super::saving::Saved;
 use super::status::CardInfo;
 use super::{End, MachineError};
 use crate::console::{Console, Signals};
@@ -34,6 +36,15 @@ pub enum FromThread {
         /// How long that took from its connection on.
         took: Duration,
     },
+    /// A guest is made out of snapshots, and paused.
+    Restored {
+        /// The VM.
+        vm: Box<PausedVm>,
+        /// Its cards' host side.
+        cards: Vec<CardInfo>,
+        /// It stays paused.
+        paused: bool,
+    },
     /// A guest is coming in; the token ends that.
     Receiving(CancelToken),
     /// An incoming move failed. With a reason to end, the process gives up.
@@ -45,6 +56,8 @@ pub enum FromThread {
     },
     /// An outgoing move is over.
     Departed(Box<Departed>),
+    /// A snapshot is taken, or not.
+    Saved(Box<Saved>),
     /// The measurement of the dirty rate is over.
     Measured,
 }
@@ -98,6 +111,8 @@ pub struct Supervisor {
     pub(super) panicked: bool,
     /// Ends the measurement of the dirty rate, while there is one.
     pub(super) measuring: Option<CancelToken>,
+    /// The snapshot since which the dirty log has been on, so that the next can stand on it.
+    pub(super) tracked: Option<SnapshotId>,
     /// What proves to others who this host is.
     pub(super) tls: Option<Credentials>,
     /// A stop that waits for the end of a move.
@@ -148,6 +163,7 @@ impl Supervisor {
             footprint: None,
             panicked: false,
             measuring: None,
+            tracked: None,
             tls: None,
             stop_after_move: false,
             end: None,
@@ -211,17 +227,27 @@ impl Supervisor {
 
     /// Takes a VM that runs.
     pub fn adopt(&mut self, vm: RunningVm, cards: Vec<CardInfo>) {
-        self.view = Some(vm.view());
+        self.take_in(vm.view(), cards, vm.counts_work());
+        self.phase = Phase::Running(Box::new(vm));
+    }
+
+    /// Takes a VM that is paused.
+    pub(super) fn adopt_paused(&mut self, vm: PausedVm, cards: Vec<CardInfo>) {
+        self.take_in(vm.view(), cards, vm.counts_work());
+        self.phase = Phase::Paused(Box::new(vm));
+    }
+
+    fn take_in(&mut self, view: View, cards: Vec<CardInfo>, counts_work: bool) {
+        self.view = Some(view);
         self.cards = cards;
         self.since = Some(Instant::now());
         // Only who can be asked to move the guest needs to know what that costs it.
-        if vm.counts_work()
+        if counts_work
             && self.server.is_some()
             && let Err(error) = self.work_timer.reset(WORK_PERIOD, Some(WORK_PERIOD))
         {
             tracing::warn!("the guest's work is not read: {error}");
         }
-        self.phase = Phase::Running(Box::new(vm));
     }
 
     /// Serves until the guest has ended, left, or someone stops it.

@@ -19,9 +19,9 @@ pub enum Kind {
     Vcpu,
     /// `virtio-N`: the queues and the backend of one device.
     Virtio,
-    /// `migration` of a source, and `predict`: the engine, with a guest that runs here.
+    /// `migration` of a source, `snapshot` and `predict`: the engine, with a guest that runs here.
     Source,
-    /// `migration` of a receiver: waits for sources, and makes a VM for the guest that comes.
+    /// `migration` of a receiver, and `restore`: waits for sources or reads snapshots, and makes a VM for the guest that comes.
     Receiver,
     /// `stream`, `probe`: a connection of a move.
     Stream,
@@ -100,6 +100,7 @@ impl Kind {
             Kind::Virtio => &[EVENT_LOOP, CARD],
             Kind::Source => &[
                 CONNECTIONS,
+                KEEP,
                 PLACEMENT,
                 FURTHER,
                 PAGES,
@@ -128,7 +129,7 @@ impl Kind {
             Kind::DirtyRing => &[RING],
             Kind::Announce => &[CARD],
             Kind::Control => &[LISTEN],
-            Kind::ControlClient => &[CONNECTIONS, FOOTPRINT],
+            Kind::ControlClient => &[CONNECTIONS, FOOTPRINT, PASSED],
             Kind::Console => &[LISTEN, CONNECTIONS],
         }
     }
@@ -407,6 +408,11 @@ const CONNECTIONS: Group = &[
 
 /// How much memory the process takes, for metrics: a file of /proc that is open.
 const FOOTPRINT: Group = &[call(libc::SYS_pread64)];
+/// A snapshot's file, which came with a request: what was written has to last.
+const KEEP: Group = &[call(libc::SYS_fdatasync)];
+
+/// A file that comes with a request of the control socket is looked at.
+const PASSED: Group = &[call(libc::SYS_statx)];
 
 /// Over loopback both ends of a stream run on one processor.
 const PLACEMENT: Group = &[call(libc::SYS_sched_setaffinity), call(libc::SYS_getcpu)];

@@ -15,7 +15,7 @@ pub fn status_table(status: &Status, style: Style) -> String {
         State::Running => Colour::Good,
         State::Unknown => Colour::Bad,
         State::Waiting => Colour::Faint,
-        State::Paused | State::Receiving | State::Migrating => Colour::Warning,
+        State::Paused | State::Receiving | State::Migrating | State::Saving => Colour::Warning,
     };
     let mut text = String::new();
     let mut row = |name: &str, value: &str| {

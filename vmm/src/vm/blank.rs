@@ -18,7 +18,7 @@ use super::work::History;
 use super::{Core, PausedVm, STATE_VERSION};
 use crate::boot;
 use crate::kvm::dirty::VmLog;
-use crate::kvm::standstill::Standstill;
+use crate::kvm::standstill::{Standstill, wall_ns};
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
 use crate::kvm::vm_state::{self, VmCommonState};
 use crate::kvm::{self, cpuid};
@@ -29,6 +29,8 @@ use crate::vcpu::{EventSender, Throttle, VcpuHandle};
 pub struct BlankVm {
     core: Core,
     parts: DeviceParts,
+    /// See [`BlankVm::rewound`].
+    rewound: bool,
 }
 
 /// What a VM on this host is made with, besides its shape.
@@ -92,7 +94,20 @@ impl BlankVm {
             events: making.events,
             history: History::default(),
         };
-        Ok(Self { core, parts })
+        Ok(Self {
+            core,
+            parts,
+            rewound: false,
+        })
+    }
+
+    /// The state that comes may be old: the guest's time goes on where it was saved, and the time since then is not
+    /// added to it.
+    pub fn rewound(self) -> Self {
+        Self {
+            rewound: true,
+            ..self
+        }
     }
 
     /// Its shape, the TSC frequency now known.
@@ -105,7 +120,7 @@ impl BlankVm {
     /// # Errors
     /// A device or a register is refused.
     pub fn boot(self, entry: &boot::Entry) -> Result<PausedVm, GuestError> {
-        let Self { core, parts } = self;
+        let Self { core, parts, .. } = self;
         let devices = parts.assemble(&core.ram, None)?;
         if let Some(first) = core.vcpus.first() {
             let mut state = first
@@ -147,9 +162,17 @@ impl BlankGuest for BlankVm {
         common
             .check()
             .map_err(|e| GuestError::new("read the guest's state", e))?;
-        let Self { core, parts } = self;
+        let Self {
+            core,
+            parts,
+            rewound,
+        } = self;
         let devices = parts.assemble(&core.ram, Some(state))?;
-        let standstill = Standstill::since(common.wall_ns);
+        // Of a rewound guest only what the load takes: both of its clocks go on from one instant.
+        let standstill = match rewound {
+            true => Standstill::since(wall_ns()),
+            false => Standstill::since(common.wall_ns),
+        };
         for (index, vcpu) in (0u32..).zip(&core.vcpus) {
             let vcpu_state: VcpuState =
                 state.get(Kind::VCPU, index, STATE_VERSION).map_err(read)?;

@@ -42,6 +42,8 @@ pub struct ReceivingHost<'a> {
     pub gauges: &'a Gauges,
     /// How its written pages are found when it is moved on.
     pub log: LogChoice,
+    /// The guest's time goes on where it was saved, however long ago: it comes out of a snapshot.
+    pub rewound: bool,
     /// See [`MakeParts`].
     pub make_parts: &'a mut MakeParts<'a>,
     /// See [`OpenTap`].
@@ -83,7 +85,7 @@ impl Host for ReceivingHost<'_> {
             });
         }
         let parts = (self.make_parts)()?;
-        BlankVm::new(
+        let blank = BlankVm::new(
             self.kvm,
             shape,
             Making {
@@ -94,6 +96,10 @@ impl Host for ReceivingHost<'_> {
                 events: parts.events,
                 log: self.log,
             },
-        )
+        )?;
+        Ok(match self.rewound {
+            true => blank.rewound(),
+            false => blank,
+        })
     }
 }

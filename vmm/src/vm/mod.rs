@@ -227,6 +227,11 @@ impl PausedVm {
     pub fn view(&self) -> View {
         self.core.view(&self.devices)
     }
+
+    /// Whether the guest counts its work, so that readings of that make sense.
+    pub fn counts_work(&self) -> bool {
+        self.core.counts_work()
+    }
 }
 
 impl RunningGuest for RunningVm {

@@ -1,0 +1,173 @@
+//! `ferry restore`: a guest out of snapshots.
+//!
+//! The files are opened by the main thread; a thread of the receiver's kind reads them and makes the guest, while the
+//! main loop serves: a restore can be watched and cancelled as an arrival can.
+
+use std::fs::File;
+
+use devices::virtio::net::Tap;
+use kvm_ioctls::Kvm;
+use migration::cancel::CancelToken;
+use migration::destination::{self, RestoreError, Snapshot};
+use migration::event::Arrival;
+use migration::guest::GuestError;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::paths::Paths;
+use super::status::CardInfo;
+use super::supervisor::{FromThread, Notifier, chain};
+use super::{End, MachineError, tap};
+use crate::config::RestoreConfig;
+use crate::console::{Output, Signals};
+use crate::kvm;
+use crate::sandbox::{self, Kind, Sandbox};
+use crate::tls;
+use crate::vcpu::EventSender;
+use crate::vm::{Gauges, LocalParts, LogChoice, PausedVm, ReceivingHost};
+
+/// Makes the guest and stays with it until it ends, leaves, or is stopped.
+///
+/// # Errors
+/// What is missing or wrong before the files are read, or how it crashed.
+pub fn restore(config: RestoreConfig) -> Result<End, MachineError> {
+    let signals = Signals::block().map_err(MachineError::host("block signals"))?;
+    let kvm = kvm::open()?;
+    let log = LogChoice::of(config.dirty_tracking, &kvm)?;
+    let tls = config.tls.as_deref().map(tls::load).transpose()?;
+    let open = |path: &std::path::PathBuf| {
+        let name = path.display().to_string();
+        let act = format!("open snapshot {name}");
+        let file = File::open(path).map_err(MachineError::host(act))?;
+        Ok::<_, MachineError>((file, name))
+    };
+    let files = config.files.iter().map(open).collect::<Result<_, _>>()?;
+    let paths = Paths::open(config.control.as_deref(), &config.serial)?;
+    let open = |(card, wanted)| Ok::<_, GuestError>((card, tap::open(wanted)?));
+    let nets = config.nets.iter().map(|(card, wanted)| (*card, wanted));
+    let taps = nets.map(open).collect::<Result<_, _>>()?;
+    let gauges = Gauges::open();
+    let sandbox = Sandbox::confine(config.sandbox, &paths.reach())?;
+    let mut supervisor = paths.supervisor(signals)?;
+    supervisor.tls = tls;
+    let restorer = Restorer {
+        kvm,
+        log,
+        files,
+        taps,
+        gauges,
+        output: supervisor.console().output(),
+        serial_room: supervisor.serial_room()?,
+        events: supervisor.event_sender()?,
+        notify: supervisor.notifier()?,
+        max_memory: config.max_memory,
+        paused: config.paused,
+    };
+    std::thread::Builder::new()
+        .name("restore".into())
+        .spawn(move || {
+            sandbox::enter(Kind::Receiver);
+            restorer.run();
+        })
+        .map_err(MachineError::host(
+            "start the thread that restores the guest",
+        ))?;
+    supervisor.sandbox = Some(sandbox.close()?);
+    supervisor.serve()
+}
+
+/// The thread that makes the guest.
+struct Restorer {
+    kvm: Kvm,
+    log: LogChoice,
+    /// The snapshots in their order, with their names.
+    files: Vec<(File, String)>,
+    /// For the guest's cards, by their numbers.
+    taps: Vec<(u32, Tap)>,
+    gauges: Gauges,
+    output: Output,
+    serial_room: EventFd,
+    events: EventSender,
+    notify: Notifier,
+    max_memory: u64,
+    paused: bool,
+}
+
+impl Restorer {
+    fn run(mut self) {
+        let message = match self.attempt() {
+            Ok((vm, cards)) => FromThread::Restored {
+                vm: Box::new(vm),
+                cards,
+                paused: self.paused,
+            },
+            Err(error) => FromThread::NotArrived {
+                give_up: Some(chain(&error)),
+                // No move has failed.
+                failed: false,
+            },
+        };
+        self.notify.send(message);
+    }
+
+    fn attempt(&mut self) -> Result<(PausedVm, Vec<CardInfo>), RestoreError> {
+        let cancel = CancelToken::new().map_err(|e| GuestError::new("make a cancel token", e))?;
+        self.notify.send(FromThread::Receiving(cancel.clone()));
+        let files = std::mem::take(&mut self.files).into_iter();
+        let snapshots = files.map(|(file, name)| Snapshot::open(file, name, &cancel));
+        let snapshots = snapshots.collect::<Result<_, _>>()?;
+        let mut cards = Vec::new();
+        let mut host = ReceivingHost {
+            kvm: &self.kvm,
+            max_memory: self.max_memory,
+            gauges: &self.gauges,
+            log: self.log,
+            rewound: true,
+            make_parts: &mut || self.parts(),
+            open_tap: &mut |card| {
+                let tap = self.tap(card)?;
+                cards.push(CardInfo {
+                    tap: tap.name().to_owned(),
+                    mac: None,
+                });
+                Ok(tap)
+            },
+        };
+        let mut tell = |arrival: Arrival| {
+            if let Arrival::Accepted {
+                peer,
+                memory_bytes,
+                vcpus,
+            } = arrival
+            {
+                eprintln!(
+                    "ferry: restoring a guest of {} MiB and {vcpus} vCPU(s) from {peer}",
+                    memory_bytes >> 20
+                );
+            }
+        };
+        let vm = destination::restore(&mut host, snapshots, &cancel, &mut tell)?;
+        Ok((vm, cards))
+    }
+
+    /// What the VM is made with here.
+    fn parts(&self) -> Result<LocalParts, GuestError> {
+        let again = |e| GuestError::new("duplicate an eventfd", e);
+        Ok(LocalParts {
+            serial_out: Box::new(self.output.clone()),
+            serial_room: self.serial_room.try_clone().map_err(again)?,
+            events: self.events.try_clone().map_err(again)?,
+        })
+    }
+
+    /// What the user gave for the guest's nth card.
+    fn tap(&self, card: u32) -> Result<Tap, GuestError> {
+        let mut taps = self.taps.iter();
+        let (_, tap) = taps.find(|(index, _)| *index == card).ok_or_else(|| {
+            GuestError::bare(format!(
+                "the guest's network card {card} has no tap here: restore it with --net {card}=tap=NAME"
+            ))
+        })?;
+        tap.fresh()
+            .map_err(|e| GuestError::new(format!("cannot use tap {}", tap.name()), e))
+    }
+}
