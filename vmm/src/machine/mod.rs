@@ -6,6 +6,7 @@
 
 mod announce;
 mod calls;
+mod disk;
 mod error;
 mod incoming;
 mod measuring;

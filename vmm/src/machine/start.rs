@@ -10,7 +10,7 @@ use migration::guest::{BlankGuest, PausedGuest};
 use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::Supervisor;
-use super::{End, MachineError, tap};
+use super::{End, MachineError, disk, tap};
 use crate::boot::{self, Initrd, Kernel};
 use crate::config::{GuestConfig, KernelConfig, MemoryBacking, NetConfig, display_mac};
 use crate::console::Signals;
@@ -149,7 +149,7 @@ fn cmdline(config: &GuestConfig, shape: &Shape) -> String {
     line
 }
 
-/// Opens the backends of the slots: the network cards, and an entropy source for everyone but the bare
+/// Opens the backends of the slots: the network cards, the disks, and an entropy source for everyone but the bare
 /// guest, which drives no virtio.
 fn backends(config: &GuestConfig) -> Result<(Vec<Backend>, Vec<CardInfo>), MachineError> {
     let mut backends = Vec::new();
@@ -162,6 +162,9 @@ fn backends(config: &GuestConfig) -> Result<(Vec<Backend>, Vec<CardInfo>), Machi
             mac: Some(display_mac(mac)),
         });
         backends.push(Backend::Net { tap, mac });
+    }
+    for (number, disk) in (0..).zip(&config.disks) {
+        backends.push(disk::backend(number, disk)?);
     }
     if !is_pulse(config) {
         backends.push(Backend::Rng);

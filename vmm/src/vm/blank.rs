@@ -28,6 +28,8 @@ use crate::vcpu::{EventSender, Throttle, VcpuHandle};
 pub struct BlankVm {
     core: Core,
     parts: DeviceParts,
+    /// Its memory is not another process's of this host, so its disks may have been written elsewhere.
+    from_afar: bool,
 }
 
 /// What a VM on this host is made with, besides its shape.
@@ -56,6 +58,7 @@ impl BlankVm {
     /// # Errors
     /// KVM or the host refuses a part of it.
     pub fn new(kvm: &Kvm, mut shape: Shape, making: Making) -> Result<Self, GuestError> {
+        let from_afar = !matches!(making.backing, Backing::Files(_));
         let vm = Arc::new(kvm::create_vm(kvm).map_err(kvm_error("make a VM"))?);
         making
             .log
@@ -91,7 +94,11 @@ impl BlankVm {
             events: making.events,
             history: History::default(),
         };
-        Ok(Self { core, parts })
+        Ok(Self {
+            core,
+            parts,
+            from_afar,
+        })
     }
 
     /// Its shape, the TSC frequency now known.
@@ -104,7 +111,7 @@ impl BlankVm {
     /// # Errors
     /// A device or a register is refused.
     pub fn boot(self, entry: &boot::Entry) -> Result<PausedVm, GuestError> {
-        let Self { core, parts } = self;
+        let Self { core, parts, .. } = self;
         let devices = parts.assemble(&core.ram, None)?;
         if let Some(first) = core.vcpus.first() {
             let mut state = first
@@ -145,8 +152,15 @@ impl BlankGuest for BlankVm {
         common
             .check()
             .map_err(|e| GuestError::new("read the guest's state", e))?;
-        let Self { core, parts } = self;
+        let Self {
+            core,
+            parts,
+            from_afar,
+        } = self;
         let devices = parts.assemble(&core.ram, Some(state))?;
+        if from_afar {
+            devices.disks().forget();
+        }
         let standstill = common.standstill();
         for (index, vcpu) in (0u32..).zip(&core.vcpus) {
             let vcpu_state: VcpuState =
