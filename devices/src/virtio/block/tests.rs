@@ -34,8 +34,8 @@ struct Bench {
 
 fn file() -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
-    let pattern: Vec<u8> = (0..SIZE).map(|at| pattern(at)).collect();
-    file.as_file().write_all_at(&pattern, 0).unwrap();
+    let bytes: Vec<u8> = (0..SIZE).map(pattern).collect();
+    file.as_file().write_all_at(&bytes, 0).unwrap();
     file
 }
 
