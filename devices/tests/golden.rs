@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use devices::GuestRam;
 use devices::heartbeat::{HeartbeatPort, HeartbeatState};
 use devices::serial::{Serial, SerialParts, SerialState};
+use devices::virtio::block::disk::Disk;
+use devices::virtio::block::{BlockParts, BlockState, DiskOptions, VirtioBlock};
 use devices::virtio::net::{NetBackend, NetParts, NetState, Offloads, VirtioNet};
 use devices::virtio::queue::RingState;
 use devices::virtio::rng::{RngState, VirtioRng};
@@ -97,6 +99,27 @@ fn net() -> NetState {
     }
 }
 
+fn block() -> BlockState {
+    BlockState {
+        // SIZE_MAX, SEG_MAX, BLK_SIZE, FLUSH, TOPOLOGY, MQ, DISCARD, WRITE_ZEROES (virtio 1.2, 5.2.3).
+        features: 0x7646,
+        bytes: 3 << 20,
+        block_size: 4096,
+        queues: 4,
+        id: *b"ferry-disk-3\0\0\0\0\0\0\0\0",
+    }
+}
+
+fn block_parts() -> BlockParts {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(3 << 20).unwrap();
+    BlockParts {
+        disk: Disk::open(file.path(), DiskOptions::default())
+            .unwrap()
+            .into(),
+    }
+}
+
 fn queue(size: u16, at: u64) -> RingState {
     RingState {
         max_size: 256,
@@ -151,6 +174,7 @@ fn sections_are_their_golden_bytes() {
         room: eventfd(),
     });
     golden::<VirtioNet>("virtio_net", &net(), net_parts);
+    golden::<VirtioBlock>("virtio_blk", &block(), block_parts);
     golden::<VirtioMmio>("virtio_mmio", &mmio(), mmio_parts);
 }
 

@@ -144,15 +144,22 @@ pub trait PausedGuest: Send + Sized {
     fn throttled(&self) -> Vec<Duration>;
     /// What each vCPU has done, if it is a guest that counts its work. Asked in the blackout: must be quick.
     fn work(&self) -> Option<Vec<VcpuWork>>;
-    /// All state besides memory. May be called again; the guest stays able to resume.
+    /// All state besides memory; what the guest has written elsewhere is, on return, where the destination finds it. May be called again; the guest stays able to resume.
     ///
     /// # Errors
     /// Some state could not be read; the guest can still resume.
     fn save(&mut self) -> Result<VmState, GuestError>;
-    /// Lets vCPUs and devices go on. Returns when the first vCPU is let into the guest.
+    /// Lets go of what keeps everybody else from running this guest, such as the locks of its disks: its fence. Called
+    /// just before the destination is told that the guest is its own. A guest without a fence has nothing to do.
     ///
     /// # Errors
-    /// The guest stays paused, whole.
+    /// It may be held still; the guest can still resume.
+    fn let_go(&mut self) -> Result<(), GuestError>;
+    /// Takes the fence, unless it is held, and lets vCPUs and devices go on. Returns when the first vCPU is let into the
+    /// guest.
+    ///
+    /// # Errors
+    /// Somebody else has the fence, or the guest cannot go on. It stays paused, whole.
     fn resume(self) -> Result<Self::Running, Failed<Self>>;
 }
 

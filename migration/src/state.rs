@@ -50,6 +50,8 @@ kinds! {
     VIRTIO_RNG = 19, "virtio-rng in slot";
     /// The heartbeat port of the bare test guest.
     HEARTBEAT = 20, "heartbeat port";
+    /// virtio-blk. The instance is the slot.
+    VIRTIO_BLK = 21, "virtio-blk in slot";
     /// Description: vCPU count, CPUID, TSC frequency, MSRs. Sent before the first page.
     CPU_MODEL = 64, "CPU model";
     /// Description: which devices sit in which slots, with their features. Sent before the first page.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread::JoinHandle;
 
 use migration::cancel::CancelToken;
+use migration::guest::PausedGuest;
 use migration::options::Options;
 use migration::report::Outcome;
 use migration::source::After;
@@ -19,7 +20,7 @@ use migration::wire::codec::{self, HEADER, Header};
 use migration::wire::frame::Frame;
 use migration::wire::preamble::PREAMBLE;
 use support::run::{back, options, receiving, send, verify};
-use support::{World, boot};
+use support::{Holder, World, boot};
 
 /// Where the line is cut: before the frame of that number, or in its middle.
 #[derive(Debug, Clone, Copy)]
@@ -113,23 +114,35 @@ fn travel(cut: Option<Cut>, verified: bool) -> (Vec<&'static str>, Vec<&'static 
             assert!(!go, "{cut:?}: the source resumed after GO arrived");
             assert!(arrived.is_err(), "{cut:?}");
             assert_eq!(moved.report.outcome, Outcome::Failed, "{cut:?}");
+            assert_eq!(world.holder(), Some(Holder::Source), "{cut:?}");
             verify(&world, back(&world, moved.guest));
         }
         After::Gone(_) => {
+            assert_eq!(world.holder(), Some(Holder::Destination), "{cut:?}");
             assert!(live, "{cut:?}");
             assert_eq!(moved.report.outcome, Outcome::Completed, "{cut:?}");
             assert_eq!(world.running(), 1, "{cut:?}");
             verify(&world, arrived.unwrap());
         }
-        After::Unknown(_) => {
+        After::Unknown(paused) => {
             assert!(!live, "{cut:?}: LIVE arrived, and nothing is unknown");
             assert!(names.1.contains(&"READY"), "{cut:?}");
             assert_eq!(moved.report.outcome, Outcome::Unknown, "{cut:?}");
             // It runs there if GO came through, and nowhere if not. Never here.
             assert_eq!(world.running(), i64::from(go), "{cut:?}");
             assert_eq!(arrived.is_ok(), go, "{cut:?}");
-            if let Ok(guest) = arrived {
-                verify(&world, guest);
+            // Somebody who does not look at the destination first is stopped by the fence, if it has moved.
+            match (arrived, paused.resume()) {
+                (Ok(guest), Err(_)) => {
+                    assert_eq!(world.holder(), Some(Holder::Destination), "{cut:?}");
+                    assert_eq!(world.running(), 1, "{cut:?}");
+                    verify(&world, guest);
+                }
+                (Err(_), Ok(guest)) => {
+                    assert_eq!(world.holder(), Some(Holder::Source), "{cut:?}");
+                    verify(&world, guest);
+                }
+                (there, here) => panic!("{cut:?}: {there:?} there, {here:?} here"),
             }
         }
         After::Stuck(_, error) => panic!("{cut:?}: {error}"),

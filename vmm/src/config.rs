@@ -3,6 +3,8 @@
 //! No flag, no string to be parsed later: whoever holds one of these holds something that makes sense by
 //! itself. Whether the host can do it (the file is there, the tap is free) shows when it is tried.
 
+mod disk;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -11,6 +13,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use devices::virtio::block::MAX_QUEUES;
 use migration::pages::{MAX_MEMORY, REGION_ALIGN};
 use thiserror::Error;
 
@@ -20,6 +23,8 @@ use crate::kvm::ring::{DEFAULT_ENTRIES, MIN_ENTRIES};
 use crate::layout::LOW_RAM_END;
 use crate::sandbox::Mode;
 use crate::units::{Size, Span, UnitError};
+
+pub use disk::{DiskConfig, DiskFile, MAX_DISKS};
 
 /// The most vCPUs a guest has.
 pub const MAX_CPUS: u8 = 8;
@@ -67,6 +72,21 @@ pub enum ConfigError {
     /// Too many network devices.
     #[error("{0} network devices: take at most {MAX_NETS}")]
     Nets(usize),
+    /// Too many disks.
+    #[error("{0} disks: take at most {MAX_DISKS}")]
+    Disks(usize),
+    /// No queue, or too many.
+    #[error("{0} queues of a disk: take 1 to {MAX_QUEUES}")]
+    DiskQueues(u16),
+    /// One file for two disks.
+    #[error("disk {} is given twice: two disks of a guest need a file each, unless both are read-only (,ro)", .0.display())]
+    DiskTwice(PathBuf),
+    /// The same number twice.
+    #[error("disk {0} is given twice: name each number once")]
+    DiskNumberTwice(u32),
+    /// A disk that no guest has.
+    #[error("disk {0}: a guest has at most {MAX_DISKS}, counted from 0")]
+    DiskNumber(u32),
     /// The bare test guest would not take its parameters.
     #[error(transparent)]
     Pulse(#[from] guest_images::config::ConfigError),
@@ -197,6 +217,8 @@ pub struct GuestConfig {
     pub cpu: Baseline,
     /// Network devices; the index is the slot.
     pub nets: Vec<NetConfig>,
+    /// Disks, in the slots behind those.
+    pub disks: Vec<DiskConfig>,
     /// The serial port.
     pub serial: SerialConfig,
     /// Where to listen for commands.
@@ -305,6 +327,8 @@ pub struct ReceiveConfig {
     pub listen: Listen,
     /// The host's end for each network device of the guest that may come, by slot.
     pub nets: Vec<(u32, TapConfig)>,
+    /// The host's end for each disk of the guest that may come, by number.
+    pub disks: Vec<(u32, DiskFile)>,
     /// The serial port.
     pub serial: SerialConfig,
     /// The most memory a guest may have, in bytes.
@@ -393,6 +417,7 @@ impl GuestConfig {
             return Err(ConfigError::Nets(self.nets.len()));
         }
         check_taps(self.nets.iter().map(|net| &net.tap))?;
+        disk::check_disks(&self.disks)?;
         for mac in self.nets.iter().filter_map(|net| net.mac) {
             check_mac(mac)?;
         }
@@ -444,6 +469,7 @@ impl ReceiveConfig {
             return Err(ConfigError::PeerTimeout(self.peer_timeout));
         }
         check_cards(&self.nets)?;
+        disk::check_numbered(&self.disks)?;
         for peer in &self.peers {
             check_peer(peer)?;
         }

@@ -219,12 +219,21 @@ fn every_status_fits() {
                 slot: Some(3),
                 tap: Some("tap0".to_owned()),
                 mac: Some("52:54:00:12:34:56".to_owned()),
+                disk: None,
+            },
+            DeviceStatus {
+                kind: "virtio-blk".to_owned(),
+                slot: Some(4),
+                tap: None,
+                mac: None,
+                disk: Some("/srv/guest.img".to_owned()),
             },
             DeviceStatus {
                 kind: "serial".to_owned(),
                 slot: None,
                 tap: None,
                 mac: None,
+                disk: None,
             },
         ],
         dirty_log: Some(DirtyLogStatus {

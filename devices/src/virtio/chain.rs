@@ -124,7 +124,7 @@ pub fn bytes(segments: &[Segment]) -> u64 {
 }
 
 /// The piece of each segment that lies in the first `len` bytes after the first `skip`.
-fn pieces(segments: &[Segment], skip: u64, len: u64) -> impl Iterator<Item = Segment> + '_ {
+pub fn pieces(segments: &[Segment], skip: u64, len: u64) -> impl Iterator<Item = Segment> + '_ {
     let mut start = 0u64;
     segments.iter().filter_map(move |segment| {
         let end = start + u64::from(segment.len);

@@ -1,9 +1,14 @@
 //! A guest that means harm: any registers, any rings, any descriptors, moves in between. Nothing may panic, and every
 //! call does a bounded amount of work.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
+use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::block::disk::Disk;
+use super::block::{BlockParts, DiskOptions, VirtioBlock};
 use super::device::BURST_CHAINS;
 use super::net::{NetParts, VirtioNet, features};
 use super::testing::{Machine, Network, Wire, wire};
@@ -40,6 +45,12 @@ enum Step {
         slot: u16,
         head: u16,
     },
+    /// The header of a block request, where many of the descriptors point.
+    Request {
+        page: u64,
+        kind: u32,
+        sector: u64,
+    },
     /// The available index goes on by so many.
     Advance {
         queue: u64,
@@ -62,6 +73,7 @@ enum Step {
 fn address() -> impl Strategy<Value = u64> {
     prop_oneof![
         4 => 0x10_0000u64..0x20_0000,
+        2 => (0u64..16).prop_map(|page| 0x10_0000 + page * 0x1000),
         1 => QUEUES..QUEUES + 0x9000,
         1 => Just((4 << 20) - 8),
         1 => Just(1 << 32),
@@ -85,6 +97,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (queue.clone(), 0u16..SIZE, 0u16..SIZE + 1)
             .prop_map(|(queue, slot, head)| Step::Head { queue, slot, head }),
         6 => (queue.clone(), 0u16..SIZE).prop_map(|(queue, by)| Step::Advance { queue, by }),
+        3 => (0u64..16, 0u32..16, prop_oneof![4 => 0u64..200, 1 => any::<u64>()])
+            .prop_map(|(page, kind, sector)| Step::Request { page, kind, sector }),
         1 => (queue, any::<u16>()).prop_map(|(queue, index)| Step::Index { queue, index }),
         6 => (0usize..4).prop_map(Step::Notify),
         3 => Just(Step::Backend),
@@ -99,16 +113,40 @@ struct World {
     machine: Machine,
     wire: Wire,
     network: Network,
-    net: bool,
+    kind: Kind,
+    disk: (NamedTempFile, Arc<Disk>),
+}
+
+/// Which device is attacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Net,
+    Rng,
+    Block,
+}
+
+/// Bytes of the disk: small, so that requests often end beyond it.
+const DISK: u64 = 64 << 10;
+
+/// A disk of bytes that no guest has, open.
+fn disk() -> (NamedTempFile, Arc<Disk>) {
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![0xd5; 64 << 10]).unwrap();
+    let disk = Disk::open(file.path(), DiskOptions::default()).unwrap();
+    assert_eq!(disk.bytes(), DISK);
+    (file, Arc::new(disk))
 }
 
 impl World {
-    fn new(net: bool, features: u64) -> Self {
+    fn new(kind: Kind, features: u64) -> Self {
         let (wire, network) = wire();
-        let device: Box<dyn VirtioDevice> = if net {
-            Box::new(VirtioNet::new([2, 0, 0, 0, 0, 1], None, Box::new(wire.clone())).unwrap())
-        } else {
-            Box::new(VirtioRng::new())
+        let disk = disk();
+        let device: Box<dyn VirtioDevice> = match kind {
+            Kind::Net => {
+                Box::new(VirtioNet::new([2, 0, 0, 0, 0, 1], None, Box::new(wire.clone())).unwrap())
+            }
+            Kind::Rng => Box::new(VirtioRng::new()),
+            Kind::Block => Box::new(VirtioBlock::new(disk.1.clone(), 2, "fuzzed").unwrap()),
         };
         let mut machine = Machine::new(device);
         let offered = machine.offered();
@@ -117,7 +155,8 @@ impl World {
             machine,
             wire,
             network,
-            net,
+            kind,
+            disk,
         }
     }
 
@@ -177,6 +216,12 @@ impl World {
             Step::Head { queue, slot, head } => {
                 self.put16(rings(queue) + 0x1004 + u64::from(slot) * 2, head)
             }
+            Step::Request { page, kind, sector } => {
+                let header = [kind, 0].map(u32::to_le_bytes).concat();
+                let header = [header, sector.to_le_bytes().to_vec()].concat();
+                let at = GuestAddress(0x10_0000 + page * 0x1000);
+                self.machine.ram.write_slice(&header, at).unwrap();
+            }
             Step::Advance { queue, by } => {
                 let next = self
                     .next_used()
@@ -200,11 +245,20 @@ impl World {
     /// Whatever the guest did, its state is one that can be restored.
     fn restart(&mut self) {
         let state = self.machine.save();
-        let device: Box<dyn VirtioDevice> = if self.net {
-            let backend = Box::new(self.wire.clone());
-            Box::new(state.restore::<VirtioNet>(0, NetParts { backend }).unwrap())
-        } else {
-            Box::new(state.restore::<VirtioRng>(0, ()).unwrap())
+        let device: Box<dyn VirtioDevice> = match self.kind {
+            Kind::Net => {
+                let backend = Box::new(self.wire.clone());
+                Box::new(state.restore::<VirtioNet>(0, NetParts { backend }).unwrap())
+            }
+            Kind::Rng => Box::new(state.restore::<VirtioRng>(0, ()).unwrap()),
+            Kind::Block => {
+                let disk = self.disk.1.clone();
+                Box::new(
+                    state
+                        .restore::<VirtioBlock>(0, BlockParts { disk })
+                        .unwrap(),
+                )
+            }
         };
         let (parts, irq, events) = super::testing::parts(&self.machine.ram, device);
         self.machine.mmio = state.restore(0, parts).unwrap();
@@ -218,28 +272,38 @@ proptest! {
 
     #[test]
     fn a_hostile_guest_breaks_its_own_device_only(
-        net in prop::bool::weighted(0.8),
+        kind in prop_oneof![4 => Just(Kind::Net), 1 => Just(Kind::Rng), 4 => Just(Kind::Block)],
         mergeable in any::<bool>(),
         event_idx in any::<bool>(),
         steps in prop::collection::vec(step(), 1..200),
     ) {
-        let mut features = features::offered(super::net::Offloads::ALL, false) | INDIRECT;
-        if !mergeable { features &= !features::MRG_RXBUF; }
+        let mut features = match kind {
+            Kind::Block => super::block::features::offered(false, 2),
+            _ => features::offered(super::net::Offloads::ALL, false),
+        } | INDIRECT;
+        if kind != Kind::Block && !mergeable { features &= !features::MRG_RXBUF; }
         if event_idx { features |= EVENT_IDX; }
-        let mut world = World::new(net, features);
+        let mut world = World::new(kind, features);
         for step in steps {
             world.take(step);
         }
         // Out of order or not, a reset makes it work again.
         world.machine.ram.write_slice(&vec![0; 0x1_0000], GuestAddress(0)).unwrap();
-        let queue = if net { 1 } else { 0 };
+        let queue = if kind == Kind::Net { 1 } else { 0 };
         let offered = world.machine.offered();
         let mut drivers = world.machine.set_up(features & offered | VERSION_1, SIZE);
-        let head = drivers[queue].add(&[(0x10_0000, 64, !net)]);
+        // A frame to be sent, room for random bytes, a flush.
+        world.take(Step::Request { page: 0, kind: 4, sector: 0 });
+        let head = match kind {
+            Kind::Net => drivers[queue].add(&[(0x10_0000, 64, false)]),
+            Kind::Rng => drivers[queue].add(&[(0x10_0000, 64, true)]),
+            Kind::Block => drivers[queue].add(&[(0x10_0000, 16, false), (0x10_1000, 1, true)]),
+        };
         world.machine.notify(u32::try_from(queue).unwrap());
         while world.network.receive().is_some() {
             world.machine.mmio.backend_event();
         }
+        prop_assert_eq!(std::fs::metadata(world.disk.0.path()).unwrap().len(), DISK);
         prop_assert_eq!(drivers[queue].used().iter().map(|used| used.0).collect::<Vec<_>>(), [head]);
     }
 }

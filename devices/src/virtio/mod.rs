@@ -7,12 +7,14 @@
 //! | [`device`] | what a device has to be to stand behind the transport | 2.1, 2.2 |
 //! | [`mmio`] | the transport: registers, status, interrupts | 3.1, 4.2 |
 //! | [`net`] | network card on a tap | 5.1 |
+//! | [`block`] | disk on a file | 5.2 |
 //! | [`rng`] | entropy source | 5.4 |
 //!
 //! Everything in guest memory and every register write is the guest's and hostile. A ring or chain that breaks the
 //! specification costs the guest its device (DEVICE_NEEDS_RESET), never the VMM its life or its time: work is done
 //! in bursts of at most [`device::BURST_CHAINS`] chains.
 
+pub mod block;
 pub mod chain;
 pub mod device;
 pub mod mmio;
@@ -25,6 +27,7 @@ mod fuzz;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use block::{BlockParts, BlockState, VirtioBlock};
 pub use device::VirtioDevice;
 pub use mmio::{MMIO_LEN, MmioParts, MmioState, QUEUE_NOTIFY, VirtioMmio};
 pub use net::{NetParts, NetState, VirtioNet};

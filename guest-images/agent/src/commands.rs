@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::clock;
+use crate::disk::Journal;
 use crate::witness::Witness;
 
 /// Does what the line asks for.
@@ -36,14 +37,35 @@ pub fn answer(line: &str, witness: &Witness) -> Value {
             }),
             None => failure("a worker is gone, so its pages cannot be checked"),
         },
+        "disk write" => done(witness.begin_journal()),
+        "disk status" => journal(witness, |journal| match journal.failure() {
+            None => json!({ "ok": true, "acknowledged": journal.acknowledged() }),
+            Some(why) => failure(&why),
+        }),
+        "disk verify" => journal(witness, |journal| match journal.verify() {
+            Ok(blocks) => json!({
+                "ok": true,
+                "blocks": blocks,
+                "acknowledged": journal.acknowledged(),
+            }),
+            Err(why) => failure(&why),
+        }),
         // Without -f, busybox would ask an init that is not there.
         "poweroff" => done(Command::new("poweroff").arg("-f").spawn().map(drop)),
         "reboot" => done(Command::new("reboot").arg("-f").spawn().map(drop)),
         "panic" => done(fs::write("/proc/sysrq-trigger", "c")),
         other => failure(&format!(
-            "unknown command {:?}; there are status, check, uptime, poweroff, reboot, panic",
+            "unknown command {:?}; there are status, check, uptime, disk write, disk status, disk verify, poweroff, reboot, panic",
             other.chars().take(40).collect::<String>()
         )),
+    }
+}
+
+/// Asks the journal, where there is one.
+fn journal(witness: &Witness, ask: impl Fn(&Journal) -> Value) -> Value {
+    match witness.journal() {
+        Some(journal) => ask(journal),
+        None => failure("nothing is written to a disk: say \"disk write\" first"),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod clock;
 mod commands;
+mod disk;
 mod memory;
 mod parameters;
 mod server;

@@ -1,9 +1,11 @@
 //! What the agent has seen so far: counters that all its threads share, and the lines about them.
 
-use std::sync::Mutex;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use crate::disk::Journal;
 use crate::memory::Mismatch;
 use crate::parameters::Parameters;
 use crate::worker::{CheckRequest, Checked, Worker};
@@ -28,6 +30,8 @@ pub struct Witness {
     echoed: AtomicU64,
     /// Passes over the whole working set that were printed.
     printed: Mutex<u64>,
+    /// What is written to a disk, once that was asked for.
+    journal: OnceLock<Arc<Journal>>,
 }
 
 impl Witness {
@@ -51,8 +55,26 @@ impl Witness {
             mismatches: AtomicU64::new(0),
             echoed: AtomicU64::new(0),
             printed: Mutex::new(0),
+            journal: OnceLock::new(),
         };
         (witness, workers)
+    }
+
+    /// Begins to write to the disk, unless that was begun before.
+    ///
+    /// # Errors
+    /// There is no disk.
+    pub fn begin_journal(&self) -> io::Result<()> {
+        if self.journal.get().is_none() {
+            let journal = Journal::begin()?;
+            let _ = self.journal.set(journal);
+        }
+        Ok(())
+    }
+
+    /// What is written to the disk.
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.get().map(|journal| &**journal)
     }
 
     /// Counts a tick and gives its number, from 1.

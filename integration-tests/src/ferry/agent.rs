@@ -66,6 +66,8 @@ pub struct LinuxGuest {
     pub memory: String,
     /// Its NICs: `tap0`… of the namespace, with the addresses of [`World::guest_address`].
     pub nics: u8,
+    /// Its disks, in the words of `--disk`.
+    pub disks: Vec<String>,
     /// More words of kernel command line, such as `agent.ws=64 agent.rate=2000`.
     pub append: String,
 }
@@ -79,6 +81,7 @@ impl LinuxGuest {
             cpu: "host",
             memory: "512M".into(),
             nics: 1,
+            disks: Vec::new(),
             append: String::new(),
         }
     }
@@ -102,6 +105,9 @@ impl LinuxGuest {
         args.extend(["--append", append.trim()]);
         for net in &nets {
             args.extend(["--net", net]);
+        }
+        for disk in &self.disks {
+            args.extend(["--disk", disk]);
         }
         let attempt = || {
             let mut ferry = Ferry::start(netns, &args)?;

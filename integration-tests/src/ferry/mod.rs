@@ -3,6 +3,7 @@
 
 mod agent;
 mod cgroup;
+mod disk;
 mod echo;
 pub mod frames;
 mod hosts;
@@ -16,6 +17,7 @@ mod user;
 
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
 pub use cgroup::MemoryBound;
+pub use disk::DiskImage;
 pub use echo::{EchoClient, EchoCount};
 pub use hosts::Hosts;
 pub use lines::Lines;

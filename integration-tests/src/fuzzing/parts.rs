@@ -1,6 +1,7 @@
 //! What devices are assembled from here: eventfds that nobody waits for, and output that goes nowhere.
 
 use devices::serial::SerialParts;
+use devices::virtio::block::{DiskOptions, disk::Disk};
 use devices::virtio::{MmioParts, VirtioDevice};
 use migration::guest::GuestRam;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -15,6 +16,13 @@ pub fn serial() -> SerialParts {
         out: Box::new(std::io::sink()),
         room: eventfd(),
     }
+}
+
+/// A disk of 64 KiB that nobody else sees.
+pub fn disk() -> Disk {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), vec![0xd5; 64 << 10]).unwrap();
+    Disk::open(file.path(), DiskOptions::default()).unwrap()
 }
 
 pub fn mmio(ram: &GuestRam, device: Box<dyn VirtioDevice>) -> MmioParts {

@@ -6,6 +6,7 @@
 
 use devices::heartbeat::HeartbeatPort;
 use devices::serial::Serial;
+use devices::virtio::block::{BlockParts, VirtioBlock};
 use devices::virtio::net::{NetParts, VirtioNet};
 use devices::virtio::{MmioParts, VirtioDevice, VirtioMmio, VirtioRng};
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry};
@@ -19,7 +20,7 @@ use vmm::kvm::standstill::Standstill;
 use vmm::kvm::vcpu_state::VcpuState;
 use vmm::kvm::vm_state::VmCommonState;
 use vmm::kvm::{cpuid, vm_state};
-use vmm::vm::{Shape, SlotKind};
+use vmm::vm::{DiskShape, Shape, SlotKind};
 
 use super::input::Written;
 use super::parts;
@@ -30,7 +31,7 @@ pub fn run(input: &[u8]) {
     let Some((which, bytes)) = input.split_first() else {
         return;
     };
-    match which % 9 {
+    match which % 10 {
         0 => owner::<Serial>(bytes, parts::serial),
         1 => owner::<HeartbeatPort>(bytes, || ()),
         2 => owner::<VirtioRng>(bytes, || ()),
@@ -40,6 +41,9 @@ pub fn run(input: &[u8]) {
         4 => owner::<VirtioMmio>(bytes, || mmio_parts(card())),
         5 => owner::<VirtioMmio>(bytes, || mmio_parts(Box::new(VirtioRng::new()))),
         6 => drop(plain::<VcpuState>(Kind::VCPU, bytes)),
+        9 => owner::<VirtioBlock>(bytes, || BlockParts {
+            disk: parts::disk().into(),
+        }),
         7 => {
             if let Some(state) = plain::<VmCommonState>(Kind::VM, bytes) {
                 let _ = (state.check(), Standstill::since(state.wall_ns).so_far());
@@ -67,6 +71,7 @@ fn version(kind: Kind) -> u32 {
         Kind::SERIAL => Serial::VERSION,
         Kind::HEARTBEAT => HeartbeatPort::VERSION,
         Kind::VIRTIO_RNG => VirtioRng::VERSION,
+        Kind::VIRTIO_BLK => VirtioBlock::VERSION,
         Kind::VIRTIO_NET => VirtioNet::VERSION,
         Kind::VIRTIO_MMIO => VirtioMmio::VERSION,
         other => panic!("no version is known of {other}"),
@@ -179,6 +184,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         .bytes(&cpu.bytes)
         .bytes(&devices.bytes);
     add(8, &description.0);
+    add(
+        9,
+        &saved(&VirtioBlock::new(parts::disk().into(), 4, "x").unwrap()),
+    );
     seeds
 }
 
@@ -227,6 +236,12 @@ fn shape() -> Shape {
         ecx,
         ..Default::default()
     };
+    let disk = DiskShape {
+        bytes: 64 << 10,
+        read_only: false,
+        block_size: 512,
+        queues: 4,
+    };
     Shape {
         layout: layout(),
         vcpus: 2,
@@ -234,7 +249,7 @@ fn shape() -> Shape {
         cpuid: vec![entry(1, 1 << 31), entry(0xb, 0), entry(0x8000_0008, 0)],
         tsc_khz: Some(2_000_000),
         msrs: vec![0x10, 0x6e0],
-        slots: vec![SlotKind::Net, SlotKind::Rng],
+        slots: vec![SlotKind::Net, SlotKind::Rng, SlotKind::Block(disk)],
         heartbeat: true,
     }
 }

@@ -7,7 +7,10 @@
 mod guest;
 mod seeds;
 
+use std::sync::Arc;
+
 use devices::bus::BusDevice;
+use devices::virtio::block::{BlockParts, VirtioBlock, disk::Disk};
 use devices::virtio::device::BURST_CHAINS;
 use devices::virtio::net::{NetParts, VirtioNet};
 use devices::virtio::{MmioParts, MmioState, VirtioDevice, VirtioMmio, VirtioRng};
@@ -18,7 +21,7 @@ use super::input::Program;
 use super::parts;
 use guest::Guest;
 pub use guest::{Network, Wire, wire};
-pub use seeds::{seeds_net, seeds_rng};
+pub use seeds::{seeds_blk, seeds_net, seeds_rng};
 
 /// Entries of every queue that is set up in the regular way.
 const SIZE: u16 = 16;
@@ -27,16 +30,29 @@ const STEPS: usize = 400;
 
 /// Programs for a network card.
 pub fn run_net(input: &[u8]) {
-    run(true, input);
+    run(Kind::Net, input);
 }
 
 /// Programs for an entropy source.
 pub fn run_rng(input: &[u8]) {
-    run(false, input);
+    run(Kind::Rng, input);
 }
 
-fn run(net: bool, input: &[u8]) {
-    let mut world = World::new(net);
+/// Programs for a disk.
+pub fn run_blk(input: &[u8]) {
+    run(Kind::Blk, input);
+}
+
+/// The device that is attacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Net,
+    Rng,
+    Blk,
+}
+
+fn run(kind: Kind, input: &[u8]) {
+    let mut world = World::new(kind);
     world.run(input);
     world.works_after_a_reset();
 }
@@ -48,7 +64,8 @@ pub fn set_up(mmio: &mut VirtioMmio) {
 }
 
 struct World {
-    net: bool,
+    kind: Kind,
+    disk: Arc<Disk>,
     guest: Guest,
     mmio: VirtioMmio,
     events: Vec<EventFd>,
@@ -65,20 +82,23 @@ fn wired(guest: &Guest, device: Box<dyn VirtioDevice>) -> (MmioParts, Vec<EventF
 }
 
 impl World {
-    fn new(net: bool) -> Self {
+    fn new(kind: Kind) -> Self {
         let guest = Guest::new();
         let (wire, network) = wire();
-        let device: Box<dyn VirtioDevice> = match net {
-            true => {
+        let disk = Arc::new(parts::disk());
+        let device: Box<dyn VirtioDevice> = match kind {
+            Kind::Net => {
                 Box::new(VirtioNet::new([2, 0, 0, 0, 0, 1], None, Box::new(wire.clone())).unwrap())
             }
-            false => Box::new(VirtioRng::new()),
+            Kind::Rng => Box::new(VirtioRng::new()),
+            Kind::Blk => Box::new(VirtioBlock::new(disk.clone(), 2, "fuzzed").unwrap()),
         };
         let (parts, events) = wired(&guest, device);
         let mut mmio = VirtioMmio::new(parts).unwrap();
         mmio.resume();
         Self {
-            net,
+            kind,
+            disk,
             guest,
             mmio,
             events,
@@ -201,12 +221,20 @@ impl World {
         self.mmio.pause();
         let mut state = VmState::default();
         self.mmio.save_into(0, &mut state).unwrap();
-        let device: Box<dyn VirtioDevice> = match self.net {
-            true => {
+        let device: Box<dyn VirtioDevice> = match self.kind {
+            Kind::Net => {
                 let backend = Box::new(self.wire.clone());
                 Box::new(state.restore::<VirtioNet>(0, NetParts { backend }).unwrap())
             }
-            false => Box::new(state.restore::<VirtioRng>(0, ()).unwrap()),
+            Kind::Rng => Box::new(state.restore::<VirtioRng>(0, ()).unwrap()),
+            Kind::Blk => {
+                let disk = self.disk.clone();
+                Box::new(
+                    state
+                        .restore::<VirtioBlock>(0, BlockParts { disk })
+                        .unwrap(),
+                )
+            }
         };
         let (parts, events) = wired(&self.guest, device);
         (self.mmio, self.events) = (state.restore(0, parts).unwrap(), events);
@@ -228,10 +256,16 @@ impl World {
             self.guest.forget(queue);
         }
         self.set_up(0);
-        let queue = u8::from(self.net);
-        let write = if self.net { 0 } else { 2 };
-        let buffer = (guest::BUFFERS, 64, write, 0);
-        self.guest.descriptor(guest::table(queue), 0, buffer);
+        let queue = u8::from(self.kind == Kind::Net);
+        let table = guest::table(queue);
+        match self.kind {
+            Kind::Net => (self.guest).descriptor(table, 0, (guest::BUFFERS, 64, 0, 0)),
+            Kind::Rng => (self.guest).descriptor(table, 0, (guest::BUFFERS, 64, 2, 0)),
+            Kind::Blk => {
+                (self.guest).descriptor(table, 0, (guest::BUFFERS, 16, 1, 1));
+                (self.guest).descriptor(table, 1, (guest::BUFFERS + 16, 1, 2, 0));
+            }
+        }
         self.guest.head(queue, 0, 0);
         self.guest.available(queue, 1);
         let transmitted = |world: &Self| world.mmio.save().queues[usize::from(queue)].next_used;
@@ -251,16 +285,20 @@ mod tests {
     /// What the fuzzer begins with makes the device work.
     #[test]
     fn the_seeds_use_their_queues() {
-        for (net, seeds) in [(true, seeds_net()), (false, seeds_rng())] {
-            let mut used = vec![0; if net { 3 } else { 1 }];
+        for (kind, queues, seeds) in [
+            (Kind::Net, 3, seeds_net()),
+            (Kind::Rng, 1, seeds_rng()),
+            (Kind::Blk, 2, seeds_blk()),
+        ] {
+            let mut used = vec![0; queues];
             for seed in seeds {
-                let mut world = World::new(net);
+                let mut world = World::new(kind);
                 world.run(&seed);
                 for (used, queue) in used.iter_mut().zip(world.mmio.save().queues) {
                     *used += queue.next_used;
                 }
             }
-            assert!(used.iter().all(|used| *used > 0), "{net} {used:?}");
+            assert!(used.iter().all(|used| *used > 0), "{kind:?} {used:?}");
         }
     }
 }

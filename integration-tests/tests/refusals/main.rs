@@ -6,6 +6,7 @@
 
 mod control;
 mod destinations;
+mod disks;
 mod kernels;
 mod peer;
 mod receive;

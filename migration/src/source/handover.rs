@@ -10,7 +10,7 @@ use super::stop_and_copy::Spent;
 use super::trip::{Failed, Trip, instead_of, resume};
 use crate::clock::{boottime_ns, millis};
 use crate::event::Event;
-use crate::guest::{GuestError, RunningGuest};
+use crate::guest::{GuestError, PausedGuest, RunningGuest};
 use crate::handover::{Source, SourceAct, SourceEvent};
 use crate::report::{Blackout, BlackoutClock};
 use crate::wire::frame::{Figures, Frame, Live};
@@ -101,7 +101,12 @@ impl<G: RunningGuest> Handover<G> {
         }
     }
 
+    /// Lets go of the guest's fence first: whoever hears GO must be able to take it. From there on the guest is resumed
+    /// here only with the fence taken back, which [`PausedGuest::resume`] sees to.
     fn say_go(&mut self, trip: &mut Trip<'_>) -> News {
+        if let Err(error) = self.paused.let_go() {
+            return News::bad(SourceEvent::Unsaid, error);
+        }
         let channel = &mut self.link.main.channel;
         let before = channel.sent_bytes();
         let said = channel.send(&Frame::Go);

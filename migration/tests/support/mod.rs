@@ -38,6 +38,9 @@ pub struct Faults {
     pub save: bool,
     pub load: bool,
     pub resume_there: bool,
+    /// Somebody else takes the fence as soon as the source lets go of it.
+    pub thief: bool,
+    pub let_go: bool,
     pub start_log: bool,
     pub take: bool,
 }
@@ -69,6 +72,14 @@ pub enum Content {
     Blinking,
 }
 
+/// Who may run a guest, as the lock of its disk has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    Source,
+    Destination,
+    Thief,
+}
+
 /// The truth about a guest.
 #[derive(Debug)]
 pub struct World {
@@ -77,6 +88,7 @@ pub struct World {
     stamps: Vec<AtomicU64>,
     next: AtomicU64,
     running: AtomicI64,
+    fence: Mutex<Option<Holder>>,
     /// Set when two guests ran at a time. Never forgiven.
     twice: AtomicBool,
     /// Throttles in the order in which they were asked for.
@@ -115,6 +127,7 @@ impl World {
             stamps: (0..pages).map(|_| AtomicU64::new(0)).collect(),
             next: AtomicU64::new(1),
             running: AtomicI64::new(0),
+            fence: Mutex::default(),
             twice: AtomicBool::new(false),
             throttles: Mutex::default(),
             writer,
@@ -134,6 +147,16 @@ impl World {
     pub fn running(&self) -> i64 {
         assert!(!self.twice.load(SeqCst), "two guests ran at the same time");
         self.running.load(SeqCst)
+    }
+
+    /// Who holds the fence now.
+    pub fn holder(&self) -> Option<Holder> {
+        *self.fence.lock().unwrap()
+    }
+
+    /// A thief lets go.
+    pub fn give_back(&self) {
+        *self.fence.lock().unwrap() = None;
     }
 
     fn started(&self) {
@@ -387,6 +410,33 @@ impl Body {
         self.log.mark(page);
     }
 
+    fn side(&self) -> Holder {
+        match self.here {
+            true => Holder::Source,
+            false => Holder::Destination,
+        }
+    }
+
+    fn take_fence(&self) -> Result<(), GuestError> {
+        let mut fence = self.world.fence.lock().unwrap();
+        match *fence {
+            Some(holder) if holder != self.side() => {
+                Err(GuestError::bare(format!("{holder:?} holds the fence")))
+            }
+            _ => {
+                *fence = Some(self.side());
+                Ok(())
+            }
+        }
+    }
+
+    fn let_go(&self, to: Option<Holder>) {
+        let mut fence = self.world.fence.lock().unwrap();
+        if *fence == Some(self.side()) {
+            *fence = to;
+        }
+    }
+
     fn throttled(&self) -> Vec<Duration> {
         vec![Duration::from_nanos(self.slept.load(SeqCst)); 2]
     }
@@ -473,7 +523,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.halt();
+        if let Some(body) = self.halt() {
+            body.let_go(None);
+        }
     }
 }
 
@@ -555,10 +607,20 @@ impl PausedGuest for Paused {
         Ok(state)
     }
 
+    fn let_go(&mut self) -> Result<(), GuestError> {
+        let faults = &self.0.world.faults;
+        self.0.let_go(faults.thief.then_some(Holder::Thief));
+        self.0.world.fault(faults.let_go, "let go")
+    }
+
     fn resume(self) -> Result<Running, Failed<Self>> {
+        if let Err(error) = self.0.take_fence() {
+            return Err(Failed { guest: self, error });
+        }
         let world = &self.0.world;
         let here = self.0.here;
         if let Err(error) = world.fault(world.faults.resume_there && !here, "resume") {
+            self.0.let_go(None);
             return Err(Failed { guest: self, error });
         }
         world.started();

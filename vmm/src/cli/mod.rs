@@ -6,6 +6,7 @@
 mod certs;
 mod check;
 mod dirty_rate;
+mod disk;
 pub mod error;
 pub mod exit;
 mod file;

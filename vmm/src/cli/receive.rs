@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::disk::NumberedFlag;
 use super::error::Failure;
 use super::net::SlotFlag;
 use super::serial::{self, SerialFlag};
@@ -19,6 +20,8 @@ Examples:
     ferry receive --listen tcp:127.0.0.1:7000
   With the network of the guest that will come, able to send it on:
     ferry receive --listen tcp:127.0.0.1:7000 --net 0=tap=tap1 --control /tmp/b.sock
+  With its disk, which lies where both hosts can reach it:
+    ferry receive --listen tcp:127.0.0.1:7000 --disk 0=/shared/guest.img
   For the other machine, encrypted, from a host with a certificate of the same CA (`ferry certs`), or from one alone:
     ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry
     ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry --peer alpha.example.org
@@ -40,6 +43,11 @@ pub struct Args {
     /// The tap for a network device of the guest, by its number: 0=tap=NAME, 0=create=NAME or 0=fd=N
     #[arg(long, value_name = "SLOT=TAP")]
     net: Vec<SlotFlag>,
+
+    /// Where this host has a disk of the guest, by its number: 0=PATH, optionally with ,ro and ,direct=on. It is the same
+    /// disk, on storage that both hosts can reach: its contents are not moved
+    #[arg(long, value_name = "NUMBER=PATH")]
+    disk: Vec<NumberedFlag>,
 
     #[arg(long, value_name = "WHERE", default_value = "stdio", help = serial::HELP)]
     serial: SerialFlag,
@@ -101,6 +109,11 @@ impl Args {
                 .net
                 .into_iter()
                 .map(|SlotFlag(slot, tap)| (slot, tap))
+                .collect(),
+            disks: self
+                .disk
+                .into_iter()
+                .map(|NumberedFlag(number, file)| (number, file))
                 .collect(),
             serial: self.serial.0,
             max_memory: self.max_memory.0,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::disk::DiskFlag;
 use super::error::Failure;
 use super::net::NetFlag;
 use super::serial::{self, SerialFlag};
@@ -20,6 +21,8 @@ Examples:
     ferry run /boot/vmlinuz --initramfs /boot/initrd.img --memory 1G --cpus 2
   With a network, ready to be moved:
     ferry run vmlinuz --initramfs initramfs.cpio --net tap=tap0 --control /tmp/guest.sock
+  With a disk that every host it may move to can reach:
+    ferry run vmlinuz --initramfs initrd.img --disk /shared/guest.img --control /tmp/guest.sock
   The built-in test guest, writing 100,000 pages a second to 256 MiB; it needs no image:
     ferry run --pulse 'ws=16:256 rate=100000' --memory 1G --control /tmp/pulse.sock
   As /etc/ferry/web.toml says (kernel = \"/boot/vmlinuz\", memory = \"1G\", net = [\"tap=tap0\"], ...), with more memory:
@@ -73,6 +76,11 @@ pub struct Args {
     #[arg(long, value_name = "TAP")]
     net: Vec<NetFlag>,
 
+    /// A disk: a raw file or a block device, optionally with ,ro (read-only), ,direct=on (past the host's page cache) and
+    /// ,queues=N (1 to 8). May be given several times. It is locked while the guest may run here
+    #[arg(long, value_name = "PATH")]
+    disk: Vec<DiskFlag>,
+
     #[arg(long, value_name = "WHERE", default_value = "stdio", help = serial::HELP)]
     serial: SerialFlag,
 
@@ -125,6 +133,7 @@ impl Args {
             cpus: self.cpus.unwrap_or(1),
             cpu: self.cpu,
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
+            disks: self.disk.into_iter().map(|DiskFlag(disk)| disk).collect(),
             serial: self.serial.0,
             control: self.control,
             tls: self.tls,

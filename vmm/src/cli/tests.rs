@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::config::{
-    DirtyTracking, GuestConfig, KernelConfig, Listen, NetConfig, ReceiveConfig, SerialConfig,
-    TapConfig, Target,
+    DirtyTracking, DiskConfig, DiskFile, GuestConfig, KernelConfig, Listen, NetConfig,
+    ReceiveConfig, SerialConfig, TapConfig, Target,
 };
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::sandbox::Mode;
+use devices::virtio::block::DiskOptions;
 
 fn parse(line: &[&str]) -> Result<Args, clap::Error> {
     let words = std::iter::once("ferry").chain(line.iter().copied());
@@ -78,6 +79,10 @@ fn a_guest_with_everything() {
         "create=ferry0,mac=52:54:00:12:34:56",
         "--net",
         "fd=7",
+        "--disk",
+        "a.img",
+        "--disk",
+        "/dev/b,ro,direct=on,queues=4",
         "--serial",
         "socket=/s",
         "--control",
@@ -112,6 +117,25 @@ fn a_guest_with_everything() {
             NetConfig {
                 tap: TapConfig::Fd(7),
                 mac: None,
+            },
+        ],
+        disks: vec![
+            DiskConfig {
+                file: DiskFile {
+                    path: "a.img".into(),
+                    options: DiskOptions::default(),
+                },
+                queues: 1,
+            },
+            DiskConfig {
+                file: DiskFile {
+                    path: "/dev/b".into(),
+                    options: DiskOptions {
+                        read_only: true,
+                        direct: true,
+                    },
+                },
+                queues: 4,
             },
         ],
         serial: SerialConfig::Socket("/s".into()),
@@ -173,6 +197,8 @@ fn a_receiver() {
         "0=tap=t0",
         "--net",
         "2=fd=9",
+        "--disk",
+        "3=/d=e.img,ro",
         "--once",
         "--dirty-tracking",
         "ring",
@@ -191,6 +217,9 @@ fn a_receiver() {
         (2, TapConfig::Fd(9)),
     ];
     assert_eq!(config.nets, nets);
+    let (number, disk) = &config.disks[0];
+    assert_eq!((*number, disk.path.to_str()), (3, Some("/d=e.img")));
+    assert!(disk.options.read_only && !disk.options.direct);
     assert_eq!(config.dirty_tracking, DirtyTracking::Ring { entries: None });
     assert_eq!(config.max_memory, crate::config::DEFAULT_MAX_MEMORY);
     assert!(config.once && !config.insecure_plaintext);
@@ -219,6 +248,13 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["run", "a", "--net", "tap=sixteen-letters-"],
         &["run", "a", "--net", "tap=x,mac=01:00:00:00:00:00"],
         &["run", "a", "--net", "tap=x,mtu=9000"],
+        &["run", "a", "--disk", ""],
+        &["run", "a", "--disk", ",ro"],
+        &["run", "a", "--disk", "x,rw"],
+        &["run", "a", "--disk", "x,queues=0"],
+        &["run", "a", "--disk", "x,queues=9"],
+        &["run", "a", "--disk", "x,direct=maybe"],
+        &["run", "a", "--disk", "x", "--disk", "x"],
         &["run", "a", "--serial", "tty"],
         &["predict"],
         &["predict", "tcp:127.0.0.1:1"],
@@ -304,6 +340,10 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["receive", "--listen", "tcp:::1:7000"],
         &["receive", "--listen", "tcp:127.0.0.1:70000"],
         &["receive", "--listen", "tcp:127.0.0.1:1", "--net", "tap=x"],
+        &["receive", "--listen", "unix:/x", "--disk", "x"],
+        &["receive", "--listen", "unix:/x", "--disk", "=x"],
+        &["receive", "--listen", "unix:/x", "--disk", "7=x"],
+        &["receive", "--listen", "unix:/x", "--disk", "0=x,queues=2"],
         &[
             "receive",
             "--listen",

@@ -13,6 +13,7 @@ fn guest() -> GuestConfig {
         cpus: 1,
         cpu: Baseline::Host,
         nets: Vec::new(),
+        disks: Vec::new(),
         serial: SerialConfig::None,
         control: None,
         tls: None,
@@ -278,6 +279,7 @@ fn a_receiver_names_each_slot_once() {
         ReceiveConfig {
             listen: Listen::At(Target::Unix("/x".into())),
             nets,
+            disks: Vec::new(),
             serial: SerialConfig::None,
             max_memory: DEFAULT_MAX_MEMORY,
             dirty_tracking: DirtyTracking::default(),
@@ -350,4 +352,62 @@ fn memory_says_what_it_is_made_of() {
         "{error}"
     );
     assert!(parse("4X,backing=memfd").unwrap_err().contains("4X"));
+}
+
+fn disk(path: &str, read_only: bool) -> DiskFile {
+    let options = devices::virtio::block::DiskOptions {
+        read_only,
+        direct: false,
+    };
+    DiskFile {
+        path: path.into(),
+        options,
+    }
+}
+
+#[test]
+fn disks_are_few_and_each_has_its_file() {
+    let with = |disks: Vec<(DiskFile, u16)>| {
+        let disks = disks.into_iter();
+        let disks = disks.map(|(file, queues)| DiskConfig { file, queues });
+        GuestConfig {
+            disks: disks.collect(),
+            ..guest()
+        }
+        .checked()
+    };
+    assert!(with(vec![(disk("a", false), 1), (disk("b", false), 8)]).is_ok());
+    assert!(with(vec![(disk("a", true), 1), (disk("a", true), 1)]).is_ok());
+    for read_only in [false, true] {
+        assert_eq!(
+            with(vec![(disk("a", false), 1), (disk("a", read_only), 1)]),
+            Err(ConfigError::DiskTwice("a".into()))
+        );
+    }
+    for queues in [0, 9] {
+        let refused = with(vec![(disk("a", false), queues)]);
+        assert_eq!(refused, Err(ConfigError::DiskQueues(queues)));
+    }
+    let many = (0..8).map(|n| (disk(&format!("d{n}"), false), 1)).collect();
+    assert_eq!(with(many), Err(ConfigError::Disks(8)));
+}
+
+#[test]
+fn a_receiver_names_each_disk_once() {
+    use super::disk::check_numbered as check;
+    let numbered = |number, path| (number, disk(path, false));
+    assert!(check(&[numbered(0, "a"), numbered(6, "b")]).is_ok());
+    for (disks, error) in [
+        (vec![numbered(7, "a")], ConfigError::DiskNumber(7)),
+        (
+            vec![numbered(1, "a"), numbered(1, "b")],
+            ConfigError::DiskNumberTwice(1),
+        ),
+        (
+            vec![numbered(0, "a"), numbered(1, "a")],
+            ConfigError::DiskTwice("a".into()),
+        ),
+    ] {
+        assert_eq!(check(&disks), Err(error));
+    }
 }

@@ -70,7 +70,7 @@ pub struct MemoryRegion {
 /// A device of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceStatus {
-    /// What it is: `virtio-net`, `virtio-rng`, `serial`, …
+    /// What it is: `virtio-net`, `virtio-blk`, `virtio-rng`, `serial`, …
     pub kind: String,
     /// Its slot, where it sits in one.
     pub slot: Option<u32>,
@@ -78,6 +78,9 @@ pub struct DeviceStatus {
     pub tap: Option<String>,
     /// Its MAC address, for a network device.
     pub mac: Option<String>,
+    /// Where this host has it, for a disk. One that an older ferry answers about has none.
+    #[serde(default)]
+    pub disk: Option<String>,
 }
 
 /// How written pages are found.

@@ -324,6 +324,14 @@ impl Supervisor {
                 return self.refused("a snapshot");
             }
         };
+        if let Some(disk) = vm.view().disks.first() {
+            let reason = format!(
+                "the guest has a disk ({}), whose content would not be in a snapshot: by the time of a restore it would be another than the guest knows",
+                disk.display()
+            );
+            self.phase = Phase::Running(vm);
+            return Reply::Refused(reason);
+        }
         let started = (self.notifier().map_err(|e| chain(&e))).and_then(|notify| {
             let cancel = CancelToken::new().map_err(|e| e.to_string())?;
             Ok((file.file().map_err(|e| e.to_string())?, cancel, notify))

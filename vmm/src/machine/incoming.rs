@@ -5,8 +5,10 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use devices::virtio::block::disk::Disk;
 use devices::virtio::net::Tap;
 use kvm_ioctls::Kvm;
 use migration::cancel::CancelToken;
@@ -23,8 +25,8 @@ use super::activation::{self, Manager, Passed};
 use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Notifier, chain};
-use super::{End, MachineError, tap};
-use crate::config::{Listen, ReceiveConfig, TapConfig, Target};
+use super::{End, MachineError, disk, tap};
+use crate::config::{DiskFile, Listen, ReceiveConfig, TapConfig, Target};
 use crate::console::{Output, Signals};
 use crate::control::socket::OwnedSocket;
 use crate::kvm;
@@ -58,6 +60,9 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
     // Beforehand: later nothing can be opened, and who gave a tap that cannot be had learns it now.
     let open = |(card, wanted): &(u32, TapConfig)| Ok::<_, GuestError>((*card, tap::open(wanted)?));
     let taps = config.nets.iter().map(open).collect::<Result<_, _>>()?;
+    let open =
+        |(number, wanted): &(u32, DiskFile)| Ok::<_, GuestError>((*number, disk::open(wanted)?));
+    let disks = config.disks.iter().map(open).collect::<Result<_, _>>()?;
     let mut reach = paths.reach();
     if let Listen::At(Target::Unix(path)) = &config.listen {
         reach.removes.push(path.clone());
@@ -74,6 +79,7 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         listener: RefCell::new(Some(listener)),
         manager,
         taps,
+        disks,
         gauges,
         output: supervisor.console().output(),
         serial_room: supervisor.serial_room()?,
@@ -278,6 +284,8 @@ struct Receiver {
     manager: Manager,
     /// For the guest's cards, by their numbers.
     taps: Vec<(u32, Tap)>,
+    /// For its disks, by theirs; not locked until a guest is about to run.
+    disks: Vec<(u32, Arc<Disk>)>,
     gauges: Gauges,
     output: Output,
     serial_room: EventFd,
@@ -346,6 +354,7 @@ impl Receiver {
                 });
                 Ok(tap)
             },
+            open_disk: &mut |number| self.disk(number),
         };
         let mut tell = |arrival: Arrival| match arrival {
             Arrival::Accepted {
@@ -427,6 +436,18 @@ impl Receiver {
         })?;
         tap.fresh()
             .map_err(|e| GuestError::new(format!("cannot use tap {} again", tap.name()), e))
+    }
+
+    /// What the user gave for the guest's nth disk.
+    fn disk(&self, number: u32) -> Result<Arc<Disk>, GuestError> {
+        let mut disks = self.disks.iter();
+        let found = disks.find(|(index, _)| *index == number);
+        let (_, disk) = found.ok_or_else(|| {
+            GuestError::bare(format!(
+                "the guest's disk {number} has no path here: start the receiver with --disk {number}=PATH, the path by which this host reaches the same disk"
+            ))
+        })?;
+        Ok(disk.clone())
     }
 
     /// Hands the guest to the main loop first; what the source still wants to know comes after.

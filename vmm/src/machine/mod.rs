@@ -7,6 +7,7 @@
 mod activation;
 mod announce;
 mod calls;
+mod disk;
 mod error;
 mod incoming;
 mod measuring;

@@ -131,6 +131,11 @@ impl Restorer {
                 });
                 Ok(tap)
             },
+            open_disk: &mut |number| {
+                Err(GuestError::bare(format!(
+                    "the guest has a disk ({number}), whose content is not in a snapshot; only guests without disks are restored"
+                )))
+            },
         };
         let mut tell = |arrival: Arrival| {
             if let Arrival::Accepted {

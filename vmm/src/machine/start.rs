@@ -11,7 +11,7 @@ use super::activation::Manager;
 use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::Supervisor;
-use super::{End, MachineError, tap};
+use super::{End, MachineError, disk, tap};
 use crate::boot::{self, Initrd, Kernel};
 use crate::config::{GuestConfig, KernelConfig, MemoryBacking, NetConfig, display_mac};
 use crate::console::Signals;
@@ -152,7 +152,7 @@ fn cmdline(config: &GuestConfig, shape: &Shape) -> String {
     line
 }
 
-/// Opens the backends of the slots: the network cards, and an entropy source for everyone but the bare
+/// Opens the backends of the slots: the network cards, the disks, and an entropy source for everyone but the bare
 /// guest, which drives no virtio.
 fn backends(config: &GuestConfig) -> Result<(Vec<Backend>, Vec<CardInfo>), MachineError> {
     let mut backends = Vec::new();
@@ -165,6 +165,9 @@ fn backends(config: &GuestConfig) -> Result<(Vec<Backend>, Vec<CardInfo>), Machi
             mac: Some(display_mac(mac)),
         });
         backends.push(Backend::Net { tap, mac });
+    }
+    for (number, disk) in (0..).zip(&config.disks) {
+        backends.push(disk::backend(number, disk)?);
     }
     if !is_pulse(config) {
         backends.push(Backend::Rng);

@@ -51,25 +51,33 @@ pub fn of(state: State, view: Option<&View>, cards: &[CardInfo], since: Option<I
 
 fn devices(view: &View, cards: &[CardInfo]) -> Vec<DeviceStatus> {
     let mut cards = cards.iter();
+    let mut disks = view.disks.iter();
     let mut list = vec![DeviceStatus {
         kind: "serial".into(),
         slot: None,
         tap: None,
         mac: None,
+        disk: None,
     }];
     for (slot, kind) in (0u32..).zip(&view.slots) {
         let card = match kind {
             SlotKind::Net => cards.next(),
-            SlotKind::Rng => None,
+            SlotKind::Rng | SlotKind::Block(_) => None,
+        };
+        let disk = match kind {
+            SlotKind::Block(_) => disks.next(),
+            SlotKind::Net | SlotKind::Rng => None,
         };
         list.push(DeviceStatus {
             kind: match kind {
                 SlotKind::Net => "virtio-net".into(),
                 SlotKind::Rng => "virtio-rng".into(),
+                SlotKind::Block(_) => "virtio-blk".into(),
             },
             slot: Some(slot),
             tap: card.map(|c| c.tap.clone()),
             mac: card.and_then(|c| c.mac.clone()),
+            disk: disk.map(|path| path.display().to_string()),
         });
     }
     list

@@ -97,7 +97,7 @@ impl Kind {
         match self {
             Kind::Main => &[EVENT_LOOP, WAKE_UPS, FAREWELL],
             Kind::Vcpu => &[RUN, VCPU_STATE, THROTTLE, RING, CARD],
-            Kind::Virtio => &[EVENT_LOOP, CARD],
+            Kind::Virtio => &[EVENT_LOOP, CARD, DISK],
             Kind::Source => &[
                 CONNECTIONS,
                 KEEP,
@@ -108,6 +108,8 @@ impl Kind {
                 VM_STATE,
                 WAKE_UPS,
                 CARD,
+                FENCE,
+                WRITE_OUT,
             ],
             Kind::Receiver => &[
                 CONNECTIONS,
@@ -120,6 +122,8 @@ impl Kind {
                 KICK,
                 EVENT_LOOP,
                 CARD_SETUP,
+                FENCE,
+                FORGET,
             ],
             Kind::Stream => &[CONNECTIONS, PLACEMENT, ARM],
             Kind::Verify => &[],
@@ -380,6 +384,25 @@ const DIRTY_LOG: Group = &[
 
 /// A driver chooses offloads, by its features or by the control queue; a device that goes on after a pause has its own.
 const CARD: Group = &[ioctl(TUNSETOFFLOAD)];
+
+/// A disk: data to and from guest memory, or over a buffer, flushes, holes and zeros.
+const DISK: Group = &[
+    call(libc::SYS_preadv),
+    call(libc::SYS_pwritev),
+    call(libc::SYS_pread64),
+    call(libc::SYS_pwrite64),
+    call(libc::SYS_fdatasync),
+    call(libc::SYS_fallocate),
+];
+
+/// The locks of disks are passed on in a move, and taken before a guest goes on.
+const FENCE: Group = &[equal(libc::SYS_fcntl, 1, libc::F_OFD_SETLK)];
+
+/// What a guest that leaves has written goes to its disks.
+const WRITE_OUT: Group = &[call(libc::SYS_fdatasync)];
+
+/// What this host has cached of the disks of a guest that arrives is forgotten.
+const FORGET: Group = &[call(libc::SYS_fadvise64)];
 
 /// A tap that was opened before is made ready for a guest.
 const CARD_SETUP: Group = &[

@@ -80,6 +80,9 @@ fn device_line(device: &DeviceStatus) -> String {
     if let Some(mac) = &device.mac {
         let _ = write!(line, ", {}", plain(mac));
     }
+    if let Some(disk) = &device.disk {
+        let _ = write!(line, ", {}", plain(disk));
+    }
     line
 }
 

@@ -31,6 +31,8 @@ pub struct BlankVm {
     parts: DeviceParts,
     /// See [`BlankVm::rewound`].
     rewound: bool,
+    /// Its memory is not another process's of this host, so its disks may have been written elsewhere.
+    from_afar: bool,
 }
 
 /// What a VM on this host is made with, besides its shape.
@@ -59,6 +61,7 @@ impl BlankVm {
     /// # Errors
     /// KVM or the host refuses a part of it.
     pub fn new(kvm: &Kvm, mut shape: Shape, making: Making) -> Result<Self, GuestError> {
+        let from_afar = !matches!(making.backing, Backing::Files(_));
         let vm = Arc::new(kvm::create_vm(kvm).map_err(kvm_error("make a VM"))?);
         making
             .log
@@ -98,6 +101,7 @@ impl BlankVm {
             core,
             parts,
             rewound: false,
+            from_afar,
         })
     }
 
@@ -166,8 +170,12 @@ impl BlankGuest for BlankVm {
             core,
             parts,
             rewound,
+            from_afar,
         } = self;
         let devices = parts.assemble(&core.ram, Some(state))?;
+        if from_afar {
+            devices.disks().forget();
+        }
         // Of a rewound guest only what the load takes: both of its clocks go on from one instant.
         let standstill = match rewound {
             true => Standstill::since(wall_ns()),

@@ -10,6 +10,7 @@ use devices::bus::{Bus, BusDevice};
 use devices::heartbeat::HeartbeatPort;
 use devices::power::{I8042, I8042_LEN, POWER_LEN, PVPANIC_LEN, Power, PvPanic};
 use devices::serial::{SERIAL_LEN, Serial, SerialParts};
+use devices::virtio::block::{BlockParts, VirtioBlock, disk::Disk};
 use devices::virtio::net::{NetParts, Tap, VirtioNet};
 use devices::virtio::rng::VirtioRng;
 use devices::virtio::{MmioParts, QUEUE_NOTIFY, VirtioDevice, VirtioMmio};
@@ -18,8 +19,9 @@ use migration::guest::{GuestError, GuestRam, Heartbeat};
 use migration::state::VmState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::disks::Disks;
 use super::io_thread::{IoThread, lock};
-use super::shape::SlotKind;
+use super::shape::{DiskShape, SlotKind};
 use crate::layout;
 use crate::vcpu::Buses;
 
@@ -35,6 +37,15 @@ pub enum Backend {
     },
     /// An entropy source: this host's.
     Rng,
+    /// A disk.
+    Block {
+        /// The host's end.
+        disk: Arc<Disk>,
+        /// What the guest knows of it; one that arrives has been compared.
+        shape: DiskShape,
+        /// Its number among the guest's disks, by which a fresh one is called.
+        number: u32,
+    },
 }
 
 impl Backend {
@@ -43,6 +54,7 @@ impl Backend {
         match self {
             Backend::Net { .. } => SlotKind::Net,
             Backend::Rng => SlotKind::Rng,
+            Backend::Block { shape, .. } => SlotKind::Block(*shape),
         }
     }
 }
@@ -127,6 +139,11 @@ impl DeviceParts {
             ),
             (true, None) => Some(HeartbeatPort::new()),
         };
+        let disks = self.slots.iter().filter_map(|slot| match &slot.backend {
+            Backend::Block { disk, .. } => Some(disk.clone()),
+            Backend::Net { .. } | Backend::Rng => None,
+        });
+        let disks = Disks::new(disks.collect());
         let virtio = self
             .slots
             .into_iter()
@@ -136,6 +153,7 @@ impl DeviceParts {
             serial: Arc::new(Mutex::new(serial)),
             heartbeat: heartbeat.map(|port| Arc::new(Mutex::new(port))),
             virtio,
+            disks,
             buses: None,
         };
         devices.buses = Some(devices.plug()?);
@@ -199,6 +217,21 @@ impl SlotParts {
                 Box::new(state.restore::<VirtioRng>(slot, ()).map_err(restore)?)
             }
             (Backend::Rng, None) => Box::new(VirtioRng::new()),
+            (Backend::Block { disk, .. }, Some(state)) => {
+                let parts = BlockParts { disk };
+                Box::new(state.restore::<VirtioBlock>(slot, parts).map_err(restore)?)
+            }
+            (
+                Backend::Block {
+                    disk,
+                    shape,
+                    number,
+                },
+                None,
+            ) => {
+                let disk = VirtioBlock::new(disk, shape.queues, &format!("ferry-disk-{number}"));
+                Box::new(disk.map_err(refuse("make a disk"))?)
+            }
         };
         let parts = MmioParts {
             ram: ram.clone(),
@@ -235,6 +268,8 @@ pub struct Devices {
     serial: Arc<Mutex<Serial>>,
     heartbeat: Option<Arc<Mutex<HeartbeatPort>>>,
     virtio: Vec<Unit>,
+    /// Behind the units: their threads have ended when the locks go.
+    disks: Disks,
     buses: Option<Buses>,
 }
 
@@ -313,6 +348,11 @@ impl Devices {
                 .map_err(encode)?;
         }
         Ok(())
+    }
+
+    /// The disks, for passing them on.
+    pub fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// The network cards, for announcing them after a move.

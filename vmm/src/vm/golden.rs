@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use devices::heartbeat::HeartbeatPort;
 use devices::serial::Serial;
-use devices::virtio::{VirtioMmio, VirtioNet, VirtioRng};
+use devices::virtio::{VirtioBlock, VirtioMmio, VirtioNet, VirtioRng};
 use kvm_bindings::kvm_cpuid_entry2;
 use migration::guest::Description;
 use migration::pages::{MemoryLayout, Region};
@@ -13,7 +13,7 @@ use migration::state::{Kind, Snapshot, VmState};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::STATE_VERSION;
-use super::shape::{self, Shape, SlotKind};
+use super::shape::{self, DiskShape, Shape, SlotKind};
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::kvm::vm_state::VmCommonState;
@@ -44,6 +44,7 @@ fn place(kind: Kind) -> (PathBuf, &'static str, u32) {
         Kind::SERIAL => (of_devices(), "serial", Serial::VERSION),
         Kind::VIRTIO_MMIO => (of_devices(), "virtio_mmio", VirtioMmio::VERSION),
         Kind::VIRTIO_NET => (of_devices(), "virtio_net", VirtioNet::VERSION),
+        Kind::VIRTIO_BLK => (of_devices(), "virtio_blk", VirtioBlock::VERSION),
         Kind::VIRTIO_RNG => (of_devices(), "virtio_rng", VirtioRng::VERSION),
         Kind::HEARTBEAT => (of_devices(), "heartbeat", HeartbeatPort::VERSION),
         other => panic!("{other} has no golden bytes"),
@@ -118,8 +119,17 @@ fn guest() -> Shape {
         cpuid: vec![filled(1), filled(2), kvm_cpuid_entry2::default()],
         tsc_khz: Some(2_345_678),
         msrs: vec![0x10, 0x6e0],
-        slots: vec![SlotKind::Net, SlotKind::Rng],
+        slots: vec![SlotKind::Net, SlotKind::Block(disk()), SlotKind::Rng],
         heartbeat: true,
+    }
+}
+
+fn disk() -> DiskShape {
+    DiskShape {
+        bytes: 3 << 30,
+        read_only: true,
+        block_size: 4096,
+        queues: 4,
     }
 }
 
@@ -182,6 +192,47 @@ fn the_first_cpu_model_is_read() {
         ..said.clone()
     };
     assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
+}
+
+/// Version 1 of the device list knows no disks.
+#[test]
+fn the_first_device_list_is_read() {
+    let without = Shape {
+        slots: vec![SlotKind::Net, SlotKind::Rng],
+        ..guest()
+    };
+    let said = without.describe().unwrap();
+    let list = kept(&ours(), 1, "device_list").unwrap();
+    let mut sections = arrived(Kind::DEVICE_LIST, 1, list).sections().to_vec();
+    sections.push(said.sections.section(Kind::CPU_MODEL, 0).unwrap().clone());
+    let arrived = Description {
+        sections: VmState::from_sections(sections),
+        ..said.clone()
+    };
+    assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
+}
+
+/// What is said of disks fits the slots, or the guest is refused before anything is made.
+#[test]
+fn disks_that_do_not_fit_their_slots_are_refused() {
+    let refusal = |slots: &[u32], disks: &[DiskShape]| {
+        let mut said = guest().describe().unwrap();
+        let mut sections = VmState::default();
+        let list = (true, slots, disks);
+        sections
+            .put(Kind::DEVICE_LIST, 0, shape::DEVICES_VERSION, &list)
+            .unwrap();
+        let mut sections = sections.sections().to_vec();
+        sections.push(said.sections.section(Kind::CPU_MODEL, 0).unwrap().clone());
+        said.sections = VmState::from_sections(sections);
+        Shape::parse(&said).map(drop).unwrap_err().to_string()
+    };
+    assert!(refusal(&[4, 2], &[]).contains("a disk in slot 1 of which nothing is said"));
+    assert!(refusal(&[4], &[disk()]).contains("describes 1 disks that it does not have"));
+    for queues in [0, 9, u16::MAX] {
+        let text = refusal(&[2], &[DiskShape { queues, ..disk() }]);
+        assert!(text.contains(&format!("has {queues} queues")), "{text}");
+    }
 }
 
 /// Bytes that are encoded already.

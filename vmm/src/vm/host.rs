@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::sync::Arc;
 
+use devices::virtio::block::disk::Disk;
 use devices::virtio::net::Tap;
 use kvm_ioctls::Kvm;
 use migration::guest::{Description, GuestError, Host};
@@ -12,7 +14,7 @@ use super::blank::{BlankVm, Making};
 use super::devices::Backend;
 use super::log::LogChoice;
 use super::room::Gauges;
-use super::shape::{Shape, SlotKind};
+use super::shape::{DiskShape, Shape, SlotKind};
 use crate::memory::Backing;
 use crate::units::Size;
 use crate::vcpu::EventSender;
@@ -32,6 +34,9 @@ pub type MakeParts<'a> = dyn FnMut() -> Result<LocalParts, GuestError> + 'a;
 /// Opens the tap of the guest's nth network card, counted from 0.
 pub type OpenTap<'a> = dyn FnMut(u32) -> Result<Tap, GuestError> + 'a;
 
+/// Gives the guest's nth disk, counted from 0.
+pub type OpenDisk<'a> = dyn FnMut(u32) -> Result<Arc<Disk>, GuestError> + 'a;
+
 /// The host of an incoming guest.
 pub struct ReceivingHost<'a> {
     /// /dev/kvm.
@@ -48,6 +53,8 @@ pub struct ReceivingHost<'a> {
     pub make_parts: &'a mut MakeParts<'a>,
     /// See [`OpenTap`].
     pub open_tap: &'a mut OpenTap<'a>,
+    /// See [`OpenDisk`].
+    pub open_disk: &'a mut OpenDisk<'a>,
 }
 
 impl Host for ReceivingHost<'_> {
@@ -71,7 +78,7 @@ impl Host for ReceivingHost<'_> {
             self.gauges.check(bytes)?;
         }
         let shape = Shape::from_description(description, self.kvm)?;
-        let mut card = 0;
+        let (mut card, mut number) = (0, 0);
         let mut backends = Vec::new();
         for kind in &shape.slots {
             backends.push(match kind {
@@ -81,6 +88,16 @@ impl Host for ReceivingHost<'_> {
                     card += 1;
                     // The address arrives with the card's state.
                     Backend::Net { tap, mac: [0; 6] }
+                }
+                SlotKind::Block(shape) => {
+                    let disk = (self.open_disk)(number)?;
+                    compare(number, shape, &disk)?;
+                    number += 1;
+                    Backend::Block {
+                        disk,
+                        shape: *shape,
+                        number: number - 1,
+                    }
                 }
             });
         }
@@ -102,4 +119,37 @@ impl Host for ReceivingHost<'_> {
             false => blank,
         })
     }
+}
+
+/// Whether what this host has for a disk can be the guest's: of what is in it nothing is known.
+fn compare(number: u32, guest: &DiskShape, here: &Disk) -> Result<(), GuestError> {
+    let path = here.path().display();
+    let refuse = |what: String| {
+        Err(GuestError::bare(format!(
+            "the guest's disk {number} {what}: name the guest's own disk as this host reaches it (--disk {number}=PATH)"
+        )))
+    };
+    let access = |read_only| if read_only { "read-only" } else { "writable" };
+    if guest.bytes != here.bytes() {
+        return refuse(format!(
+            "has {} bytes, {path} here has {}",
+            guest.bytes,
+            here.bytes()
+        ));
+    }
+    if guest.read_only != here.read_only() {
+        return refuse(format!(
+            "is {}, {path} here is {}",
+            access(guest.read_only),
+            access(here.read_only())
+        ));
+    }
+    if guest.block_size < here.alignment() {
+        return refuse(format!(
+            "has blocks of {} bytes, {path} with direct=on has blocks of {}; without direct=on it can be used",
+            guest.block_size,
+            here.alignment()
+        ));
+    }
+    Ok(())
 }

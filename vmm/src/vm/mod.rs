@@ -9,6 +9,7 @@
 
 mod blank;
 mod devices;
+mod disks;
 #[cfg(test)]
 mod golden;
 mod host;
@@ -19,6 +20,7 @@ mod shape;
 mod work;
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -47,7 +49,7 @@ pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
 pub use log::LogChoice;
 pub use room::Gauges;
-pub use shape::{CPU_VERSION, DEVICES_VERSION, Shape, SlotKind};
+pub use shape::{CPU_VERSION, DEVICES_VERSION, DiskShape, Shape, SlotKind};
 pub use work::PERIOD as WORK_PERIOD;
 
 use devices::Devices;
@@ -85,6 +87,8 @@ pub struct View {
     pub vcpus: u8,
     /// What sits in the virtio slots.
     pub slots: Vec<SlotKind>,
+    /// Where the disks among them lie on this host, in their order.
+    pub disks: Vec<PathBuf>,
     log: Arc<dyn VmLog>,
 }
 
@@ -190,6 +194,7 @@ impl Core {
             host_addresses: memory::host_addresses(&self.ram),
             vcpus: self.shape.vcpus,
             slots: self.shape.slots.clone(),
+            disks: devices.disks().paths().map(Path::to_owned).collect(),
             log: self.log.clone(),
         }
     }
@@ -311,10 +316,12 @@ impl PausedGuest for PausedVm {
         self.core.work()
     }
 
-    /// Devices first, then vCPUs, then what belongs to the VM: the interrupt controllers after everything
+    /// What the guest has written goes to its disks first: once the destination has the state, it may read there. Devices
+    /// next, then vCPUs, then what belongs to the VM: the interrupt controllers after everything
     /// that might still raise a line, the clock as late as possible.
     fn save(&mut self) -> Result<VmState, GuestError> {
         let encode = |e| GuestError::new("save the guest", e);
+        self.devices.disks().sync()?;
         let mut state = VmState::default();
         self.devices.save(&mut state)?;
         let vcpus = self.core.save_vcpus()?;
@@ -332,8 +339,15 @@ impl PausedGuest for PausedVm {
         Ok(state)
     }
 
-    /// In reverse of the pause: devices, then vCPUs.
+    fn let_go(&mut self) -> Result<(), GuestError> {
+        self.devices.disks().release()
+    }
+
+    /// The locks of its disks, then in reverse of the pause: devices, then vCPUs.
     fn resume(self) -> Result<RunningVm, Failed<Self>> {
+        if let Err(error) = self.devices.disks().take() {
+            return Err(Failed { guest: self, error });
+        }
         self.devices.resume();
         if let Err(error) = self.core.run_vcpus() {
             let _ = self.core.stop_vcpus();

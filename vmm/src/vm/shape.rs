@@ -1,6 +1,7 @@
 //! What a VM is made of, before there is one: from the command line on the source, from the peer's
 //! description on the destination.
 
+use devices::virtio::block::MAX_QUEUES;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 use migration::guest::{Description, GuestError};
@@ -14,8 +15,8 @@ use crate::kvm::msr;
 use crate::kvm::vcpu_state::{self, VcpuCaps};
 use crate::layout::VIRTIO_SLOTS;
 
-/// Version of the device list.
-pub const DEVICES_VERSION: u32 = 1;
+/// Version of the device list. Version 1, which is still read, knows no disks.
+pub const DEVICES_VERSION: u32 = 2;
 /// Version of the CPU model. Version 1, which is still read, has no baseline and no MSRs.
 pub const CPU_VERSION: u32 = 2;
 /// A guest has no more MSRs than KVM takes in one call.
@@ -24,6 +25,8 @@ const MAX_MSRS: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
 const MAX_CPUID_ENTRIES: usize = kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 /// virtio device type of a network card (virtio 1.2, 5.1).
 const TYPE_NET: u32 = 1;
+/// virtio device type of a disk (virtio 1.2, 5.2).
+const TYPE_BLOCK: u32 = 2;
 /// virtio device type of an entropy source (virtio 1.2, 5.4).
 const TYPE_RNG: u32 = 4;
 
@@ -34,6 +37,21 @@ pub enum SlotKind {
     Net,
     /// virtio-rng.
     Rng,
+    /// virtio-blk.
+    Block(DiskShape),
+}
+
+/// What a disk is, whatever lies behind it: the same on every host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskShape {
+    /// How large it is, in bytes.
+    pub bytes: u64,
+    /// Whether the guest can only read it.
+    pub read_only: bool,
+    /// What its requests are multiples of, in bytes.
+    pub block_size: u32,
+    /// How many queues it has, 1 to [`MAX_QUEUES`].
+    pub queues: u16,
 }
 
 impl SlotKind {
@@ -42,14 +60,16 @@ impl SlotKind {
         match self {
             SlotKind::Net => TYPE_NET,
             SlotKind::Rng => TYPE_RNG,
+            SlotKind::Block(_) => TYPE_BLOCK,
         }
     }
 
-    /// How many queues it has: receive, transmit and control; one.
+    /// How many queues it has: receive, transmit and control; one; as many as the disk was made with.
     pub fn queues(self) -> u32 {
         match self {
             SlotKind::Net => 3,
             SlotKind::Rng => 1,
+            SlotKind::Block(disk) => disk.queues.into(),
         }
     }
 }
@@ -119,6 +139,36 @@ struct DeviceList {
     heartbeat: bool,
     /// virtio device types, slot by slot.
     slots: Vec<u32>,
+    /// The disks among them, in the same order.
+    disks: Vec<DiskShape>,
+}
+
+/// Its first version.
+#[derive(Debug, Serialize, Deserialize)]
+struct DeviceListV1 {
+    heartbeat: bool,
+    slots: Vec<u32>,
+}
+
+impl From<DeviceListV1> for DeviceList {
+    fn from(DeviceListV1 { heartbeat, slots }: DeviceListV1) -> Self {
+        Self {
+            heartbeat,
+            slots,
+            disks: Vec::new(),
+        }
+    }
+}
+
+impl DeviceList {
+    fn read(sections: &VmState) -> Result<Self, StateError> {
+        match sections.section(Kind::DEVICE_LIST, 0)?.version {
+            1 => sections
+                .get::<DeviceListV1>(Kind::DEVICE_LIST, 0, 1)
+                .map(Self::from),
+            _ => sections.get(Kind::DEVICE_LIST, 0, DEVICES_VERSION),
+        }
+    }
 }
 
 impl Shape {
@@ -138,6 +188,12 @@ impl Shape {
         let devices = DeviceList {
             heartbeat: self.heartbeat,
             slots: self.slots.iter().map(|s| s.device_type()).collect(),
+            disks: (self.slots.iter())
+                .filter_map(|slot| match slot {
+                    SlotKind::Block(disk) => Some(*disk),
+                    SlotKind::Net | SlotKind::Rng => None,
+                })
+                .collect(),
         };
         sections
             .put(Kind::CPU_MODEL, 0, CPU_VERSION, &cpu)
@@ -169,10 +225,7 @@ impl Shape {
     pub fn parse(description: &Description) -> Result<Self, GuestError> {
         let bad = |e| GuestError::new("read the guest's description", e);
         let cpu = CpuModel::read(&description.sections).map_err(bad)?;
-        let devices: DeviceList = description
-            .sections
-            .get(Kind::DEVICE_LIST, 0, DEVICES_VERSION)
-            .map_err(bad)?;
+        let devices = DeviceList::read(&description.sections).map_err(bad)?;
         let vcpus = u8::try_from(description.vcpus)
             .ok()
             .filter(|n| (1..=MAX_CPUS).contains(n))
@@ -196,7 +249,7 @@ impl Shape {
             tsc_khz: cpu.tsc_khz,
             baseline: cpu.baseline,
             msrs: cpu.msrs,
-            slots: slots(&devices.slots)?,
+            slots: slots(&devices)?,
             heartbeat: devices.heartbeat,
         })
     }
@@ -263,24 +316,49 @@ fn check_cpuid(guest: &[kvm_cpuid_entry2], kvm: &Kvm) -> Result<(), GuestError> 
 }
 
 /// The slots of a device list that arrived.
-fn slots(types: &[u32]) -> Result<Vec<SlotKind>, GuestError> {
+fn slots(list: &DeviceList) -> Result<Vec<SlotKind>, GuestError> {
+    let types = &list.slots;
+    let mut disks = list.disks.iter();
     if types.len() > VIRTIO_SLOTS as usize {
         return Err(GuestError::bare(format!(
             "the guest has {} virtio devices; this ferry has {VIRTIO_SLOTS} slots",
             types.len()
         )));
     }
-    types
+    let slots: Vec<SlotKind> = types
         .iter()
         .enumerate()
         .map(|(slot, &id)| match id {
             TYPE_NET => Ok(SlotKind::Net),
             TYPE_RNG => Ok(SlotKind::Rng),
+            TYPE_BLOCK => disk(slot, disks.next()),
             other => Err(GuestError::bare(format!(
                 "the guest has a virtio device of type {other} in slot {slot}, which this ferry does not know: use the same or a newer ferry here"
             ))),
         })
-        .collect()
+        .collect::<Result<_, _>>()?;
+    match disks.count() {
+        0 => Ok(slots),
+        more => Err(GuestError::bare(format!(
+            "the guest's device list describes {more} disks that it does not have: run the same ferry on both ends"
+        ))),
+    }
+}
+
+/// The disk in a slot, as far as it can be judged without the host's end.
+fn disk(slot: usize, described: Option<&DiskShape>) -> Result<SlotKind, GuestError> {
+    let Some(disk) = described else {
+        return Err(GuestError::bare(format!(
+            "the guest has a disk in slot {slot} of which nothing is said: run the same ferry on both ends"
+        )));
+    };
+    if !(1..=MAX_QUEUES).contains(&disk.queues) {
+        return Err(GuestError::bare(format!(
+            "the guest's disk in slot {slot} has {} queues; this ferry has disks of 1 to {MAX_QUEUES}",
+            disk.queues
+        )));
+    }
+    Ok(SlotKind::Block(*disk))
 }
 
 #[cfg(test)]

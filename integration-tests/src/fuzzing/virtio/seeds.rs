@@ -139,3 +139,33 @@ pub fn seeds_rng() -> Vec<Vec<u8>> {
     let seeds = [ask(ALL), ask(PLAIN), ask(ALL).register(0x70, 0).set_up(ALL)];
     seeds.map(|steps| steps.0.0).to_vec()
 }
+
+/// Reads and writes on both queues, a flush, a name, zeroed ranges, what lies beside the disk, and moves in between.
+pub fn seeds_blk() -> Vec<Vec<u8>> {
+    let at = |page: u64| BUFFERS + page * 0x1000;
+    let header = |kind: u32, sector: u64| Written::default().u32(kind).u32(0).u64(sector).0;
+    let ask = |features, queue: u8, kind, sector, len, flags| {
+        let steps = Steps::default().set_up(features);
+        let steps = steps
+            .write(at(0), &header(kind, sector))
+            .write(at(1), &[1, 0, 0, 0, 0, 0, 0, 0, 8]);
+        let steps = steps
+            .descriptor(queue, 0, at(0), 16, 1, 1)
+            .descriptor(queue, 1, at(1), len, flags, 2)
+            .descriptor(queue, 2, at(3), 1, 2, 0);
+        steps.offer(queue, &[0]).notify(queue).plain(11).plain(14)
+    };
+    let (read, write) = (3, 1);
+    let seeds = [
+        ask(ALL, 0, 0, 3, 1024, read),
+        ask(PLAIN, 1, 1, 2, 4096, write),
+        ask(0, 1, 1, 2, 512, write),
+        ask(ALL, 0, 4, 0, 512, write),
+        ask(ALL, 0, 8, 0, 20, read),
+        ask(ALL, 1, 11, 0, 16, write),
+        ask(ALL, 1, 13, 0, 16, write),
+        ask(ALL, 0, 0, 127, 1024, read),
+        ask(ALL, 0, 99, 0, 512, read),
+    ];
+    seeds.map(|steps| steps.0.0).to_vec()
+}

@@ -12,6 +12,7 @@ fn whole() -> Metrics {
         slot: Some(slot),
         tap: Some(tap.into()),
         mac: None,
+        disk: None,
     };
     let counters = vec![
         ("rx_bytes", 10),
