@@ -1,3 +1,5 @@
+//! The file behind a disk: what is opened and refused, what lasts, and who holds its lock.
+
 use std::io::Write;
 use std::os::unix::fs::symlink;
 
