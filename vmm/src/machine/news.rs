@@ -97,13 +97,13 @@ impl Supervisor {
     /// A guest out of snapshots: it runs, unless it is to stay paused.
     fn restored(&mut self, vm: PausedVm, cards: Vec<CardInfo>, paused: bool) {
         if paused {
-            eprintln!("ferry: the guest is restored, and paused; `ferry resume` lets it run");
+            log::say("the guest is restored, and paused; `ferry resume` lets it run");
             self.adopt_paused(vm, cards);
             return;
         }
         match vm.resume() {
             Ok(vm) => {
-                eprintln!("ferry: the guest is restored, and runs");
+                log::say("the guest is restored, and runs");
                 self.adopt(vm, cards);
                 if let Some(view) = &self.view {
                     announce::spawn(view.clone());
@@ -128,10 +128,10 @@ impl Supervisor {
             Kept::Paused(vm) => self.phase = Phase::Paused(Box::new(vm)),
             Kept::Stuck(vm, error) => {
                 self.phase = Phase::Paused(Box::new(vm));
-                eprintln!(
-                    "ferry: the guest did not go on after its snapshot: {}; `ferry resume` tries again",
+                log::complain(&format!(
+                    "the guest did not go on after its snapshot: {}; `ferry resume` tries again",
                     chain(&error)
-                );
+                ));
             }
         }
         if let Ok(id) = taken.id {

@@ -20,6 +20,7 @@ use super::{End, MachineError, tap};
 use crate::config::RestoreConfig;
 use crate::console::{Output, Signals};
 use crate::kvm;
+use crate::log;
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls;
 use crate::vcpu::EventSender;
@@ -144,10 +145,10 @@ impl Restorer {
                 vcpus,
             } = arrival
             {
-                eprintln!(
-                    "ferry: restoring a guest of {} MiB and {vcpus} vCPU(s) from {peer}",
+                log::say(&format!(
+                    "restoring a guest of {} MiB and {vcpus} vCPU(s) from {peer}",
                     memory_bytes >> 20
-                );
+                ));
             }
         };
         let vm = destination::restore(&mut host, snapshots, &cancel, &mut tell)?;
