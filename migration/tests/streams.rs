@@ -313,7 +313,7 @@ enum Doze {
     OnceStopped(Arc<AtomicBool>),
 }
 
-/// Its second stream is slow.
+/// Its second stream is slow; once the guest stands still, both are.
 struct Dozer {
     target: TcpTarget,
     opened: AtomicUsize,
@@ -380,15 +380,17 @@ impl Connect for Dozer {
         cancel: &CancelToken,
     ) -> Result<Box<dyn Transport>, ConnectError> {
         let inner = self.target.connect(timeout, cancel)?;
-        Ok(match self.opened.fetch_add(1, SeqCst) {
-            1 => Box::new(Dozing {
-                inner,
-                sent: 0,
-                doze: self.doze.clone(),
-                dozed: false,
-            }),
-            _ => inner,
-        })
+        let further = self.opened.fetch_add(1, SeqCst) == 1;
+        // Few pages may be left at the stop, and those go on the first stream.
+        if !further && matches!(self.doze, Doze::Once) {
+            return Ok(inner);
+        }
+        Ok(Box::new(Dozing {
+            inner,
+            sent: 0,
+            doze: self.doze.clone(),
+            dozed: false,
+        }))
     }
 
     fn name(&self) -> String {
