@@ -182,6 +182,8 @@ struct CpuModel {
 struct DeviceList {
     heartbeat: bool,
     slots: Vec<u32>,
+    /// What the disks are. None is described here: that is `refusals/disks.rs`.
+    disks: Vec<()>,
 }
 
 #[test]
@@ -268,6 +270,7 @@ fn cpus_and_devices_that_are_not_here() {
         let list = DeviceList {
             heartbeat: true,
             slots,
+            disks: Vec::new(),
         };
         lab.described(Kind::DEVICE_LIST, postcard::to_stdvec(&list).unwrap())
     };
@@ -275,7 +278,8 @@ fn cpus_and_devices_that_are_not_here() {
         &slots(&[1]),
         &["card 0 has no tap here", "--net 0=tap=NAME"],
     );
-    lab.refuses(&slots(&[2]), &["device of type 2 in slot 0", "newer ferry"]);
+    lab.refuses(&slots(&[2]), &["disk in slot 0", "nothing is said"]);
+    lab.refuses(&slots(&[3]), &["device of type 3 in slot 0", "newer ferry"]);
     lab.refuses(&slots(&[4; 17]), &["17 virtio devices", "16 slots"]);
     for kind in [Kind::CPU_MODEL, Kind::DEVICE_LIST] {
         let parts = ["guest's description", "cannot be decoded"];
