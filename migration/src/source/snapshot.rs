@@ -224,6 +224,8 @@ impl<G: RunningGuest> Ending<G> {
             mut link,
             spent,
         } = self.handover;
+        // All that the guest stood still for is written.
+        link.hurry(spent.began, None);
         let parts = Blackout {
             stop_vcpus_ms: millis(spent.stop),
             final_dirty_sync_ms: millis(spent.sync),

@@ -25,17 +25,16 @@ use super::activation::{self, Manager, Passed};
 use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Notifier, chain};
+use super::supplies::Supplies;
 use super::{End, MachineError, disk, tap};
 use crate::config::{DiskFile, Listen, ReceiveConfig, TapConfig, Target};
-use crate::console::{Output, Signals};
+use crate::console::Signals;
 use crate::control::socket::OwnedSocket;
 use crate::kvm;
 use crate::log;
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls::{self, TlsFilesError};
-use crate::vcpu::EventSender;
-use crate::vm::{Gauges, LocalParts, LogChoice, ReceivingHost, RunningVm};
-use vmm_sys_util::eventfd::EventFd;
+use crate::vm::{Gauges, LogChoice, ReceivingHost, RunningVm};
 
 /// How long to wait after a connection could not be accepted.
 const RETRY: Duration = Duration::from_secs(1);
@@ -78,12 +77,9 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         log,
         listener: RefCell::new(Some(listener)),
         manager,
-        taps,
+        supplies: Supplies::of(&supervisor, taps)?,
         disks,
         gauges,
-        output: supervisor.console().output(),
-        serial_room: supervisor.serial_room()?,
-        events: supervisor.event_sender()?,
         notify: supervisor.notifier()?,
         config,
     };
@@ -282,14 +278,10 @@ struct Receiver {
     /// None once a passed socket is left to others.
     listener: RefCell<Option<Listener>>,
     manager: Manager,
-    /// For the guest's cards, by their numbers.
-    taps: Vec<(u32, Tap)>,
+    supplies: Supplies,
     /// For its disks, by theirs; not locked until a guest is about to run.
     disks: Vec<(u32, Arc<Disk>)>,
     gauges: Gauges,
-    output: Output,
-    serial_room: EventFd,
-    events: EventSender,
     notify: Notifier,
     config: ReceiveConfig,
 }
@@ -345,7 +337,7 @@ impl Receiver {
             gauges: &self.gauges,
             log: self.log,
             rewound: false,
-            make_parts: &mut || self.parts(),
+            make_parts: &mut || self.supplies.parts(),
             open_tap: &mut |card| {
                 let tap = self.tap(card)?;
                 cards.push(CardInfo {
@@ -416,24 +408,9 @@ impl Receiver {
         }
     }
 
-    /// What a VM is made with here; anew for each attempt.
-    fn parts(&self) -> Result<LocalParts, GuestError> {
-        let again = |e| GuestError::new("duplicate an eventfd", e);
-        Ok(LocalParts {
-            serial_out: Box::new(self.output.clone()),
-            serial_room: self.serial_room.try_clone().map_err(again)?,
-            events: self.events.try_clone().map_err(again)?,
-        })
-    }
-
     /// What the user gave for the guest's nth card. It stays open here for another attempt.
     fn tap(&self, card: u32) -> Result<Tap, GuestError> {
-        let mut taps = self.taps.iter();
-        let (_, tap) = taps.find(|(index, _)| *index == card).ok_or_else(|| {
-            GuestError::bare(format!(
-                "the guest's network card {card} has no tap here: start the receiver with --net {card}=tap=NAME"
-            ))
-        })?;
+        let tap = self.supplies.tap(card, "start the receiver with")?;
         tap.fresh()
             .map_err(|e| GuestError::new(format!("cannot use tap {} again", tap.name()), e))
     }

@@ -20,6 +20,7 @@ mod saving;
 mod start;
 mod status;
 mod supervisor;
+mod supplies;
 mod tap;
 
 pub use error::MachineError;

@@ -11,20 +11,19 @@ use migration::cancel::CancelToken;
 use migration::destination::{self, RestoreError, Snapshot};
 use migration::event::Arrival;
 use migration::guest::GuestError;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Notifier, chain};
+use super::supplies::Supplies;
 use super::{End, MachineError, tap};
 use crate::config::RestoreConfig;
-use crate::console::{Output, Signals};
+use crate::console::Signals;
 use crate::kvm;
 use crate::log;
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls;
-use crate::vcpu::EventSender;
-use crate::vm::{Gauges, LocalParts, LogChoice, PausedVm, ReceivingHost};
+use crate::vm::{Gauges, LogChoice, PausedVm, ReceivingHost};
 
 /// Makes the guest and stays with it until it ends, leaves, or is stopped.
 ///
@@ -54,11 +53,8 @@ pub fn restore(config: RestoreConfig) -> Result<End, MachineError> {
         kvm,
         log,
         files,
-        taps,
+        supplies: Supplies::of(&supervisor, taps)?,
         gauges,
-        output: supervisor.console().output(),
-        serial_room: supervisor.serial_room()?,
-        events: supervisor.event_sender()?,
         notify: supervisor.notifier()?,
         max_memory: config.max_memory,
         paused: config.paused,
@@ -82,12 +78,8 @@ struct Restorer {
     log: LogChoice,
     /// The snapshots in their order, with their names.
     files: Vec<(File, String)>,
-    /// For the guest's cards, by their numbers.
-    taps: Vec<(u32, Tap)>,
+    supplies: Supplies,
     gauges: Gauges,
-    output: Output,
-    serial_room: EventFd,
-    events: EventSender,
     notify: Notifier,
     max_memory: u64,
     paused: bool,
@@ -123,7 +115,7 @@ impl Restorer {
             gauges: &self.gauges,
             log: self.log,
             rewound: true,
-            make_parts: &mut || self.parts(),
+            make_parts: &mut || self.supplies.parts(),
             open_tap: &mut |card| {
                 let tap = self.tap(card)?;
                 cards.push(CardInfo {
@@ -155,24 +147,9 @@ impl Restorer {
         Ok((vm, cards))
     }
 
-    /// What the VM is made with here.
-    fn parts(&self) -> Result<LocalParts, GuestError> {
-        let again = |e| GuestError::new("duplicate an eventfd", e);
-        Ok(LocalParts {
-            serial_out: Box::new(self.output.clone()),
-            serial_room: self.serial_room.try_clone().map_err(again)?,
-            events: self.events.try_clone().map_err(again)?,
-        })
-    }
-
     /// What the user gave for the guest's nth card.
     fn tap(&self, card: u32) -> Result<Tap, GuestError> {
-        let mut taps = self.taps.iter();
-        let (_, tap) = taps.find(|(index, _)| *index == card).ok_or_else(|| {
-            GuestError::bare(format!(
-                "the guest's network card {card} has no tap here: restore it with --net {card}=tap=NAME"
-            ))
-        })?;
+        let tap = self.supplies.tap(card, "restore it with")?;
         tap.fresh()
             .map_err(|e| GuestError::new(format!("cannot use tap {}", tap.name()), e))
     }
