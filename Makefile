@@ -20,7 +20,7 @@ test: deps lint build images ## lint, all tests, whole VMs included; less than 2
 	unshare --mount sh -c 'if [ -e /dev/kvm ]; then mount --bind /dev/null /dev/kvm; fi; exec $(CARGO) test -p migration -p devices'
 	$(CARGO) test -p vmm -p guest-images -p agent
 	$(CARGO) run --release --quiet -p integration-tests --bin nested-host -- check
-	$(CARGO) test --release -p integration-tests -- --test-threads=1
+	$(CARGO) test --release -p integration-tests --no-fail-fast -- --test-threads=1
 
 # For example: make bench BENCH='--scenario 1G-idle 1G-hot64 --runs 9'
 BENCH ?=

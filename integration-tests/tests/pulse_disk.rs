@@ -213,22 +213,11 @@ fn a_move_that_fails_before_go_leaves_the_lock_where_it_is() {
 fn a_move_within_the_host_passes_the_lock_on() {
     let disk = DiskImage::new(4 << 20).unwrap();
     let second = DiskImage::new(2 << 20).unwrap();
-    let (cpus, one) = (
-        ["--cpus", "1"],
-        format!("{},queues=4,direct=on", disk.path()),
-    );
+    let one = format!("{},queues=4,direct=on", disk.path());
     let other = format!("{},ro", second.path());
-    let args = [
-        "run",
-        "--pulse",
-        GUEST.words,
-        "--memory",
-        "64M,backing=memfd",
-    ];
-    let disks = ["--disk", &one, "--disk", &other];
-    let mut guest = Ferry::start(None, &[&args[..], &cpus, &disks].concat()).unwrap();
-    guest.wait_control(STEP).unwrap();
-    guest.wait_beats(20).unwrap();
+    let mut guest = GUEST
+        .boot_in_memfd(&["--disk", &one, "--disk", &other])
+        .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let target = format!("unix:{}", folder.path().join("b.sock").display());
     let (one, other) = (

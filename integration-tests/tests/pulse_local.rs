@@ -22,7 +22,7 @@ fn socket(name: &str) -> String {
 
 #[test]
 fn four_gigabytes_go_there_and_on_in_an_instant() {
-    let mut ferry = GUEST.boot_in_memfd().unwrap();
+    let mut ferry = GUEST.boot_in_memfd(&[]).unwrap();
     // Of the memory that the guest itself leaves alone: 64 MiB above its tables, in the first region.
     let filled = std::slice::from_ref(&(256 << 20..320 << 20));
     ferry.fill(SEED, filled).unwrap();
@@ -63,7 +63,7 @@ fn refusals_leave_the_guest_where_it_is() {
     };
     for (guest, expected) in [
         (small.boot(None).unwrap(), "--memory SIZE,backing=memfd"),
-        (small.boot_in_memfd().unwrap(), "--max-memory"),
+        (small.boot_in_memfd(&[]).unwrap(), "--max-memory"),
     ] {
         let target = socket("refusals");
         let _receiver = Ferry::receive(None, &target, &["--max-memory", "32M"]).unwrap();

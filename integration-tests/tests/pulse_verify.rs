@@ -64,7 +64,7 @@ fn memory_that_both_ends_map_is_not_compared() {
         cpus: 1,
         mib: 64,
     };
-    let ferry = small.boot_in_memfd().unwrap();
+    let ferry = small.boot_in_memfd(&[]).unwrap();
     let asked = ["unix:/nonexistent/ferry", "--verify"];
     let refused = ferry.command("migrate", &asked).unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);

@@ -48,8 +48,8 @@ impl PulseGuest<'_> {
     ///
     /// # Errors
     /// It does not.
-    pub fn boot_in_memfd(&self) -> Result<Ferry, Error> {
-        self.boot_in(None, ",backing=memfd", &[])
+    pub fn boot_in_memfd(&self, more: &[&str]) -> Result<Ferry, Error> {
+        self.boot_in(None, ",backing=memfd", more)
     }
 
     fn boot_in(&self, netns: Option<&Netns>, backing: &str, more: &[&str]) -> Result<Ferry, Error> {

@@ -80,7 +80,7 @@ fn unix_sockets_of_others_are_left_alone_and_stale_ones_are_replaced() {
         cpus: 1,
         mib: 64,
     };
-    let guest = guest.boot_in_memfd().unwrap();
+    let guest = guest.boot_in_memfd(&[]).unwrap();
     guest.migrate(&target, &[]).unwrap().completed().unwrap();
     ticks_on(&receiver);
 }
