@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | `wire_frames` | preamble and frames | what is understood is said again in the same bytes |
 //! | `wire_session` | a whole source, a whole destination | one guest at most, and the source's comes back unless GO was said |
+//! | `snapshot_file` | a snapshot, or a chain of two | a guest only out of files that are what was written, and it does not run by itself |
 //! | `unpack` | packed pages, deltas | only the pages named are written, each as a whole or not at all |
 //! | `state_sections` | every section of a state | refused, or a state that is saved as the same bytes |
 //! | `virtio_net`, `virtio_rng`, `virtio_blk` | the guest: rings, registers, its network | bounded work; only its buffers are written, and every such page is marked |
@@ -51,9 +52,16 @@ pub struct Target {
 
 /// All of them. What a target may allocate at a time is what its inputs may ask for, rounded up: a packed batch and a
 /// step of a long frame are 1 MiB each, a study's list of moves a few more.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     target("wire_frames", wire::run, wire::seeds, 4096, 2),
     target("wire_session", session::run, session::seeds, 1024, 8),
+    target(
+        "snapshot_file",
+        session::file::run,
+        session::file::seeds,
+        1024,
+        8,
+    ),
     target("unpack", unpack::run, unpack::seeds, 4096, 8),
     target("state_sections", state::run, state::seeds, 8192, 2),
     target("virtio_net", virtio::run_net, virtio::seeds_net, 4096, 2),

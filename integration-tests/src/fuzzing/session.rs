@@ -6,6 +6,7 @@
 //! milliseconds. What it says is a move as it should be, step by step, with as much of it
 //! spoilt as the input asks for.
 
+pub mod file;
 mod peer;
 #[path = "../../../migration/tests/support/mod.rs"]
 mod support;

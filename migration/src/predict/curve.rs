@@ -205,13 +205,24 @@ impl Fitted {
         }
         // Steps of a tenth, or as many as there may be from the shortest time to the longest.
         let step = (longest / shortest).powf(1.0 / KNEES).max(1.1);
-        let turns = std::iter::successors(Some(shortest), |turn| Some(turn * step));
-        let knees = turns
+        let turns: Vec<f64> = std::iter::successors(Some(shortest), |turn| Some(turn * step))
             .take_while(|turn| *turn <= longest)
-            .map(|turn| Self::with(curve, shortest, longest, Some(turn)));
-        let knee = knees.min_by(|one, other| one.error.total_cmp(&other.error));
+            .collect();
+        // Each other one, and then what lies beside the best of those: half the work.
+        let knee_at = |at: usize| {
+            let turn = turns.get(at)?;
+            Some((at, Self::with(curve, shortest, longest, Some(*turn))))
+        };
+        let better =
+            |one: &(usize, Self), other: &(usize, Self)| one.1.error.total_cmp(&other.1.error);
+        let found = ((0..turns.len()).step_by(2).filter_map(knee_at)).min_by(better);
+        let knee = found.and_then(|found| {
+            let beside = [found.0.checked_sub(1), Some(found.0 + 1)];
+            let beside = beside.into_iter().flatten().filter_map(knee_at);
+            std::iter::once(found).chain(beside).min_by(better)
+        });
         match knee {
-            Some(knee) if knee.error < BETTER * alone.error => knee,
+            Some((_, knee)) if knee.error < BETTER * alone.error => knee,
             _ => alone,
         }
     }

@@ -14,6 +14,8 @@ use super::support::World;
 const PAGE: usize = 4096;
 /// The most steps of one conversation, so that it stays short.
 const STEPS: usize = 64;
+/// The step that ends a file.
+pub const OVER: u8 = 231;
 
 /// Headers of the frames on which the handover turns: kind, reserved, length.
 pub const GO: [u8; HEADER] = [34, 0, 0, 0, 0, 0, 0, 0];
@@ -100,7 +102,7 @@ fn spoil(step: u8, program: &mut Program<'_>, said: &mut Vec<u8>) -> Option<()> 
             let (kind, len) = (program.u8(), program.u8());
             let body = program.bytes(len.into());
             let len = u32::try_from(body.len()).unwrap();
-            said.extend([kind % 40, 0, 0, 0]);
+            said.extend([kind % 52, 0, 0, 0]);
             said.extend(len.to_le_bytes());
             said.extend(body);
         }
@@ -141,6 +143,37 @@ impl Source {
                 break;
             }
             let step = program.u8();
+            if spoil(step, program, &mut said).is_none() {
+                self.step(step, program, &mut said);
+            }
+        }
+        said
+    }
+
+    /// The file of that number in a chain of which these are the names, up to its end mark.
+    pub fn file(mut self, number: usize, ids: &[[u8; 16]], program: &mut Program<'_>) -> Vec<u8> {
+        let mut said = Vec::new();
+        greet(program.u8(), &mut said);
+        let base = number.checked_sub(1).map(|before| ids[before]);
+        let base = match program.u8() % 8 {
+            7 => Some([0; 16]),
+            6 => None,
+            _ => base,
+        };
+        let id = ids[number];
+        put(Frame::Snapshot { id, base }, &mut said);
+        if program.u8() % 8 < 7 {
+            put(self.hello(program.u8()), &mut said);
+        }
+        for _ in 0..STEPS {
+            let step = if program.is_over() {
+                OVER
+            } else {
+                program.u8()
+            };
+            if step == OVER {
+                break;
+            }
             if spoil(step, program, &mut said).is_none() {
                 self.step(step, program, &mut said);
             }
