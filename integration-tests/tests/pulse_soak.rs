@@ -54,6 +54,7 @@ fn pause(index: u32) -> Fault {
             compress: Compress::None,
             delta: false,
             verify: false,
+            tls: false,
         },
     }
 }
@@ -97,6 +98,7 @@ fn a_second_guest_is_seen() {
             whole: true,
             behind: false,
         },
+        sealed: false,
         beyond: Duration::ZERO,
         signal: Box::new(|| ()),
     };

@@ -41,6 +41,7 @@ pub fn draw(seed: u64, index: u32, able: Able) -> Fault {
         ][rng.usize(..4)],
         delta: rng.u8(..5) == 0,
         verify: able.verify && rng.u8(..3) == 0,
+        tls: rng.u8(..6) == 0,
     };
     let place = place(&mut rng, &mut setting);
     let act = act(&mut rng, place, setting);
@@ -54,6 +55,12 @@ pub fn draw(seed: u64, index: u32, able: Able) -> Fault {
 }
 
 fn place(rng: &mut Rng, setting: &mut Setting) -> Place {
+    if setting.tls {
+        return match rng.u8(..10) {
+            0 => Place::Connecting,
+            _ => byte(rng, *setting),
+        };
+    }
     match rng.u8(..20) {
         0 => Place::Connecting,
         1..=9 => Place::Frame {
@@ -83,10 +90,12 @@ fn place(rng: &mut Rng, setting: &mut Setting) -> Place {
 }
 
 /// A byte, of any order of magnitude as likely as of the other: the source sends some 10 MiB, of which further streams of a
-/// slow move get little; the destination says 100 bytes, and on a further stream only its preamble for sure.
+/// slow move get little; the destination says 100 bytes, and on a further stream only its preamble for sure. Over TLS it says a
+/// certificate before that, on each.
 fn byte(rng: &mut Rng, setting: Setting) -> Place {
     let stream = rng.usize(..usize::from(setting.streams));
     let (from, magnitudes) = match (rng.u8(..4), stream) {
+        (0, _) if setting.tls => (End::Destination, 11),
         (0, 0) => (End::Destination, 6),
         (0, _) => (End::Destination, 3),
         (_, 0) => (End::Source, 22),
@@ -129,6 +138,12 @@ fn end(rng: &mut Rng) -> End {
 
 fn act(rng: &mut Rng, place: Place, setting: Setting) -> Act {
     let kind = match place {
+        Place::Byte { .. } if setting.tls && rng.u8(..3) == 0 => {
+            return Act::Garble {
+                part: Part::Rest,
+                bit: rng.u32(..8),
+            };
+        }
         Place::Connecting | Place::Byte { .. } => {
             return match rng.u8(..6) {
                 0 | 1 => cut(rng, false),
@@ -245,10 +260,10 @@ mod tests {
         for index in 0..2000 {
             let fault = draw(1, index, ABLE);
             acts.insert(fault.act.word());
-            places.insert(fault.place.word());
+            places.insert(fault.place_word());
         }
         assert_eq!(acts.len(), 18, "{acts:?}");
-        assert_eq!(places.len(), 18, "{places:?}");
+        assert_eq!(places.len(), 19, "{places:?}");
     }
 
     /// Without `--verify` no bit of memory, state or page list is touched that nothing but TCP guards.

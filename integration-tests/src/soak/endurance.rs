@@ -145,12 +145,12 @@ fn hand_on(
 ) -> Result<Ferry, Error> {
     let target = address(number);
     let target = format!("tcp:{target}");
-    let mut args = peers.receive();
+    let mut args = peers.words();
     if number % 2 == 1 {
         args.extend(["--dirty-tracking", "ring"]);
     }
     let receiver = Ferry::receive(Some(host), &target, &args)?;
-    guest.migrate(&target, &peers.migrate())?.completed()?;
+    guest.migrate(&target, &peers.words())?.completed()?;
     let mut source = guest;
     let status = source.wait_end(STEP)?;
     let mut leak = |what: String| leaks.push(format!("move {number}: {what}"));
@@ -210,12 +210,7 @@ pub fn attempts(
     let guest = GUEST.boot(Some(&host))?;
     let receiver = |number, more: &[&str]| {
         let target = format!("tcp:{}", address(number));
-        let args = [
-            &["receive", "--listen", &target],
-            &peers.receive()[..],
-            more,
-        ]
-        .concat();
+        let args = [&["receive", "--listen", &target], &peers.words()[..], more].concat();
         let mut ferry = Ferry::start(Some(&host), &args)?;
         ferry.wait_control(STEP)?;
         Ok::<_, Error>(ferry)
@@ -252,7 +247,7 @@ pub fn attempts(
     }
     let last = check(&lab.guest, &lab.last)?;
     let target = format!("tcp:{}", address(2));
-    lab.guest.migrate(&target, &peers.migrate())?.completed()?;
+    lab.guest.migrate(&target, &peers.words())?.completed()?;
     check(&lab.receiver, &last)?;
     result.seconds = began.elapsed().as_secs_f64();
     Ok(result)
@@ -295,7 +290,7 @@ impl Trier<'_> {
     }
 
     fn migrate(&self, target: &str, more: &[&str]) -> Result<i32, Error> {
-        let args = [&self.peers.migrate()[..], more].concat();
+        let args = [&self.peers.words()[..], more].concat();
         Ok(self.guest.migrate(target, &args)?.status)
     }
 
@@ -322,6 +317,7 @@ impl Trier<'_> {
         let orders = Orders {
             place,
             act,
+            sealed: false,
             beyond: self.peers.beyond(),
             signal: Box::new(|| ()),
         };

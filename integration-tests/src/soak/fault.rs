@@ -88,7 +88,7 @@ pub enum Act {
     },
     /// One bit is another.
     Garble {
-        /// Where in the frame.
+        /// Where in the frame; over TLS it is the byte of the place.
         part: Part,
         /// Which bit, modulo the size of that part.
         bit: u32,
@@ -186,6 +186,8 @@ pub struct Setting {
     pub delta: bool,
     /// Whether memory is compared before the handover.
     pub verify: bool,
+    /// Over TLS: nobody between the ends sees a frame, and no bit can go unnoticed.
+    pub tls: bool,
 }
 
 /// How pages are compressed.
@@ -208,7 +210,7 @@ pub struct Able {
 }
 
 impl Setting {
-    /// Words for `ferry migrate`.
+    /// Words for `ferry migrate`, but those for TLS.
     pub fn words(self) -> Vec<String> {
         let mut words = vec![format!("--streams={}", self.streams)];
         if self.rounds {
@@ -302,14 +304,15 @@ impl Act {
     }
 }
 
-impl Place {
-    /// What it is counted as.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Frame { kind, .. } => kind.name().unwrap_or("unnamed"),
-            Self::Nth { .. } => "any frame",
-            Self::Byte { .. } => "any byte",
+impl Fault {
+    /// What its place is counted as.
+    pub fn place_word(&self) -> &'static str {
+        match self.place {
+            Place::Byte { .. } if self.setting.tls => "any byte over TLS",
+            Place::Connecting => "connecting",
+            Place::Frame { kind, .. } => kind.name().unwrap_or("unnamed"),
+            Place::Nth { .. } => "any frame",
+            Place::Byte { .. } => "any byte",
         }
     }
 }
@@ -349,12 +352,13 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {} index {}: {:?} {}; {}",
+            "seed {} index {}: {:?} {}; {}{}",
             self.seed,
             self.index,
             self.act,
             self.place,
-            self.setting.words().join(" ")
+            self.setting.words().join(" "),
+            if self.setting.tls { " --tls" } else { "" }
         )
     }
 }

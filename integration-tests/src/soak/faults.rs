@@ -23,7 +23,7 @@ pub struct Campaign {
     pub faults: u32,
     /// No new one is begun after that.
     pub until: Option<Instant>,
-    /// Pairs of ends side by side.
+    /// Pairs of ends side by side; of a single one, faults of odd numbers are left out.
     pub pairs: usize,
     /// The ends.
     pub peers: Peers,
@@ -35,14 +35,15 @@ impl Campaign {
     /// # Errors
     /// A lab failed, which is none of ferry's doing: processes cannot be started, or are not ours to look into.
     pub fn run(&self, each: impl Fn(&Fault, &Outcome, &Tally) + Sync) -> Result<Tally, Error> {
-        let next = AtomicU32::new(self.first);
+        // Labs of even and of odd numbers differ, so each takes faults of its own kind: a fault is done again where it was done.
+        let next = [0, 1].map(|odd| AtomicU32::new(self.first + (self.first + odd) % 2));
         let tally = Mutex::new(Tally::default());
         let work = |number: usize| {
             let mut lab = Lab::new(number, self.seed, self.peers.clone())?;
             while self.until.is_none_or(|until| Instant::now() < until)
                 && lock(&tally).faults < self.faults
             {
-                let index = next.fetch_add(1, Ordering::Relaxed);
+                let index = next[number % 2].fetch_add(2, Ordering::Relaxed);
                 let fault = draw(self.seed, index, self.peers.able());
                 let outcome = lab
                     .run(&fault)

@@ -27,6 +27,8 @@ pub struct Orders {
     pub place: Place,
     /// What.
     pub act: Act,
+    /// The streams are encrypted: there are bytes, but no frames.
+    pub sealed: bool,
     /// What "longer than either end waits" is.
     pub beyond: Duration,
     /// Sends the signal of [`Act::Signal`].

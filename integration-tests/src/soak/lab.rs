@@ -23,7 +23,7 @@ use super::outcome::{Outcome, Violation};
 use super::peers::Peers;
 use super::targets::Targets;
 use super::witness::Witness;
-use crate::ferry::{Ferry, Netns, PulseGuest};
+use crate::ferry::{DiskImage, Ferry, Netns, PulseGuest};
 use crate::{Error, chain};
 
 /// Time for anything that is quick on an idle machine.
@@ -32,6 +32,8 @@ const STEP: Duration = Duration::from_secs(60);
 const NOISE: std::ops::Range<u64> = 16 << 20..24 << 20;
 const TEXT: std::ops::Range<u64> = 24 << 20..32 << 20;
 pub(super) const MIB: u64 = 64;
+/// Bytes of a disk.
+const DISK: u64 = 4 << 20;
 /// Guests that differ in who writes how.
 const GUESTS: [PulseGuest<'_>; 2] = [
     PulseGuest {
@@ -51,6 +53,8 @@ pub struct Lab {
     host: Netns,
     peers: Peers,
     kind: PulseGuest<'static>,
+    /// What the guest has, in every other lab: whoever runs it has to hold its lock.
+    disk: Option<DiskImage>,
     seed: u64,
     guest: Option<Guest>,
     receiver: Option<Receiver>,
@@ -66,18 +70,22 @@ struct Guest {
 struct Receiver {
     ferry: Ferry,
     address: SocketAddr,
+    tls: bool,
 }
 
 impl Lab {
-    /// A lab of its own, the `number`th.
+    /// A lab of its own, the `number`th: for faults of even numbers if that is even, else for those of odd ones.
     ///
     /// # Errors
-    /// There can be no network namespace.
+    /// There can be no network namespace, or no disk.
     pub fn new(number: usize, seed: u64, peers: Peers) -> Result<Self, Error> {
         Ok(Self {
             host: Netns::new("soak")?,
             peers,
             kind: GUESTS[number % GUESTS.len()],
+            disk: (number % 2 == 1)
+                .then(|| DiskImage::new(DISK))
+                .transpose()?,
             seed,
             guest: None,
             receiver: None,
@@ -97,8 +105,8 @@ impl Lab {
             None => self.boot()?,
         };
         let receiver = match self.receiver.take() {
-            Some(receiver) => receiver,
-            None => self.new_receiver()?,
+            Some(receiver) if receiver.tls == fault.setting.tls => receiver,
+            _ => self.new_receiver(fault.setting.tls)?,
         };
         let survivors = self.disturb(fault, guest, receiver, &mut outcome)?;
         self.second_try(survivors, &mut outcome)?;
@@ -118,7 +126,9 @@ impl Lab {
     }
 
     fn boot(&self) -> Result<Guest, Error> {
-        let ferry = self.kind.boot(Some(&self.host))?;
+        let disk = self.disk.as_ref().map(|disk| ["--disk", disk.path()]);
+        let disk = disk.as_ref().map_or(&[][..], |words| words);
+        let ferry = self.kind.boot_with(Some(&self.host), disk)?;
         let memory = ferry.memory()?;
         for (content, range) in [(Content::Noise, NOISE), (Content::Text, TEXT)] {
             let write = |gpa, bytes: &[u8]| memory.write(gpa, bytes);
@@ -130,7 +140,7 @@ impl Lab {
         Ok(Guest { ferry, last })
     }
 
-    fn new_receiver(&mut self) -> Result<Receiver, Error> {
+    fn new_receiver(&mut self, tls: bool) -> Result<Receiver, Error> {
         // A port that a process has just left may still have connections in TIME_WAIT.
         self.port = if self.port < 30_000 {
             self.port + 1
@@ -140,10 +150,18 @@ impl Lab {
         let address = SocketAddr::from(([127, 0, 0, 1], self.port));
         let listen = format!("tcp:{address}");
         let mut args = vec!["receive", "--listen", &listen];
-        args.extend(self.peers.receive());
+        let mut words = self.peers.words_over(tls);
+        if let Some(disk) = &self.disk {
+            words.extend(["--disk".into(), format!("0={}", disk.path())]);
+        }
+        args.extend(words.iter().map(String::as_str));
         let mut ferry = Ferry::start(Some(&self.host), &args)?;
         ferry.wait_control(STEP)?;
-        Ok(Receiver { ferry, address })
+        Ok(Receiver {
+            ferry,
+            address,
+            tls,
+        })
     }
 
     /// The move with the fault, up to the guest checked where it is.
@@ -158,6 +176,7 @@ impl Lab {
         let orders = Orders {
             place: fault.place,
             act: fault.act,
+            sealed: fault.setting.tls,
             beyond: self.peers.beyond(),
             signal: targets.signal(
                 fault.act,
@@ -201,14 +220,20 @@ impl Lab {
             ));
         }
         let keeper = judge.keeper(&mut ends)?;
-        self.check(keeper, ends, guest.last, receiver.address, outcome)
+        let (address, tls) = (receiver.address, receiver.tls);
+        let left = |ferry| Receiver {
+            ferry,
+            address,
+            tls,
+        };
+        self.check(keeper, ends, guest.last, left, outcome)
     }
 
     fn start_move(&self, source: &Ferry, target: &str, fault: &Fault) -> Result<Child, Error> {
         let mut command = source.prepare("migrate", &[target])?;
         command
             .args(fault.setting.words())
-            .args(self.peers.migrate())
+            .args(self.peers.words_over(fault.setting.tls))
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         spawn_bound(command, Vec::new()).map_err(|e| Error::file("run", "ferry".as_ref(), e))
@@ -220,7 +245,7 @@ impl Lab {
         keeper: Option<Whom>,
         ends: Ends,
         last: Summary,
-        address: SocketAddr,
+        left: impl FnOnce(Ferry) -> Receiver,
         outcome: &mut Outcome,
     ) -> Result<(Option<Guest>, Option<Receiver>), Error> {
         let Ends {
@@ -229,6 +254,7 @@ impl Lab {
             ..
         } = ends;
         let whole = |ferry: Ferry, outcome: &mut Outcome| {
+            self.fenced(outcome);
             let checked = self.whole(&ferry, &last);
             outcome.keep(checked).map(|last| Guest { ferry, last })
         };
@@ -237,10 +263,8 @@ impl Lab {
                 if outcome.violations.is_empty() && source.status()?["dirty_log"]["on"] != false {
                     outcome.violate(Violation::Untrue, "the dirty log was left on".into());
                 }
-                let receiver = destination.ended().is_none().then_some(Receiver {
-                    ferry: destination,
-                    address,
-                });
+                let lives = destination.ended().is_none();
+                let receiver = lives.then(|| left(destination));
                 (whole(source, outcome), receiver)
             }
             Some(_) => (whole(destination, outcome), None),
@@ -249,11 +273,7 @@ impl Lab {
                 let state = Client::new(&destination.control()).status().ok();
                 let waits = destination.ended().is_none()
                     && state.is_some_and(|status| status.state == State::Waiting);
-                let receiver = waits.then_some(Receiver {
-                    ferry: destination,
-                    address,
-                });
-                (None, receiver)
+                (None, waits.then(|| left(destination)))
             }
         })
     }
@@ -273,6 +293,14 @@ impl Lab {
         Ok(now)
     }
 
+    /// Whoever runs the guest holds the lock of its disk.
+    fn fenced(&self, outcome: &mut Outcome) {
+        if self.disk.as_ref().is_some_and(DiskImage::is_free) {
+            let how = "the guest runs, and nobody holds the lock of its disk";
+            outcome.violate(Violation::Unfenced, how.into());
+        }
+    }
+
     /// A move undisturbed: of this guest to this receiver, if they are still there, else of or to a new one.
     fn second_try(
         &mut self,
@@ -285,9 +313,10 @@ impl Lab {
         };
         let receiver = match receiver {
             Some(receiver) => receiver,
-            None => self.new_receiver()?,
+            None => self.new_receiver(false)?,
         };
-        let args: Vec<&str> = self.peers.migrate();
+        let words = self.peers.words_over(receiver.tls);
+        let args: Vec<&str> = words.iter().map(String::as_str).collect();
         let moved = guest
             .ferry
             .migrate(&format!("tcp:{}", receiver.address), &args)?;
@@ -299,6 +328,7 @@ impl Lab {
         }
         let mut source = guest.ferry;
         source.wait_end(STEP)?;
+        self.fenced(outcome);
         let checked = self.whole(&receiver.ferry, &guest.last);
         self.guest = outcome.keep(checked).map(|last| Guest {
             ferry: receiver.ferry,

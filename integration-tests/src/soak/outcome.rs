@@ -21,6 +21,8 @@ pub enum Violation {
     SecondTry,
     /// An end, or the exit status, said what is not so; or an end never came to rest.
     Untrue,
+    /// The guest runs, and nobody holds the lock of its disk.
+    Unfenced,
 }
 
 /// What came of one fault.
@@ -82,6 +84,8 @@ pub struct Tally {
     pub second_try_failed: u32,
     /// Ends that said what is not so.
     pub untrue_words: u32,
+    /// Guests that ran without the lock of their disk.
+    pub unfenced: u32,
     /// Guests that ended with the process that had them, which the fault killed.
     pub killed_with_owner: u32,
     /// Moves that failed although the fault was none that a move may fail for.
@@ -125,6 +129,7 @@ impl Tally {
                 Violation::Corrupted => &mut self.corrupted_pages,
                 Violation::SecondTry => &mut self.second_try_failed,
                 Violation::Untrue => &mut self.untrue_words,
+                Violation::Unfenced => &mut self.unfenced,
             } += 1;
             self.violations.push(format!("{fault}: {what:?}: {how}"));
         }
@@ -142,7 +147,7 @@ impl Tally {
         if !outcome.missed {
             *self.by_status.entry(word).or_default() += 1;
             *self.by_act.entry(fault.act.word()).or_default() += 1;
-            *self.by_place.entry(fault.place.word()).or_default() += 1;
+            *self.by_place.entry(fault.place_word()).or_default() += 1;
         }
         self.total_ms += outcome.ms;
         self.longest_ms = self.longest_ms.max(outcome.ms);

@@ -1,13 +1,17 @@
 //! What the ferry under test can do, and how long its ends wait for each other.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::fault::Able;
+use crate::ferry::Hosts;
 use crate::{Error, programs};
 
 /// How long an end waits for a silent peer, unless told otherwise.
 const USUAL: Duration = Duration::from_secs(5);
+/// The name in the certificate.
+const HOST: &str = "soak";
 
 /// How the two ends of moves are started.
 #[derive(Debug, Clone)]
@@ -16,13 +20,15 @@ pub struct Peers {
     words: Vec<String>,
     timeout: Duration,
     able: Able,
+    /// What both prove themselves with over TLS: they are one host.
+    hosts: Arc<Hosts>,
 }
 
 impl Peers {
     /// Asks the ferry under test. `timeout` is after what a peer is dead, in milliseconds.
     ///
     /// # Errors
-    /// It is not built, or does not say.
+    /// It is not built, or does not say, or makes no certificates.
     pub fn of(timeout_ms: u32) -> Result<Self, Error> {
         let help = |act: &str| {
             let ferry = programs::ferry()?;
@@ -48,6 +54,7 @@ impl Peers {
             able: Able {
                 verify: migrate.contains("--verify"),
             },
+            hosts: Arc::new(Hosts::new(&[(HOST, "127.0.0.1")])?),
         })
     }
 
@@ -71,13 +78,17 @@ impl Peers {
         self.timeout * 6 + Duration::from_secs(10)
     }
 
-    /// Words for `ferry receive`.
-    pub fn receive(&self) -> Vec<&str> {
+    /// Words for either `ferry receive` or `ferry migrate`.
+    pub fn words(&self) -> Vec<&str> {
         self.words.iter().map(String::as_str).collect()
     }
 
-    /// Words for `ferry migrate`.
-    pub fn migrate(&self) -> Vec<&str> {
-        self.receive()
+    /// The same, and those for TLS if it is over that.
+    pub(super) fn words_over(&self, tls: bool) -> Vec<String> {
+        let mut words = self.words.clone();
+        if tls {
+            words.extend(["--tls".into(), self.hosts.folder(HOST)]);
+        }
+        words
     }
 }

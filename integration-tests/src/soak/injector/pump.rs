@@ -46,6 +46,9 @@ pub(super) struct Pump<'a> {
 impl Pump<'_> {
     /// Passes frames on until the direction ends, which is an error: `UnexpectedEof` for a FIN.
     pub fn run(&mut self) -> io::Result<()> {
+        if self.shared.orders.sealed {
+            return self.run_sealed();
+        }
         let mut frame = vec![0; PREAMBLE];
         self.read(&mut frame)?;
         let mut next = Whole {
@@ -60,6 +63,19 @@ impl Pump<'_> {
                 self.pass(&next)?;
             }
             next = self.next()?;
+        }
+    }
+
+    /// The same where frames cannot be told: bytes as they come.
+    fn run_sealed(&mut self) -> io::Result<()> {
+        let (from, _) = self.pair.sides(self.end);
+        let mut chunk = vec![0; CHUNK];
+        loop {
+            match self.soon((&*from).read(&mut chunk))? {
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(count) => self.write(&chunk[..count])?,
+                None => {}
+            }
         }
     }
 
@@ -301,6 +317,11 @@ impl Pump<'_> {
                 Act::Stall(span) => self.shared.sleep(self.shared.time(span)),
                 Act::Slow { bytes, ms } => self.slow(bytes, ms),
                 Act::Signal { .. } => (self.shared.orders.signal)(),
+                Act::Garble { bit, .. } => {
+                    let (first, rest) = bytes.split_at(1);
+                    self.send(&[first[0] ^ (1 << (bit % 8))])?;
+                    bytes = rest;
+                }
                 _ => {}
             }
         }
