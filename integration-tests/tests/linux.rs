@@ -225,7 +225,12 @@ linux_test! {
 /// Tells the agent to end the guest and gives back the exit status of `ferry run`.
 fn end_by(word: &str) -> (Option<i32>, Ferry) {
     let world = World::new(1).unwrap();
-    let mut ferry = cloud().boot(Some(&world.a)).unwrap();
+    let guest = LinuxGuest {
+        // No tick comes in between the kernel's last words.
+        append: "agent.tick=60000".into(),
+        ..cloud()
+    };
+    let mut ferry = guest.boot(Some(&world.a)).unwrap();
     // The answer may be lost with the guest; asking again does no harm.
     let _ = Agent::new(&world.world, 0).ask(word, Duration::from_secs(1));
     let status = ferry.wait_end(STEP).unwrap();
