@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migration::cancel::CancelToken;
-use migration::destination::{RestoreError, Snapshot, restore};
+use migration::destination::{RestoreError, Snapshot, restore, restore_lazily};
 use migration::guest::{GuestRam, PausedGuest};
 use migration::options::Options;
 use migration::pack::{Codec, Compress};
-use migration::pages::PAGE_SIZE;
+use migration::pages::{PAGE_SIZE, PageSet};
 use migration::report::Outcome;
 use migration::source::{Hold, Keep, Kept, MoveError, Snapshotted, snapshot};
-use migration::wire::frame::SnapshotId;
+use migration::wire::frame::{Run, SnapshotId};
 use support::{Content, FakeHost, Faults, Paused, Running, World, Writer, boot, run, unbooted};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -72,7 +72,74 @@ fn paused(taken: Snapshotted<Running>) -> Paused {
     }
 }
 
+/// The guest out of files; made at once, and lazily, of which the same must come.
 fn load(world: &Arc<World>, files: &[&Path]) -> Result<Paused, RestoreError> {
+    let at_once = load_at_once(world, files);
+    let lazily = load_lazily(world, files);
+    match (&at_once, &lazily) {
+        (Ok(one), Ok(other)) => {
+            assert!(bytes(world, &one.0.ram) == bytes(world, &other.0.ram));
+        }
+        (Err(one), Err(other)) => {
+            let kind = std::mem::discriminant::<RestoreError>;
+            // Lazily a state is loaded before the digest is known: it may be one that cannot be.
+            let early = matches!(other, RestoreError::Guest(_));
+            assert!(early || kind(one) == kind(other), "{one}, {other}");
+        }
+        _ => panic!("at once {:?}, lazily {:?}", at_once.err(), lazily.err()),
+    }
+    at_once
+}
+
+/// Some pages are asked for, one by one; the others come by themselves, and none is given twice.
+fn load_lazily(world: &Arc<World>, files: &[&Path]) -> Result<Paused, RestoreError> {
+    let cancel = CancelToken::new().unwrap();
+    let open = |path: &&Path| (File::open(path).unwrap(), path.display().to_string());
+    let mut host = FakeHost(Arc::clone(world));
+    let mut served = None;
+    let paused = restore_lazily(
+        &mut host,
+        files.iter().map(open).collect(),
+        &cancel,
+        &mut |_| {},
+        &mut |ram, lazy| {
+            served = Some((ram.clone(), lazy));
+            Ok(())
+        },
+    )?;
+    let (ram, mut lazy) = served.unwrap();
+    let at = |page| GuestAddress(world.layout.gpa(page).unwrap());
+    let mut expected = lazy.pages();
+    let mut fetched = Vec::new();
+    for page in (0..world.layout.pages()).rev().step_by(7) {
+        match lazy.fetch(page)? {
+            Some(bytes) => {
+                fetched.push((page, bytes.to_vec()));
+                ram.write_slice(bytes, at(page)).unwrap();
+            }
+            None => assert!(!expected.contains(page)),
+        }
+    }
+    assert_eq!(lazy.fetch(u64::MAX)?, None);
+    let mut install = |run: Run, bytes: &[u8]| {
+        for (page, bytes) in (run.first..).zip(bytes.chunks_exact(4096)) {
+            assert!(expected.contains(page), "page {page} comes twice");
+            let mut one = PageSet::empty(world.layout.pages());
+            one.insert(page);
+            expected.subtract(&one);
+            let before = fetched.iter().find(|(fetched, _)| *fetched == page);
+            assert!(before.is_none_or(|(_, before)| before == bytes));
+            ram.write_slice(bytes, at(page)).unwrap();
+        }
+        Ok(())
+    };
+    while lazy.advance(&mut install)? {}
+    assert!(!lazy.advance(&mut install)?);
+    assert!(expected.is_empty());
+    Ok(paused)
+}
+
+fn load_at_once(world: &Arc<World>, files: &[&Path]) -> Result<Paused, RestoreError> {
     let cancel = CancelToken::new().unwrap();
     let open = |path: &&Path| {
         Snapshot::open(

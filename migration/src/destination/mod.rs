@@ -4,12 +4,14 @@
 mod alarm;
 mod handover;
 mod intake;
+mod lazy;
 mod probed;
 mod receiver;
 mod restore;
 mod streams;
 mod verify;
 
+pub use lazy::{Install, Lazy, restore_lazily};
 pub use restore::{RestoreError, Restored, Snapshot, hex, restore};
 pub use streams::Accept;
 

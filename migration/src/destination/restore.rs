@@ -126,6 +126,16 @@ impl Snapshot {
         }
     }
 
+    /// What people call it.
+    pub(super) fn name(&self) -> &str {
+        self.channel.peer()
+    }
+
+    /// Where its next frame begins.
+    pub(super) fn position(&self) -> u64 {
+        self.channel.position()
+    }
+
     /// Its name, which one that stands on it gives.
     pub fn id(&self) -> SnapshotId {
         self.id
@@ -208,7 +218,7 @@ pub fn restore<H: Host>(
 }
 
 /// Checks that they belong together; gives what the guest is.
-fn agree(snapshots: &mut [Snapshot]) -> Result<Hello, RestoreError> {
+pub(super) fn agree(snapshots: &mut [Snapshot]) -> Result<Hello, RestoreError> {
     let mut before: Option<(SnapshotId, Description)> = None;
     let mut first = None;
     for snapshot in snapshots {
@@ -299,10 +309,21 @@ fn damaged(channel: &Channel, what: String) -> RestoreError {
 }
 
 fn unexpected(channel: &Channel, frame: &Frame, expected: &str) -> RestoreError {
-    damaged(
-        channel,
-        format!("{} in the place of {expected}", frame.name()),
-    )
+    unexpected_in(channel.peer(), channel.position(), frame, expected)
+}
+
+/// A frame that does not belong where it was found, in a file.
+pub(super) fn unexpected_in(
+    name: &str,
+    offset: u64,
+    frame: &Frame,
+    expected: &str,
+) -> RestoreError {
+    RestoreError::Damaged {
+        name: name.to_owned(),
+        offset,
+        what: format!("{} in the place of {expected}", frame.name()),
+    }
 }
 
 fn located(channel: &Channel, error: impl Into<ReceiveError>) -> RestoreError {
