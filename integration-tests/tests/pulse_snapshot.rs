@@ -320,3 +320,53 @@ fn what_cannot_be_done_is_said_in_a_line() {
     let said = refused(&[&a, &b]);
     assert!(said.contains("whole by itself"), "{said}");
 }
+
+/// Waits until all memory of a guest that runs already is read.
+fn filled(ferry: &Ferry) {
+    for _ in 0..3000 {
+        if ferry.status().unwrap()["memory_to_come_bytes"] == 0 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("{}", ferry.messages().tail());
+}
+
+#[test]
+fn a_guest_runs_before_its_memory_is_read() {
+    let folder = folder();
+    let fill = std::slice::from_ref(&(128 << 20..192 << 20));
+    let ferry = GUEST.boot(None).unwrap();
+    ferry.fill(SEED, fill).unwrap();
+    let before = ferry.check_pulse().unwrap();
+    let (plain, packed) = (folder.path().join("a"), folder.path().join("b"));
+    save(&ferry, &plain, &[]);
+    save(&ferry, &packed, &["--compress", "lz4", "--stop"]);
+    for path in [&plain, &packed] {
+        let again = restore(&[path], &["--lazy"]);
+        filled(&again);
+        again.wait_beats(50).unwrap();
+        again.check_pulse().unwrap().follows(&before).unwrap();
+        again.check_fill(SEED, fill).unwrap();
+        // From here on it is like any other: it can be saved, and is the same.
+        let once_more = folder.path().join("c");
+        save(&again, &once_more, &["--stop"]);
+        let last = restore(&[&once_more], &["--lazy", "--paused"]);
+        filled(&last);
+        last.check_still_pulse().unwrap().follows(&before).unwrap();
+        last.check_fill(SEED, fill).unwrap();
+        fs::remove_file(&once_more).unwrap();
+    }
+
+    // A wrong bit in a page is found out when the file has been read, and the guest that has run with it is ended.
+    let mut bytes = fs::read(&plain).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&plain, bytes).unwrap();
+    let args = ["restore", text(&plain), "--lazy"];
+    let mut damaged = Ferry::start(None, &args).unwrap();
+    assert_eq!(damaged.wait_end(STEP).unwrap().code(), Some(1));
+    let said = damaged.messages().text();
+    let found = said.contains("not all of its memory could be read") && said.contains("its digest");
+    assert!(found, "{said}");
+}

@@ -375,6 +375,8 @@ pub struct RestoreConfig {
     pub dirty_tracking: DirtyTracking,
     /// It stays paused.
     pub paused: bool,
+    /// It runs while its memory is read.
+    pub lazy: bool,
     /// Where to listen for commands.
     pub control: Option<PathBuf>,
     /// The folder with the host's certificate: the guest may be moved over TLS.

@@ -23,5 +23,6 @@ pub mod study;
 pub mod tls;
 pub mod ui;
 pub mod units;
+pub mod userfault;
 pub mod vcpu;
 pub mod vm;

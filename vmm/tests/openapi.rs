@@ -212,6 +212,7 @@ fn every_status_fits() {
             bytes: 6 << 30,
             host_address: u64::MAX,
         }],
+        memory_to_come_bytes: 3,
         uptime_ms: 5,
         devices: vec![
             DeviceStatus {

@@ -38,7 +38,7 @@ pub const PANIC: u8 = 11;
 pub fn of_end(end: &End) -> u8 {
     match end {
         End::PowerOff | End::Stopped | End::Moved { .. } => OK,
-        End::NoGuest { .. } => ERROR,
+        End::NoGuest { .. } | End::NoMemory { .. } => ERROR,
         End::Reset => RESET,
         End::Panic => PANIC,
     }

@@ -146,6 +146,9 @@ pub(super) fn tell(end: &End) {
         End::Reset => "the guest reset itself".to_owned(),
         End::Panic => "the guest crashed".to_owned(),
         End::NoGuest { reason } => format!("no guest came: {reason}"),
+        End::NoMemory { reason } => {
+            format!("the guest was ended, since not all of its memory could be read: {reason}")
+        }
     };
     crate::log::say(&text);
 }

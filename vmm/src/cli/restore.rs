@@ -17,12 +17,16 @@ Examples:
   ferry restore /srv/a.snap --net 0=tap=tap0 --control /tmp/a.sock
   A chain: a whole snapshot, and what was written up to two later ones:
     ferry restore /srv/a.snap /srv/a1.snap /srv/a2.snap
+  At once, however large it is:
+    ferry restore /srv/a.snap --lazy --control /tmp/a.sock
   As it was, to look at before it runs:
     ferry restore /srv/a.snap --paused --control /tmp/a.sock
 
 Kernel, memory, vCPUs and devices are in the snapshot. The guest's time goes on where it was: its wall clock is behind by as
 long as the snapshot is old, until it asks a time server. The same file may be restored any number of times; two guests
-of it at once have the same MAC addresses, keys and random numbers. Exit status as of `ferry run`.")]
+of it at once have the same MAC addresses, keys and random numbers. With --lazy a damaged file
+is found out only when all of it is read: the guest is ended then, with status 1, since it has run on memory that may be
+wrong; and until then it cannot be moved or saved. Exit status as of `ferry run`.")]
 pub struct Args {
     /// The snapshot; of a chain all, the whole one first
     #[arg(value_name = "FILE", required = true)]
@@ -52,6 +56,10 @@ pub struct Args {
     #[arg(long)]
     paused: bool,
 
+    /// Let it run at once, and read its memory as it is touched and in the background
+    #[arg(long)]
+    lazy: bool,
+
     /// Listen on this Unix socket for `ferry status`, `ferry snapshot` and the like
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
@@ -75,6 +83,7 @@ impl Args {
             max_memory: self.max_memory.0,
             dirty_tracking: self.dirty_tracking,
             paused: self.paused,
+            lazy: self.lazy,
             control: self.control,
             tls: self.tls,
             sandbox: self.sandbox,

@@ -18,6 +18,17 @@ use crate::vm::View;
 impl Supervisor {
     pub(super) fn obey(&mut self, call: Call) {
         let reply = match &call.command {
+            Command::Migrate(_)
+            | Command::DirtyRate(_)
+            | Command::Predict(_)
+            | Command::Snapshot(..)
+                if self.to_come.bytes() > 0 =>
+            {
+                Reply::Refused(format!(
+                    "not possible yet: the guest runs while its memory is read from a snapshot, of which {} are to come; wait until `ferry status` says that all is here",
+                    crate::ui::bytes(self.to_come.bytes())
+                ))
+            }
             Command::Status => Reply::Status(Box::new(self.status())),
             Command::Metrics => Reply::Metrics(Box::new(self.metrics())),
             Command::Pause => self.pause(),
@@ -65,6 +76,7 @@ impl Supervisor {
             };
         }
         let mut status = status::of(state, self.view.as_ref(), &self.cards, self.since);
+        status.memory_to_come_bytes = self.to_come.bytes();
         status.sandbox = self.sandbox;
         status.migration = progress;
         status.last_move.clone_from(&self.last_move);

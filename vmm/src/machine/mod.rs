@@ -13,6 +13,7 @@ mod incoming;
 mod measuring;
 mod news;
 mod outgoing;
+mod pager;
 mod paths;
 mod predicting;
 mod restoring;
@@ -46,6 +47,11 @@ pub enum End {
     Panic,
     /// A receiver that was to wait for one guest, and did not get it.
     NoGuest {
+        /// Why.
+        reason: String,
+    },
+    /// A guest that ran while its memory was read from snapshots, and could not have all of it.
+    NoMemory {
         /// Why.
         reason: String,
     },

@@ -40,7 +40,17 @@ impl Supervisor {
                 }
                 self.feed_serial();
             }
-            FromThread::Restored { vm, cards, paused } => self.restored(*vm, cards, paused),
+            FromThread::Restored {
+                vm,
+                cards,
+                paused,
+                to_come,
+            } => {
+                self.to_come = to_come;
+                self.restored(*vm, cards, paused);
+            }
+            FromThread::Filled(Ok(())) => log::say("all memory of the restored guest is here"),
+            FromThread::Filled(Err(reason)) => self.never_filled(reason),
             FromThread::Departed(departed) => self.departed(*departed),
             FromThread::Saved(saved) => self.saved(*saved),
             FromThread::Measured => self.measuring = None,
@@ -114,6 +124,14 @@ impl Supervisor {
                 reason: chain(&failed.error),
             }),
         }
+    }
+
+    /// Memory that a guest runs with cannot be had: it may not go on for one instruction.
+    fn never_filled(&mut self, reason: String) {
+        // Threads of the VM wait for pages that will never come, and whoever takes it down would wait for them. The end of
+        // the process ends them where they are.
+        std::mem::forget(std::mem::replace(&mut self.phase, Phase::None));
+        self.finish(End::NoMemory { reason });
     }
 
     fn saved(&mut self, saved: Saved) {

@@ -10,8 +10,9 @@ use kvm_ioctls::Kvm;
 use migration::cancel::CancelToken;
 use migration::destination::{self, RestoreError, Snapshot};
 use migration::event::Arrival;
-use migration::guest::GuestError;
+use migration::guest::{GuestError, GuestRam};
 
+use super::pager::{Pager, ToCome};
 use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Notifier, chain};
@@ -23,6 +24,7 @@ use crate::kvm;
 use crate::log;
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls;
+use crate::userfault::UserFaults;
 use crate::vm::{Gauges, LogChoice, PausedVm, ReceivingHost};
 
 /// Makes the guest and stays with it until it ends, leaves, or is stopped.
@@ -46,6 +48,10 @@ pub fn restore(config: RestoreConfig) -> Result<End, MachineError> {
     let nets = config.nets.iter().map(|(card, wanted)| (*card, wanted));
     let taps = nets.map(open).collect::<Result<_, _>>()?;
     let gauges = Gauges::open();
+    let faults = config.lazy.then(UserFaults::new).transpose();
+    let faults = faults.map_err(MachineError::host(
+        "have memory filled as it is touched (userfaultfd; it needs root, or sysctl vm.unprivileged_userfaultfd=1): restore without --lazy",
+    ))?;
     let sandbox = Sandbox::confine(config.sandbox, &paths.reach())?;
     let mut supervisor = paths.supervisor(signals)?;
     supervisor.tls = tls;
@@ -55,6 +61,11 @@ pub fn restore(config: RestoreConfig) -> Result<End, MachineError> {
         files,
         supplies: Supplies::of(&supervisor, taps)?,
         gauges,
+        lazily: match faults {
+            Some(faults) => Some((faults, supervisor.notifier()?)),
+            None => None,
+        },
+        to_come: ToCome::default(),
         notify: supervisor.notifier()?,
         max_memory: config.max_memory,
         paused: config.paused,
@@ -80,6 +91,9 @@ struct Restorer {
     files: Vec<(File, String)>,
     supplies: Supplies,
     gauges: Gauges,
+    /// What memory is filled by while the guest runs, if it is.
+    lazily: Option<(UserFaults, Notifier)>,
+    to_come: ToCome,
     notify: Notifier,
     max_memory: u64,
     paused: bool,
@@ -92,6 +106,7 @@ impl Restorer {
                 vm: Box::new(vm),
                 cards,
                 paused: self.paused,
+                to_come: self.to_come.clone(),
             },
             Err(error) => FromThread::NotArrived {
                 give_up: Some(chain(&error)),
@@ -105,9 +120,8 @@ impl Restorer {
     fn attempt(&mut self) -> Result<(PausedVm, Vec<CardInfo>), RestoreError> {
         let cancel = CancelToken::new().map_err(|e| GuestError::new("make a cancel token", e))?;
         self.notify.send(FromThread::Receiving(cancel.clone()));
-        let files = std::mem::take(&mut self.files).into_iter();
-        let snapshots = files.map(|(file, name)| Snapshot::open(file, name, &cancel));
-        let snapshots = snapshots.collect::<Result<_, _>>()?;
+        let files = std::mem::take(&mut self.files);
+        let mut lazily = self.lazily.take();
         let mut cards = Vec::new();
         let mut host = ReceivingHost {
             kvm: &self.kvm,
@@ -143,7 +157,23 @@ impl Restorer {
                 ));
             }
         };
-        let vm = destination::restore(&mut host, snapshots, &cancel, &mut tell)?;
+        let vm = match &mut lazily {
+            None => {
+                let files = files.into_iter();
+                let snapshots = files.map(|(file, name)| Snapshot::open(file, name, &cancel));
+                let snapshots = snapshots.collect::<Result<_, _>>()?;
+                destination::restore(&mut host, snapshots, &cancel, &mut tell)?
+            }
+            Some(_) => {
+                let mut serve = |ram: &GuestRam, lazy| match lazily.take() {
+                    Some((faults, notify)) => {
+                        Pager::start(faults, ram, lazy, self.to_come.clone(), notify)
+                    }
+                    None => Err(GuestError::bare("memory is filled once")),
+                };
+                destination::restore_lazily(&mut host, files, &cancel, &mut tell, &mut serve)?
+            }
+        };
         Ok((vm, cards))
     }
 

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::outgoing::{Departed, Outgoing};
+use super::pager::ToCome;
 use super::saving::Saved;
 use super::status::CardInfo;
 use super::{End, MachineError};
@@ -44,7 +45,11 @@ pub enum FromThread {
         cards: Vec<CardInfo>,
         /// It stays paused.
         paused: bool,
+        /// Its memory, if that is filled while it runs.
+        to_come: ToCome,
     },
+    /// The memory of a restored guest is all there; or why it will never be.
+    Filled(Result<(), String>),
     /// A guest is coming in; the token ends that.
     Receiving(CancelToken),
     /// An incoming move failed. With a reason to end, the process gives up.
@@ -113,6 +118,8 @@ pub struct Supervisor {
     pub(super) measuring: Option<CancelToken>,
     /// The snapshot since which the dirty log has been on, so that the next can stand on it.
     pub(super) tracked: Option<SnapshotId>,
+    /// What a guest out of snapshots still lacks of its memory.
+    pub(super) to_come: ToCome,
     /// What proves to others who this host is.
     pub(super) tls: Option<Credentials>,
     /// A stop that waits for the end of a move.
@@ -164,6 +171,7 @@ impl Supervisor {
             panicked: false,
             measuring: None,
             tracked: None,
+            to_come: ToCome::default(),
             tls: None,
             stop_after_move: false,
             end: None,

@@ -31,6 +31,8 @@ pub enum Kind {
     Dial,
     /// `resolver`: looks up one name.
     Resolve,
+    /// `pager`: fills the memory of a restored guest as it is touched.
+    Pager,
     /// `dirty-rate`: watches how the guest writes.
     DirtyRate,
     /// `dirty-ring`: empties the rings.
@@ -47,7 +49,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Main,
         Kind::Vcpu,
         Kind::Virtio,
@@ -57,6 +59,7 @@ impl Kind {
         Kind::Verify,
         Kind::Dial,
         Kind::Resolve,
+        Kind::Pager,
         Kind::DirtyRate,
         Kind::DirtyRing,
         Kind::Announce,
@@ -76,7 +79,13 @@ impl Kind {
                 Kind::Resolve,
                 Kind::DirtyRing,
             ],
-            Kind::Receiver => &[Kind::Vcpu, Kind::Virtio, Kind::Stream, Kind::Verify],
+            Kind::Receiver => &[
+                Kind::Vcpu,
+                Kind::Virtio,
+                Kind::Stream,
+                Kind::Verify,
+                Kind::Pager,
+            ],
             Kind::Dial => &[Kind::Resolve],
             Kind::DirtyRate => &[Kind::DirtyRing],
             Kind::Control => &[Kind::ControlClient],
@@ -85,6 +94,7 @@ impl Kind {
             | Kind::Stream
             | Kind::Verify
             | Kind::Resolve
+            | Kind::Pager
             | Kind::DirtyRing
             | Kind::Announce
             | Kind::ControlClient
@@ -113,6 +123,7 @@ impl Kind {
             ],
             Kind::Receiver => &[
                 CONNECTIONS,
+                FAULTS,
                 PLACEMENT,
                 LISTEN,
                 DESCRIPTORS,
@@ -129,6 +140,7 @@ impl Kind {
             Kind::Verify => &[],
             Kind::Dial => &[CONNECTIONS, FURTHER],
             Kind::Resolve => &[FURTHER, RESOLVER],
+            Kind::Pager => &[FAULTS],
             Kind::DirtyRate => &[DIRTY_LOG, PAGES],
             Kind::DirtyRing => &[RING],
             Kind::Announce => &[CARD],
@@ -372,6 +384,19 @@ const RING: Group = &[
 
 /// A range of the dirty log is armed before it is sent.
 const ARM: Group = &[ioctl(KVM_CLEAR_DIRTY_LOG)];
+
+/// Memory that is filled as it is touched, out of files that are open.
+const FAULTS: Group = &[
+    ioctl(UFFDIO_REGISTER),
+    ioctl(UFFDIO_UNREGISTER),
+    ioctl(UFFDIO_WAKE),
+    ioctl(UFFDIO_COPY),
+    ioctl(UFFDIO_ZEROPAGE),
+    call(libc::SYS_pread64),
+    call(libc::SYS_fstat),
+    call(libc::SYS_statx),
+    equal(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC),
+];
 
 /// The dirty log: on (with manual protection), read, armed, off.
 const DIRTY_LOG: Group = &[

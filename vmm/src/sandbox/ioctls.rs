@@ -2,9 +2,13 @@
 //! structures alone, and kvm-ioctls keeps its numbers to itself.
 #![allow(missing_docs, reason = "each has the name that the kernel gives it")]
 
+use crate::userfault as uffd;
 use kvm_bindings as kvm;
 use kvm_bindings::KVMIO;
 use nix::{request_code_none, request_code_read, request_code_readwrite, request_code_write};
+
+/// The type of a userfaultfd's ioctls.
+const UFFDIO: u32 = 0xaa;
 
 /// `_IO`.
 const fn io(number: u32) -> u64 {
@@ -92,6 +96,13 @@ pub const FIONBIO: u64 = libc::FIONBIO;
 pub const FIONREAD: u64 = libc::FIONREAD;
 pub const TCGETS: u64 = libc::TCGETS;
 pub const TCSETS: u64 = libc::TCSETS;
+
+// On a userfaultfd.
+pub const UFFDIO_REGISTER: u64 = request_code_readwrite!(UFFDIO, 0x00, size_of::<uffd::Register>());
+pub const UFFDIO_UNREGISTER: u64 = request_code_read!(UFFDIO, 0x01, size_of::<uffd::Range>());
+pub const UFFDIO_WAKE: u64 = request_code_read!(UFFDIO, 0x02, size_of::<uffd::Range>());
+pub const UFFDIO_COPY: u64 = request_code_readwrite!(UFFDIO, 0x03, size_of::<uffd::Copy>());
+pub const UFFDIO_ZEROPAGE: u64 = request_code_readwrite!(UFFDIO, 0x04, size_of::<uffd::ZeroPage>());
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,10 @@ pub fn status_table(status: &Status, style: Style) -> String {
     if status.vcpus > 0 {
         row("vCPUs", &status.vcpus.to_string());
         row("memory", &bytes(status.memory_bytes));
+        if status.memory_to_come_bytes > 0 {
+            let left = bytes(status.memory_to_come_bytes);
+            row("", &format!("{left} of snapshots still to be read"));
+        }
         row("up for", &millis(as_f64(status.uptime_ms)));
     }
     for (index, device) in status.devices.iter().enumerate() {

@@ -196,21 +196,21 @@ impl Looked<'_> {
     /// The next frame.
     fn frame(&mut self) -> Result<Frame, RestoreError> {
         let mut header = [0; HEADER];
-        header.copy_from_slice(&self.take(HEADER as u32)?);
+        header.copy_from_slice(&self.take(HEADER)?);
         let parsed = Header::parse(header);
         let header = parsed.map_err(|e| self.damaged(e.to_string()))?;
         if header.len > MAX_STATE {
             return Err(self.damaged(format!("a frame of {} bytes", header.len)));
         }
-        let body = self.take(header.len)?;
+        let body = self.take(usize::try_from(header.len).unwrap_or(usize::MAX))?;
         codec::parse(header, &body).map_err(|e| self.damaged(e.to_string()))
     }
 
     /// The next bytes. Nothing is allocated for more than the file has.
-    fn take(&mut self, len: u32) -> Result<Vec<u8>, RestoreError> {
+    fn take(&mut self, len: usize) -> Result<Vec<u8>, RestoreError> {
         let at = self.at;
-        self.pass(len.into())?;
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        self.pass(u64::try_from(len).unwrap_or(u64::MAX))?;
+        let mut bytes = vec![0; len];
         self.whole.read(at, &mut bytes)?;
         Ok(bytes)
     }

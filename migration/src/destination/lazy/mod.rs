@@ -176,6 +176,13 @@ impl Lazy {
         set
     }
 
+    /// How many bytes of the files [`advance`](Self::advance) has yet to come to.
+    pub fn left(&self) -> u64 {
+        let files = self.files.get(self.way.file..).unwrap_or_default();
+        let all: u64 = files.iter().map(|file| file.bytes).sum();
+        all.saturating_sub(self.way.bytes)
+    }
+
     /// The bytes of a page; `None` for one that is zero, or that the guest has not.
     ///
     /// # Errors

@@ -1,11 +1,8 @@
 //! What is found on the host, without an opinion.
 
-#![allow(unsafe_code, reason = "userfaultfd(2) has no safe wrapper here")]
-
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{self, OpenOptions};
-use std::os::fd::{FromRawFd, OwnedFd};
 
 use kvm_bindings as kvm;
 use kvm_ioctls::Kvm;
@@ -16,6 +13,7 @@ use crate::kvm::probe::GuestExecution;
 use crate::kvm::ring::offer::Offer;
 use crate::sandbox;
 use crate::ui;
+use crate::userfault::UserFaults;
 
 /// The capabilities that are looked at, by KVM's names (Documentation/virt/kvm/api.rst).
 const CAPABILITIES: &[(&str, u32)] = &[
@@ -155,7 +153,7 @@ pub(super) fn gather(
                 .write(true)
                 .open("/dev/net/tun"),
         ),
-        userfaultfd: Device::from(userfaultfd()),
+        userfaultfd: Device::from(UserFaults::new()),
         sandbox: Sandbox {
             system_calls: sandbox::has_filters(),
             landlock_abi: sandbox::landlock_abi(),
@@ -184,16 +182,6 @@ fn look_at_kvm() -> KvmFacts {
             .collect();
     }
     facts
-}
-
-fn userfaultfd() -> std::io::Result<OwnedFd> {
-    // SAFETY: userfaultfd(2) takes flags alone and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
-    match i32::try_from(fd) {
-        // SAFETY: the call succeeded, so the descriptor is open, and nobody else has seen its number.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(std::io::Error::last_os_error()),
-    }
 }
 
 /// Total and available, from proc_meminfo(5); 0 where it does not say.

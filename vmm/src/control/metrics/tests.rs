@@ -27,6 +27,7 @@ fn whole() -> Metrics {
             state: State::Migrating,
             vcpus: 2,
             memory_bytes: 1 << 30,
+            memory_to_come_bytes: 0,
             uptime_ms: 60_250,
             devices: vec![card(0, "tap0"), card(1, "a\"b\\c\nd{}")],
             dirty_log: Some(DirtyLogStatus {

@@ -1,0 +1,177 @@
+//! `pager`: fills the memory of a guest that runs already, out of snapshots. Pages that somebody waits for come first, all
+//! others in the order of the files.
+//!
+//! Until it is done the guest cannot be moved, saved or measured: what has not come yet looks to the engine as if nobody
+//! had ever touched it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use migration::destination::{Lazy, RestoreError};
+use migration::guest::{GuestError, GuestRam};
+use migration::pages::{PAGE_SIZE, PageSet};
+use migration::wire::frame::Run;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::supervisor::{FromThread, Notifier, chain};
+use crate::memory::host_addresses;
+use crate::sandbox::{self, Kind};
+use crate::userfault::UserFaults;
+
+/// How many bytes of the snapshots are still to be read; shared with whoever asks.
+#[derive(Debug, Clone, Default)]
+pub struct ToCome(Arc<AtomicU64>);
+
+impl ToCome {
+    /// In bytes; 0 when all is there.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// What fills the memory of one guest.
+pub struct Pager {
+    faults: UserFaults,
+    /// Pages, and where in this process the first of them is.
+    regions: Vec<(Range<u64>, u64)>,
+    lazy: Lazy,
+    /// Pages that were put in.
+    there: PageSet,
+    to_come: ToCome,
+}
+
+impl Pager {
+    /// Starts to watch all memory, of which nothing may have been touched yet, and the thread that fills it. It tells
+    /// `notify` of its end, good or bad.
+    ///
+    /// # Errors
+    /// The memory cannot be watched, or there is no thread.
+    pub fn start(
+        faults: UserFaults,
+        ram: &GuestRam,
+        lazy: Lazy,
+        to_come: ToCome,
+        notify: Notifier,
+    ) -> Result<(), GuestError> {
+        let failed = |e| GuestError::new("fill the guest's memory as it is touched", e);
+        // Pages are counted through all regions.
+        let mut pages = 0;
+        let mut regions = Vec::new();
+        for (region, start) in ram.iter().zip(host_addresses(ram)) {
+            let first = pages;
+            pages += region.len() / PAGE_SIZE;
+            regions.push((first..pages, start));
+        }
+        for (pages, start) in &regions {
+            let bytes = (pages.end - pages.start) * PAGE_SIZE;
+            faults.watch(*start, bytes).map_err(failed)?;
+        }
+        to_come.0.store(lazy.left(), Ordering::Release);
+        let pager = Self {
+            there: PageSet::empty(pages),
+            faults,
+            regions,
+            lazy,
+            to_come,
+        };
+        // The mapping must outlive the addresses.
+        let ram = ram.clone();
+        let run = move || {
+            sandbox::enter(Kind::Pager);
+            let filled = pager.run().map_err(|error| chain(&error));
+            notify.send(FromThread::Filled(filled));
+            drop(ram);
+        };
+        let thread = std::thread::Builder::new().name("pager".into());
+        thread.spawn(run).map(drop).map_err(failed)
+    }
+
+    /// Fills all memory. After an error pages are missing for which others wait; they wait for ever.
+    fn run(mut self) -> Result<(), RestoreError> {
+        loop {
+            while let Some(address) = self.faults.waited_for().map_err(watching)? {
+                self.serve(address)?;
+            }
+            let Self {
+                faults,
+                regions,
+                lazy,
+                there,
+                to_come,
+            } = &mut self;
+            let mut install =
+                |run: Run, bytes: &[u8]| put_missing(faults, regions, there, run, bytes);
+            let more = lazy.advance(&mut install)?;
+            if more {
+                // None is left when the last digest is right, too.
+                to_come.0.store(lazy.left().max(1), Ordering::Release);
+                continue;
+            }
+            for (pages, start) in regions {
+                let bytes = (pages.end - pages.start) * PAGE_SIZE;
+                let let_be = faults.let_be(*start, bytes);
+                let_be.map_err(watching)?;
+            }
+            to_come.0.store(0, Ordering::Release);
+            return Ok(());
+        }
+    }
+
+    /// Puts a page in that somebody waits for.
+    fn serve(&mut self, address: u64) -> Result<(), RestoreError> {
+        let mut regions = self.regions.iter();
+        let page = regions.find_map(|(pages, start)| {
+            let page = pages.start + address.checked_sub(*start)? / PAGE_SIZE;
+            pages.contains(&page).then_some(page)
+        });
+        let Some(page) = page else {
+            let what = format!("a fault at {address:#x}, where no guest memory is");
+            return Err(GuestError::bare(what).into());
+        };
+        let put = if self.there.contains(page) {
+            self.faults.wake(address)
+        } else {
+            self.there.insert(page);
+            match self.lazy.fetch(page)? {
+                Some(bytes) => self.faults.put(address, bytes),
+                None => self.faults.put_zeros(address),
+            }
+        };
+        put.map_err(watching)
+    }
+}
+
+/// Puts in what is missing of a run.
+fn put_missing(
+    faults: &UserFaults,
+    regions: &[(Range<u64>, u64)],
+    there: &mut PageSet,
+    run: Run,
+    bytes: &[u8],
+) -> Result<(), GuestError> {
+    let end = run.first + u64::from(run.pages);
+    let mut regions = regions.iter();
+    let Some((pages, start)) = regions.find(|(pages, _)| pages.contains(&run.first)) else {
+        return Err(GuestError::bare("pages where no guest memory is"));
+    };
+    let mut next = run.first;
+    while next < end {
+        let from = there.first_outside_from(next).min(end);
+        let to = there.first_from(from).unwrap_or(end).min(end);
+        if from < to {
+            let of =
+                |page: u64| usize::try_from((page - run.first) * PAGE_SIZE).unwrap_or(usize::MAX);
+            let at = start + (from - pages.start) * PAGE_SIZE;
+            let put = faults.put(at, bytes.get(of(from)..of(to)).unwrap_or_default());
+            put.map_err(|e| GuestError::new("put a page into guest memory", e))?;
+            there.insert_run(from..to);
+        }
+        next = to.max(from);
+    }
+    Ok(())
+}
+
+fn watching(error: std::io::Error) -> RestoreError {
+    GuestError::new("fill the guest's memory as it is touched", error).into()
+}
