@@ -7,9 +7,10 @@ use std::io::{Seek, Write};
 use std::sync::Arc;
 
 use migration::cancel::CancelToken;
-use migration::destination::{RestoreError, Snapshot, restore};
+use migration::destination::{RestoreError, Snapshot, restore, restore_lazily};
+use migration::guest::GuestRam;
 use migration::wire::codec;
-use migration::wire::frame::Frame;
+use migration::wire::frame::{Frame, Run};
 use twox_hash::XxHash3_64;
 
 use super::super::input::{Program, Written};
@@ -35,16 +36,21 @@ fn restored(input: &[u8]) -> bool {
         all_right &= end(program.u8(), &mut bytes);
         files.push(bytes);
     }
-    let restored = read(&world, &files);
-    match &restored {
-        Ok(_) => assert!(
-            all_right,
-            "a guest out of a file that is not what was written"
-        ),
-        Err(error) => assert!(!error.to_string().is_empty()),
+    let ways = [read, read_lazily].map(|read| read(&world, &files));
+    for restored in &ways {
+        match restored {
+            Ok(_) => assert!(
+                all_right,
+                "a guest out of a file that is not what was written"
+            ),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
     }
     assert_eq!(world.running(), 0, "a restored guest runs by itself");
-    restored.is_ok()
+    let [at_once, lazily] = ways.map(|restored| restored.is_ok());
+    // Differences of pages are the one thing that cannot be fetched.
+    assert!(at_once || !lazily, "lazily there is a guest, at once not");
+    at_once
 }
 
 /// Puts an end mark behind a file, for most inputs the right one.
@@ -60,6 +66,38 @@ fn end(how: u8, bytes: &mut Vec<u8>) -> bool {
         codec::encode(&mark, bytes).unwrap();
     }
     !wrong && !missing
+}
+
+/// With all of its memory fetched, some pages before they come by themselves.
+fn read_lazily(world: &Arc<World>, files: &[Vec<u8>]) -> Result<Paused, RestoreError> {
+    let cancel = CancelToken::new().unwrap();
+    let files = files.iter().map(|bytes| (file(bytes), "a file".to_owned()));
+    let mut lazy = None;
+    let mut serve = |_: &GuestRam, all| {
+        lazy = Some(all);
+        Ok(())
+    };
+    let host = &mut FakeHost(world.clone());
+    let paused = restore_lazily(host, files.collect(), &cancel, &mut |_| {}, &mut serve)?;
+    let mut lazy = lazy.unwrap();
+    for page in [0, 9, 511, 512, u64::MAX] {
+        assert!(lazy.fetch(page)?.is_none_or(|bytes| bytes.len() == 4096));
+    }
+    let pages = lazy.pages();
+    let mut come = 0;
+    let mut install = |run: Run, bytes: &[u8]| {
+        assert_eq!(bytes.len(), run.pages as usize * 4096);
+        assert!(
+            (run.first..)
+                .take(run.pages as usize)
+                .all(|page| pages.contains(page))
+        );
+        come += u64::from(run.pages);
+        Ok(())
+    };
+    while lazy.advance(&mut install)? {}
+    assert_eq!((come, lazy.left()), (pages.len(), 0));
+    Ok(paused)
 }
 
 fn read(world: &Arc<World>, files: &[Vec<u8>]) -> Result<Paused, RestoreError> {
