@@ -187,6 +187,22 @@ pub enum RequestError {
 const HOUR_MS: u64 = 3_600_000;
 const MONTH_MS: u64 = 30 * 24 * HOUR_MS;
 
+/// Checks what a move and a snapshot both may be asked for.
+pub(super) fn check_pace(
+    downtime_ms: Option<u64>,
+    bandwidth_bytes_per_s: Option<u64>,
+) -> Result<(), RequestError> {
+    if let Some(ms) = downtime_ms
+        && !(1..=HOUR_MS).contains(&ms)
+    {
+        return Err(RequestError::Downtime(ms));
+    }
+    match bandwidth_bytes_per_s {
+        Some(rate) if rate < MIN_BANDWIDTH => Err(RequestError::Bandwidth(rate)),
+        _ => Ok(()),
+    }
+}
+
 impl MigrateRequest {
     /// A request with every default.
     pub fn to(target: Target) -> Self {
@@ -215,16 +231,7 @@ impl MigrateRequest {
     /// # Errors
     /// The first that makes no sense.
     pub fn checked(self) -> Result<Self, RequestError> {
-        if let Some(ms) = self.downtime_ms
-            && !(1..=HOUR_MS).contains(&ms)
-        {
-            return Err(RequestError::Downtime(ms));
-        }
-        if let Some(rate) = self.bandwidth_bytes_per_s
-            && rate < MIN_BANDWIDTH
-        {
-            return Err(RequestError::Bandwidth(rate));
-        }
+        check_pace(self.downtime_ms, self.bandwidth_bytes_per_s)?;
         if let Some(streams) = self.streams
             && !(1..=MAX_STREAMS).contains(&streams)
         {

@@ -5,11 +5,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use migration::destination::hex;
-use migration::options::{MIN_BANDWIDTH, Options};
+use migration::options::Options;
 use migration::wire::frame::SnapshotId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::request::{Compress, RequestError, Throttle};
+use super::request::{Compress, RequestError, Throttle, check_pace};
 
 /// The longest name of a file that is kept, for messages.
 const MAX_NAME: usize = 512;
@@ -90,17 +90,7 @@ impl SnapshotRequest {
     /// # Errors
     /// The first that makes no sense.
     pub fn checked(mut self) -> Result<Self, RequestError> {
-        const HOUR_MS: u64 = 3_600_000;
-        if let Some(ms) = self.downtime_ms
-            && !(1..=HOUR_MS).contains(&ms)
-        {
-            return Err(RequestError::Downtime(ms));
-        }
-        if let Some(rate) = self.bandwidth_bytes_per_s
-            && rate < MIN_BANDWIDTH
-        {
-            return Err(RequestError::Bandwidth(rate));
-        }
+        check_pace(self.downtime_ms, self.bandwidth_bytes_per_s)?;
         let clean = |name: String| {
             let shown = name.chars().map(|c| if c.is_control() { ' ' } else { c });
             shown.take(MAX_NAME).collect()

@@ -26,6 +26,16 @@ pub enum Purpose {
     Snapshot,
 }
 
+impl Purpose {
+    /// What its thread is called.
+    fn thread(self) -> &'static str {
+        match self {
+            Self::Move => "migration",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
 /// A move or a snapshot under way, as the main thread sees it.
 pub struct Outgoing {
     /// Which of them.
@@ -46,6 +56,18 @@ pub struct Departed {
     pub asker: mpsc::Sender<MoveEvent>,
 }
 
+/// What a VM goes to a thread for, and the end of that.
+pub(super) struct Errand {
+    pub purpose: Purpose,
+    /// Where to.
+    pub target: String,
+    pub cancel: CancelToken,
+    pub notify: Notifier,
+}
+
+/// A VM lent to its thread, and what the asker hears; or the VM back, with why there is no thread.
+pub(super) type Lent = Result<(Outgoing, Receiver<MoveEvent>), (Box<RunningVm>, std::io::Error)>;
+
 /// Starts the migration thread.
 ///
 /// # Errors
@@ -56,20 +78,47 @@ pub fn spawn(
     target: Box<dyn Connect + Send>,
     cancel: CancelToken,
     notify: Notifier,
-) -> Result<(Outgoing, Receiver<MoveEvent>), (Box<RunningVm>, std::io::Error)> {
+) -> Lent {
+    let errand = Errand {
+        purpose: Purpose::Move,
+        target: request.target.to_string(),
+        cancel,
+        notify,
+    };
+    let options = request.options();
+    lend(
+        vm,
+        errand,
+        move |vm, cancel, tell| source::migrate(vm, &*target, &options, cancel, tell),
+        |moved, asker| FromThread::Departed(Box::new(Departed { moved, asker })),
+    )
+}
+
+/// Starts a thread that owns the VM while the `engine` has it; then `over` makes of what came of it what the main loop hears.
+pub(super) fn lend<T>(
+    vm: Box<RunningVm>,
+    errand: Errand,
+    engine: impl FnOnce(RunningVm, &CancelToken, &mut dyn FnMut(Event)) -> T + Send + 'static,
+    over: impl FnOnce(T, mpsc::Sender<MoveEvent>) -> FromThread + Send + 'static,
+) -> Lent {
+    let Errand {
+        purpose,
+        target,
+        cancel,
+        notify,
+    } = errand;
     let (asker, events) = mpsc::channel();
     let progress = Arc::new(Mutex::new(MoveProgress::default()));
     let outgoing = Outgoing {
-        purpose: Purpose::Move,
-        target: request.target.to_string(),
+        purpose,
+        target,
         cancel: cancel.clone(),
         progress: progress.clone(),
     };
-    let options = request.options();
     // The VM is handed over once the thread is there: a thread that cannot be made must not take it along.
     let (hand_over, take) = mpsc::sync_channel::<Box<RunningVm>>(1);
     let thread = std::thread::Builder::new()
-        .name("migration".into())
+        .name(purpose.thread().into())
         .spawn(move || {
             sandbox::enter(Kind::Source);
             let Ok(vm) = take.recv() else {
@@ -79,11 +128,11 @@ pub fn spawn(
             let mut tell = |event: Event| {
                 let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
                 follow(&mut progress, &mut pace, &event);
-                // Nobody may be listening any more; the move goes on all the same.
+                // Nobody may be listening any more; it goes on all the same.
                 let _ = asker.send(event.into());
             };
-            let moved = source::migrate(*vm, &*target, &options, &cancel, &mut tell);
-            notify.send(FromThread::Departed(Box::new(Departed { moved, asker })));
+            let done = engine(*vm, &cancel, &mut tell);
+            notify.send(over(done, asker));
         });
     match thread {
         Ok(_) => match hand_over.send(vm) {
@@ -141,7 +190,7 @@ fn demand(
 
 /// Since when a round goes on, and how much was sent before it.
 #[derive(Default)]
-pub(super) struct Pace {
+struct Pace {
     since: Option<Instant>,
     wire_bytes: u64,
 }
@@ -157,7 +206,7 @@ impl Pace {
 }
 
 /// Keeps the progress that `ferry status` shows up to date.
-pub(super) fn follow(progress: &mut MoveProgress, pace: &mut Pace, event: &Event) {
+fn follow(progress: &mut MoveProgress, pace: &mut Pace, event: &Event) {
     match event {
         Event::Connected { peer, .. } => progress.peer = Some(peer.clone()),
         Event::RoundStarted { index, pages } => {

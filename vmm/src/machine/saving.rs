@@ -1,17 +1,14 @@
 //! A guest that is saved into a file: the thread that owns the VM meanwhile.
 
 use std::fs::File;
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc;
 
 use migration::cancel::CancelToken;
-use migration::event::Event;
 use migration::source::{self, Hold, Keep, Snapshotted};
 
-use super::outgoing::{Outgoing, Pace, Purpose, follow};
+use super::outgoing::{Errand, Lent, Purpose, lend};
 use super::supervisor::{FromThread, Notifier};
-use crate::control::{MoveEvent, MoveProgress, SnapshotRequest};
-use crate::sandbox::{self, Kind};
+use crate::control::{MoveEvent, SnapshotRequest};
 use crate::vm::RunningVm;
 
 /// A snapshot that is over, with the channel on which its asker waits for the report.
@@ -34,14 +31,12 @@ pub fn spawn(
     file: File,
     cancel: CancelToken,
     notify: Notifier,
-) -> Result<(Outgoing, Receiver<MoveEvent>), (Box<RunningVm>, std::io::Error)> {
-    let (asker, events) = mpsc::channel();
-    let progress = Arc::new(Mutex::new(MoveProgress::default()));
-    let outgoing = Outgoing {
+) -> Lent {
+    let errand = Errand {
         purpose: Purpose::Snapshot,
         target: request.name(),
-        cancel: cancel.clone(),
-        progress: progress.clone(),
+        cancel,
+        notify,
     };
     let options = request.options();
     let track = request.track;
@@ -55,38 +50,16 @@ pub fn spawn(
             false => Hold::No,
         },
     };
-    // The VM is handed over once the thread is there: a thread that cannot be made must not take it along.
-    let (hand_over, take) = mpsc::sync_channel::<Box<RunningVm>>(1);
-    let thread = std::thread::Builder::new()
-        .name("snapshot".into())
-        .spawn(move || {
-            sandbox::enter(Kind::Source);
-            let Ok(vm) = take.recv() else {
-                return;
-            };
-            let mut pace = Pace::default();
-            let mut tell = |event: Event| {
-                let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-                follow(&mut progress, &mut pace, &event);
-                // Nobody may be listening any more; the snapshot goes on all the same.
-                let _ = asker.send(event.into());
-            };
-            let taken = source::snapshot(*vm, keep, &options, &cancel, &mut tell);
-            let saved = Saved {
+    lend(
+        vm,
+        errand,
+        move |vm, cancel, tell| source::snapshot(vm, keep, &options, cancel, tell),
+        move |taken, asker| {
+            FromThread::Saved(Box::new(Saved {
                 taken,
                 track,
                 asker,
-            };
-            notify.send(FromThread::Saved(Box::new(saved)));
-        });
-    match thread {
-        Ok(_) => match hand_over.send(vm) {
-            Ok(()) => Ok((outgoing, events)),
-            Err(back) => Err((
-                back.0,
-                std::io::Error::other("the thread ended at its start"),
-            )),
+            }))
         },
-        Err(error) => Err((vm, error)),
-    }
+    )
 }
