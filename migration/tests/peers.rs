@@ -106,7 +106,10 @@ fn a_destination_that_stops_is_noticed_in_every_phase() {
         let impatient = Duration::from_millis(700);
         let moved = against(name, &world, &cancel, impatient, || {});
         let (report, reason) = (&moved.report, &moved.report.reason);
-        assert!(reason.contains("nothing for 0.7 s"), "{name}: {reason}");
+        // While the guest stands still there is a second limit, from the stop on, that is hardly longer.
+        let says = ["nothing for 0.7 s", "standing still for 0.7 s"];
+        let noticed = says.iter().any(|says| reason.contains(says));
+        assert!(noticed, "{name}: {reason}");
         if name == "GO" {
             assert_eq!(report.outcome, Outcome::Unknown, "{name}: {reason}");
             assert!(matches!(moved.guest, After::Unknown(_)));
