@@ -4,6 +4,7 @@
 //! Until it is done the guest cannot be moved, saved or measured: what has not come yet looks to the engine as if nobody
 //! had ever touched it.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,14 +130,19 @@ impl Pager {
             let what = format!("a fault at {address:#x}, where no guest memory is");
             return Err(GuestError::bare(what).into());
         };
-        let put = if self.there.contains(page) {
-            self.faults.wake(address)
-        } else {
-            self.there.insert(page);
-            match self.lazy.fetch(page)? {
-                Some(bytes) => self.faults.put(address, bytes),
-                None => self.faults.put_zeros(address),
-            }
+        let bytes = match self.there.contains(page) {
+            true => None,
+            false => self.lazy.fetch(page)?,
+        };
+        self.there.insert(page);
+        let put = match bytes {
+            Some(bytes) => self.faults.put(address, bytes),
+            None => self.faults.put_zeros(address),
+        };
+        // Several may have waited for it. One that was there and is missing was given away by the guest since, and is zeros.
+        let put = match put {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.faults.wake(address),
+            put => put,
         };
         put.map_err(watching)
     }
