@@ -51,14 +51,15 @@ pub fn restore_lazily<H: Host>(
         contents.push(again);
     }
     let description = agree(&mut snapshots)?.description;
+    // The host says first whether it has memory for such a guest: the index grows with that.
+    let blank = host.prepare(&description, None)?;
+    RamView::new(blank.ram(), &description.layout)?;
     let mut index = Index::new(&description.layout);
     let mut state = None;
     for (snapshot, file) in snapshots.iter().zip(contents) {
         state = Some(index.read(file, snapshot.name(), snapshot.position(), cancel)?);
     }
     let state = state.ok_or_else(|| GuestError::bare("no snapshot was given"))?;
-    let blank = host.prepare(&description, None)?;
-    RamView::new(blank.ram(), &description.layout)?;
     events(Arrival::Accepted {
         peer: snapshots.last().map_or("", Snapshot::name).to_owned(),
         memory_bytes: description.layout.bytes(),
