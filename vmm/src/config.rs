@@ -3,6 +3,7 @@
 //! No flag, no string to be parsed later: whoever holds one of these holds something that makes sense by
 //! itself. Whether the host can do it (the file is there, the tap is free) shows when it is tried.
 
+mod balloon;
 mod disk;
 
 use std::fmt;
@@ -20,10 +21,11 @@ use thiserror::Error;
 use crate::boot::DEFAULT_CMDLINE;
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::ring::{DEFAULT_ENTRIES, MIN_ENTRIES};
-use crate::layout::LOW_RAM_END;
+use crate::layout::{LOW_RAM_END, VIRTIO_SLOTS};
 use crate::sandbox::Mode;
 use crate::units::{Size, Span, UnitError};
 
+pub use balloon::BalloonConfig;
 pub use disk::{DiskConfig, DiskFile, MAX_DISKS};
 
 /// The most vCPUs a guest has.
@@ -66,6 +68,21 @@ pub enum ConfigError {
         /// The least that this kind of guest takes.
         least: u64,
     },
+    /// More in the balloon than there is.
+    #[error(
+        "a balloon of {} is larger than the guest's memory of {}: take less", Size(*.bytes), Size(*.memory)
+    )]
+    Balloon {
+        /// What was asked for.
+        bytes: u64,
+        /// All of the guest's memory.
+        memory: u64,
+    },
+    /// Each by itself would do, all together would not.
+    #[error(
+        "{0} network devices and disks beside an entropy source and a balloon: a guest has {VIRTIO_SLOTS} virtio devices at most"
+    )]
+    Slots(usize),
     /// No vCPU, or too many.
     #[error("{0} vCPUs: take 1 to {MAX_CPUS}")]
     Cpus(u8),
@@ -219,6 +236,8 @@ pub struct GuestConfig {
     pub nets: Vec<NetConfig>,
     /// Disks, in the slots behind those.
     pub disks: Vec<DiskConfig>,
+    /// A balloon, in the last slot.
+    pub balloon: Option<BalloonConfig>,
     /// The serial port.
     pub serial: SerialConfig,
     /// Where to listen for commands.
@@ -418,6 +437,13 @@ impl GuestConfig {
         }
         check_taps(self.nets.iter().map(|net| &net.tap))?;
         disk::check_disks(&self.disks)?;
+        if let Some(balloon) = self.balloon {
+            balloon.check(self.memory.bytes)?;
+            let others = self.nets.len() + self.disks.len();
+            if others + 2 > VIRTIO_SLOTS as usize {
+                return Err(ConfigError::Slots(others));
+            }
+        }
         for mac in self.nets.iter().filter_map(|net| net.mac) {
             check_mac(mac)?;
         }

@@ -4,6 +4,8 @@
     reason = "KVM is handed the host addresses of guest memory, and madvise a mapping"
 )]
 
+mod release;
+
 use std::fs::File;
 use std::io;
 
@@ -21,6 +23,8 @@ use vm_memory::{
 
 use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
+
+pub use release::release;
 
 type GuestRegion = vm_memory::GuestRegionMmap<Marks>;
 
