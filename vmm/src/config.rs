@@ -260,9 +260,11 @@ pub struct MemoryConfig {
 /// What guest memory is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MemoryBacking {
-    /// Anonymous memory, with huge pages where the host has them.
+    /// Anonymous memory, with huge pages where the host has them to spare (transparent huge pages).
     #[default]
     Anonymous,
+    /// Anonymous memory in huge pages of 2 MiB that the host has set aside (hugetlb), all of it or none.
+    HugePages,
     /// A memfd: slower to touch first, and without huge pages, but a move within the host hands it over as it is.
     Memfd,
 }
@@ -279,21 +281,31 @@ impl From<u64> for MemoryConfig {
 impl FromStr for MemoryConfig {
     type Err = String;
 
-    /// `SIZE` or `SIZE,backing=anonymous|memfd`.
+    /// `SIZE`, then `,backing=anonymous|memfd` and `,hugepages=on|off`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (size, option) = match text.split_once(',') {
-            Some((size, option)) => (size, Some(option)),
-            None => (text, None),
-        };
+        let mut parts = text.split(',');
+        let size = parts.next().unwrap_or_default();
         let Size(bytes) = size.parse().map_err(|error: UnitError| error.to_string())?;
-        let backing = match option {
-            None | Some("backing=anonymous") => MemoryBacking::Anonymous,
-            Some("backing=memfd") => MemoryBacking::Memfd,
-            Some(other) => {
-                return Err(format!(
-                    "\"{other}\" behind the size: take backing=anonymous or backing=memfd"
-                ));
+        let (mut backing, mut huge_pages) = (MemoryBacking::Anonymous, false);
+        for part in parts {
+            match part {
+                "backing=anonymous" => backing = MemoryBacking::Anonymous,
+                "backing=memfd" => backing = MemoryBacking::Memfd,
+                "hugepages=on" => huge_pages = true,
+                "hugepages=off" => huge_pages = false,
+                other => {
+                    return Err(format!(
+                        "\"{other}\" behind the size: take backing=anonymous or backing=memfd, and hugepages=on or hugepages=off"
+                    ));
+                }
             }
+        }
+        let backing = match (backing, huge_pages) {
+            (backing, false) => backing,
+            (MemoryBacking::Memfd, true) => {
+                return Err("hugepages=on is for anonymous memory: which pages of a file in huge pages were never touched cannot be told, so a move would send, and fill, all of it".into());
+            }
+            (_, true) => MemoryBacking::HugePages,
         };
         Ok(Self { bytes, backing })
     }

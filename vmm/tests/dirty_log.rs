@@ -301,7 +301,10 @@ fn pages_that_are_given_away_are_named_and_so_are_later_writes() {
         assert!(guest.take().is_empty());
         guest.writer.write(105, 1, 3);
         guest.writer.write(5000, 2, 2);
-        let expected = pages(105..108, 1).union(&pages(5000..5004, 2)).copied().collect();
+        let expected = pages(105..108, 1)
+            .union(&pages(5000..5004, 2))
+            .copied()
+            .collect();
         assert_eq!(found(&guest.take()), expected, "{entries:?}");
     }
 }

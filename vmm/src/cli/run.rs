@@ -54,7 +54,8 @@ pub struct Args {
     append: Option<String>,
 
     /// Guest memory: 512M, 4G; a multiple of 2M. With ,backing=memfd it can be handed to another ferry on this host as
-    /// it is (`ferry migrate … unix:PATH`), but has no huge pages
+    /// it is (`ferry migrate … unix:PATH`), but has no huge pages. With ,hugepages=on it is taken from the huge pages of
+    /// 2 MiB that the host has set aside (vm.nr_hugepages), all at once
     #[arg(
         long,
         short,

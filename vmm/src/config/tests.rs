@@ -347,6 +347,23 @@ fn memory_says_what_it_is_made_of() {
     for text in ["4G", "4G,backing=anonymous"] {
         assert_eq!(parse(text).unwrap(), MemoryConfig::from(4 << 30));
     }
+    for text in ["4G,hugepages=on", "4G,hugepages=on,backing=anonymous"] {
+        assert_eq!(parse(text).unwrap().backing, MemoryBacking::HugePages);
+    }
+    let off = parse("4G,backing=memfd,hugepages=off").unwrap();
+    assert_eq!(off.backing, MemoryBacking::Memfd);
+    for text in [
+        "4G,backing=memfd,hugepages=on",
+        "4G,hugepages=on,backing=memfd",
+    ] {
+        assert!(parse(text).unwrap_err().contains("is for anonymous memory"));
+    }
+    assert!(
+        parse("4G,hugepages")
+            .unwrap_err()
+            .contains("hugepages=on or")
+    );
+    assert!(parse("4G,").unwrap_err().contains("behind the size"));
     let error = parse("4G,backing=disk").unwrap_err();
     assert!(
         error.contains("backing=anonymous or backing=memfd"),

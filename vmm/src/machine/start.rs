@@ -98,6 +98,7 @@ fn start(
     let making = Making {
         backing: match config.memory.backing {
             MemoryBacking::Anonymous => Backing::Anonymous,
+            MemoryBacking::HugePages => Backing::HugePages,
             MemoryBacking::Memfd => Backing::Memfd,
         },
         serial_out: Box::new(supervisor.console().output()),
