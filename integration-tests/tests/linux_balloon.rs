@@ -80,7 +80,7 @@ linux_test! {
         let (mut here, without) = move_on(&mut here, there, &to_b, &[]);
         assert!(without > filled * MIB, "{without}");
 
-        // What is free is reported by and by, a sixteenth of it every two seconds.
+        // What is free is reported by and by, a part of it every two seconds.
         tell(&agent, "balloon");
         until(&here, "reported_bytes", |bytes| bytes >= filled * MIB / 4);
         // Inflated in part while it is moved: what was sent and is given away then is zeros there as well.

@@ -12,13 +12,15 @@ use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 /// Bytes of a page, the least that the kernel takes back.
 const PAGE: u64 = 4096;
+/// The least of memory in huge pages; of less it would take nothing, and say nothing.
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// Gives the pages from the first of these guest-physical addresses to the last back to the host: they read as zeros
 /// from now on. Anonymous memory is dropped from this process; of a memfd the pages go themselves, whoever has it
 /// mapped, and a hole stays. Nobody is told: who needs to know marks them.
 ///
 /// # Errors
-/// They are no pages of one region, or the kernel does not take them.
+/// They are no pages of one region (of memory in huge pages: no huge pages), or the kernel does not take them.
 pub fn release(ram: &GuestRam, pages: &Range<u64>) -> io::Result<()> {
     let refused = || io::Error::from(io::ErrorKind::InvalidInput);
     let region = ram
@@ -26,7 +28,11 @@ pub fn release(ram: &GuestRam, pages: &Range<u64>) -> io::Result<()> {
         .ok_or_else(refused)?;
     let offset = pages.start - region.start_addr().raw_value();
     let bytes = pages.end.checked_sub(pages.start).ok_or_else(refused)?;
-    let whole = offset.is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE);
+    let page = match (**region).is_hugetlbfs() {
+        Some(true) => HUGE_PAGE,
+        _ => PAGE,
+    };
+    let whole = offset.is_multiple_of(page) && bytes.is_multiple_of(page);
     let within = bytes > 0 && bytes <= region.len() - offset;
     let (true, true, Ok(offset), Ok(bytes)) = (
         whole,
