@@ -27,11 +27,12 @@ pub const NUMBER: u64 = 4;
 pub const MAX_PAGES: u64 = 16 << 10;
 /// The most bytes that one report names, 1 GiB: Linux reports up to 32 blocks of 4 MiB.
 pub const MAX_REPORT: u64 = 1 << 30;
-/// A burst is over after so many pages: that many madvise calls, where none lie beside each other, take some
-/// milliseconds at most.
-pub const BURST_PAGES: u64 = 2048;
-/// A burst is over after so many bytes of reports: their marks take about a millisecond.
-pub const BURST_REPORTS: u64 = 256 << 20;
+/// A burst is over after so many pages: where none lie beside each other that is as many calls of the kernel, each of
+/// which has every vCPU forget a mapping; some milliseconds in all. A pause waits for the burst.
+pub const BURST_PAGES: u64 = 512;
+/// A burst is over after so many bytes of reports, or one report: where the host has them in small pages, 128 MiB of Linux's
+/// take it about ten milliseconds.
+pub const BURST_REPORTS: u64 = 64 << 20;
 
 /// What a balloon offers.
 pub fn offered(reporting: bool, deflate_on_oom: bool) -> u64 {

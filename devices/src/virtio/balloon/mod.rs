@@ -70,7 +70,7 @@ impl VirtioBalloon {
     /// A balloon that no driver has touched, of no pages, with the target that `parts.levels` has.
     ///
     /// # Errors
-    /// None; it is made as one that arrives.
+    /// Those of one that arrives, of which there are none here.
     pub fn new(reporting: bool, deflate_on_oom: bool, parts: BalloonParts) -> Result<Self, String> {
         let target = parts.levels.target_pages();
         let state = BalloonState::fresh(reporting, deflate_on_oom, target);
