@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use devices::GuestRam;
 use devices::heartbeat::{HeartbeatPort, HeartbeatState};
 use devices::serial::{Serial, SerialParts, SerialState};
+use devices::virtio::balloon::{BalloonParts, BalloonState, GiveBack, Pages, VirtioBalloon};
 use devices::virtio::block::disk::Disk;
 use devices::virtio::block::{BlockParts, BlockState, DiskOptions, VirtioBlock};
 use devices::virtio::net::{NetBackend, NetParts, NetState, Offloads, VirtioNet};
@@ -120,6 +121,31 @@ fn block_parts() -> BlockParts {
     }
 }
 
+fn balloon() -> BalloonState {
+    BalloonState {
+        // DEFLATE_ON_OOM, PAGE_REPORTING (virtio 1.2, 5.5.3).
+        features: 0x24,
+        target: 300_000,
+        actual: 300,
+    }
+}
+
+/// A host to which nobody gives anything.
+struct Nobody;
+
+impl GiveBack for Nobody {
+    fn give_back(&mut self, _: &GuestRam, _: &Pages) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn balloon_parts() -> BalloonParts {
+    BalloonParts {
+        host: Box::new(Nobody),
+        levels: Default::default(),
+    }
+}
+
 fn queue(size: u16, at: u64) -> RingState {
     RingState {
         max_size: 256,
@@ -175,6 +201,7 @@ fn sections_are_their_golden_bytes() {
     });
     golden::<VirtioNet>("virtio_net", &net(), net_parts);
     golden::<VirtioBlock>("virtio_blk", &block(), block_parts);
+    golden::<VirtioBalloon>("virtio_balloon", &balloon(), balloon_parts);
     golden::<VirtioMmio>("virtio_mmio", &mmio(), mmio_parts);
 }
 

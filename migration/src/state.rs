@@ -52,6 +52,8 @@ kinds! {
     HEARTBEAT = 20, "heartbeat port";
     /// virtio-blk. The instance is the slot.
     VIRTIO_BLK = 21, "virtio-blk in slot";
+    /// virtio-balloon. The instance is the slot.
+    VIRTIO_BALLOON = 22, "virtio-balloon in slot";
     /// Description: vCPU count, CPUID, TSC frequency, MSRs. Sent before the first page.
     CPU_MODEL = 64, "CPU model";
     /// Description: which devices sit in which slots, with their features. Sent before the first page.

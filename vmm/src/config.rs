@@ -3,7 +3,9 @@
 //! No flag, no string to be parsed later: whoever holds one of these holds something that makes sense by
 //! itself. Whether the host can do it (the file is there, the tap is free) shows when it is tried.
 
+mod balloon;
 mod disk;
+mod memory;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,11 +22,13 @@ use thiserror::Error;
 use crate::boot::DEFAULT_CMDLINE;
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::ring::{DEFAULT_ENTRIES, MIN_ENTRIES};
-use crate::layout::LOW_RAM_END;
+use crate::layout::{LOW_RAM_END, VIRTIO_SLOTS};
 use crate::sandbox::Mode;
-use crate::units::{Size, Span, UnitError};
+use crate::units::{Size, Span};
 
+pub use balloon::BalloonConfig;
 pub use disk::{DiskConfig, DiskFile, MAX_DISKS};
+pub use memory::{MemoryBacking, MemoryConfig};
 
 /// The most vCPUs a guest has.
 pub const MAX_CPUS: u8 = 8;
@@ -66,6 +70,21 @@ pub enum ConfigError {
         /// The least that this kind of guest takes.
         least: u64,
     },
+    /// More in the balloon than there is.
+    #[error(
+        "a balloon of {} is larger than the guest's memory of {}: take less", Size(*.bytes), Size(*.memory)
+    )]
+    Balloon {
+        /// What was asked for.
+        bytes: u64,
+        /// All of the guest's memory.
+        memory: u64,
+    },
+    /// Each by itself would do, all together would not.
+    #[error(
+        "{0} network devices and disks beside an entropy source and a balloon: a guest has {VIRTIO_SLOTS} virtio devices at most"
+    )]
+    Slots(usize),
     /// No vCPU, or too many.
     #[error("{0} vCPUs: take 1 to {MAX_CPUS}")]
     Cpus(u8),
@@ -219,6 +238,8 @@ pub struct GuestConfig {
     pub nets: Vec<NetConfig>,
     /// Disks, in the slots behind those.
     pub disks: Vec<DiskConfig>,
+    /// A balloon, in the last slot.
+    pub balloon: Option<BalloonConfig>,
     /// The serial port.
     pub serial: SerialConfig,
     /// Where to listen for commands.
@@ -227,57 +248,6 @@ pub struct GuestConfig {
     pub tls: Option<PathBuf>,
     /// How the process is confined.
     pub sandbox: Mode,
-}
-
-/// A guest's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryConfig {
-    /// How much, a multiple of 2 MiB.
-    pub bytes: u64,
-    /// What it is made of.
-    pub backing: MemoryBacking,
-}
-
-/// What guest memory is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum MemoryBacking {
-    /// Anonymous memory, with huge pages where the host has them.
-    #[default]
-    Anonymous,
-    /// A memfd: slower to touch first, and without huge pages, but a move within the host hands it over as it is.
-    Memfd,
-}
-
-impl From<u64> for MemoryConfig {
-    fn from(bytes: u64) -> Self {
-        Self {
-            bytes,
-            backing: MemoryBacking::default(),
-        }
-    }
-}
-
-impl FromStr for MemoryConfig {
-    type Err = String;
-
-    /// `SIZE` or `SIZE,backing=anonymous|memfd`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (size, option) = match text.split_once(',') {
-            Some((size, option)) => (size, Some(option)),
-            None => (text, None),
-        };
-        let Size(bytes) = size.parse().map_err(|error: UnitError| error.to_string())?;
-        let backing = match option {
-            None | Some("backing=anonymous") => MemoryBacking::Anonymous,
-            Some("backing=memfd") => MemoryBacking::Memfd,
-            Some(other) => {
-                return Err(format!(
-                    "\"{other}\" behind the size: take backing=anonymous or backing=memfd"
-                ));
-            }
-        };
-        Ok(Self { bytes, backing })
-    }
 }
 
 /// How a guest's written pages are found while it is moved.
@@ -420,6 +390,13 @@ impl GuestConfig {
         }
         check_taps(self.nets.iter().map(|net| &net.tap))?;
         disk::check_disks(&self.disks)?;
+        if let Some(balloon) = self.balloon {
+            balloon.check(self.memory.bytes)?;
+            let others = self.nets.len() + self.disks.len();
+            if others + 2 > VIRTIO_SLOTS as usize {
+                return Err(ConfigError::Slots(others));
+            }
+        }
         for mac in self.nets.iter().filter_map(|net| net.mac) {
             check_mac(mac)?;
         }

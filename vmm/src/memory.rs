@@ -4,6 +4,8 @@
     reason = "KVM is handed the host addresses of guest memory, and madvise a mapping"
 )]
 
+mod release;
+
 use std::fs::File;
 use std::io;
 
@@ -14,6 +16,8 @@ use migration::marks::Marks;
 use migration::pages::MemoryLayout;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::bitmap::NewBitmap;
+use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
     GuestMemoryRegionBytes, MemoryRegionAddress,
@@ -21,6 +25,8 @@ use vm_memory::{
 
 use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
+
+pub use release::release;
 
 type GuestRegion = vm_memory::GuestRegionMmap<Marks>;
 
@@ -36,6 +42,16 @@ pub enum MemoryError {
         bytes: u64,
         /// Memory and swap of this host, in bytes.
         host: u64,
+    },
+    /// Not as many huge pages are free as it takes.
+    #[error(
+        "{} of guest memory in huge pages: this host has fewer free that are set aside; set aside {pages} of 2 MiB (sysctl vm.nr_hugepages={pages}), or leave hugepages=on out", crate::units::Size(*.bytes), pages = .bytes >> 21
+    )]
+    HugePages {
+        /// How much was asked for, in bytes.
+        bytes: u64,
+        /// The kernel's word.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Files from another process are not such memory.
     #[error(
@@ -57,6 +73,8 @@ pub enum MemoryError {
 pub enum Backing {
     /// Anonymous memory, with huge pages where the host has them: first touch of those is several times as fast.
     Anonymous,
+    /// Anonymous memory in huge pages of 2 MiB that the host has set aside.
+    HugePages,
     /// A memfd a region, which can be handed to another process as it is.
     Memfd,
     /// Such files, handed over by another process.
@@ -80,9 +98,13 @@ pub fn map(layout: &MemoryLayout, backing: Backing) -> Result<GuestRam, MemoryEr
         let bytes = layout.bytes();
         return Err(MemoryError::TooMuch { bytes, host });
     }
-    let huge = matches!(backing, Backing::Anonymous);
+    let huge = match backing {
+        Backing::HugePages => return in_huge_pages(layout),
+        Backing::Anonymous => true,
+        Backing::Memfd | Backing::Files(_) => false,
+    };
     let files: Vec<Option<File>> = match backing {
-        Backing::Anonymous => layout.regions().iter().map(|_| None).collect(),
+        Backing::Anonymous | Backing::HugePages => layout.regions().iter().map(|_| None).collect(),
         Backing::Memfd => {
             let made = layout.regions().iter().map(|region| memfd(region.bytes));
             let made: io::Result<Vec<_>> = made.map(|file| file.map(Some)).collect();
@@ -104,6 +126,34 @@ pub fn map(layout: &MemoryLayout, backing: Backing) -> Result<GuestRam, MemoryEr
         ram.iter().for_each(ask_for_huge_pages);
     }
     Ok(ram)
+}
+
+/// In huge pages of 2 MiB, which regions are multiples of. They are the guest's from now on, touched or not: a guest that
+/// is not given one when it touches it would be killed.
+fn in_huge_pages(layout: &MemoryLayout) -> Result<GuestRam, MemoryError> {
+    let bytes = layout.bytes();
+    let mut regions = Vec::new();
+    for region in layout.regions() {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| MemoryError::HugePages {
+            bytes,
+            source,
+        };
+        let len = usize::try_from(region.bytes).map_err(|e| failed(e.into()))?;
+        let mapping = MmapRegionBuilder::new_with_bitmap(len, Marks::with_len(len))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(
+                libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+            )
+            .with_hugetlbfs(true)
+            .build()
+            .map_err(|e| failed(e.into()))?;
+        let region = GuestRegion::new(mapping, GuestAddress(region.gpa));
+        regions.push(region.ok_or_else(|| failed("it ends beyond the last address".into()))?);
+    }
+    GuestRam::from_regions(regions).map_err(|e| MemoryError::Map {
+        bytes,
+        source: e.into(),
+    })
 }
 
 fn ask_for_huge_pages(region: &GuestRegion) {
@@ -203,6 +253,30 @@ mod tests {
         let layout = crate::layout::memory_layout(migration::pages::MAX_MEMORY).unwrap();
         let text = map(&layout, Backing::Anonymous).unwrap_err().to_string();
         assert!(text.contains("guest memory of 16T is more than"), "{text}");
+    }
+
+    /// Whether the host has set some aside is its own affair: either there is such memory, or it is said how to have it.
+    #[test]
+    fn huge_pages_are_there_at_once_or_it_is_said_how_to_get_them() {
+        let layout = crate::layout::memory_layout(16 << 20).unwrap();
+        match map(&layout, Backing::HugePages) {
+            Ok(ram) => {
+                let at = GuestAddress(0x1234);
+                ram.write_obj(7u64, at).unwrap();
+                assert_eq!(ram.read_obj::<u64>(at).unwrap(), 7);
+                // A part of one does not go, which is said; a whole one does.
+                assert!(release(&ram, &(0x1000..0x2000)).is_err());
+                assert!(release(&ram, &(0..0x20_1000)).is_err());
+                assert_eq!(ram.read_obj::<u64>(at).unwrap(), 7);
+                release(&ram, &(0..2 << 20)).unwrap();
+                assert_eq!(ram.read_obj::<u64>(at).unwrap(), 0);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("16M of guest memory in huge pages"), "{text}");
+                assert!(text.contains("vm.nr_hugepages=8"), "{text}");
+            }
+        }
     }
 
     #[test]

@@ -14,9 +14,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use vmm::config::Target;
 use vmm::control::{
-    Compress, DeviceStatus, DirtyLogStatus, DirtyRateRequest, Happening, HeartbeatStatus, LastMove,
-    MemoryRegion, MigrateRequest, MoveEvent, MoveProgress, OPENAPI, OnTimeout, PredictEvent,
-    PredictRequest, RateEvent, SnapshotRequest, State, Status, Throttle, routes,
+    BalloonRequest, BalloonStatus, Compress, DeviceStatus, DirtyLogStatus, DirtyRateRequest,
+    Happening, HeartbeatStatus, LastMove, MemoryRegion, MigrateRequest, MoveEvent, MoveProgress,
+    OPENAPI, OnTimeout, PredictEvent, PredictRequest, RateEvent, SnapshotRequest, State, Status,
+    Throttle, routes,
 };
 use vmm::sandbox::{InForce, Mode};
 
@@ -256,6 +257,13 @@ fn every_status_fits() {
             outcome: Outcome::Cancelled,
             reason: "asked for".to_owned(),
         }),
+        balloon: Some(BalloonStatus {
+            driven: true,
+            target_bytes: 1 << 30,
+            actual_bytes: 1 << 20,
+            inflated_bytes: 2,
+            reported_bytes: 3,
+        }),
         heartbeat: Some(HeartbeatStatus {
             count: 1,
             first_ns: 2,
@@ -276,6 +284,24 @@ fn every_status_fits() {
     ] {
         check("State", &state);
         assert_eq!(json!(state), state.word());
+    }
+}
+
+#[test]
+fn the_bounds_of_a_balloon_are_those_of_the_server() {
+    for (value, good) in [
+        (json!({ "target_bytes": 0 }), true),
+        (json!({ "target_bytes": 1_u64 << 40 }), true),
+        (json!({ "target_bytes": -1 }), false),
+        (json!({ "target_bytes": 0.5 }), false),
+        (json!({ "target_bytes": "1G" }), false),
+        (json!({}), false),
+        (json!({ "target_bytes": 0, "bytes": 0 }), false),
+    ] {
+        let server = serde_json::from_value::<BalloonRequest>(value.clone()).is_ok();
+        assert_eq!(server, good, "server: {value}");
+        let schema = named("BalloonRequest").is_valid(&value);
+        assert_eq!(schema, good, "schema: {value}");
     }
 }
 

@@ -9,11 +9,13 @@
 //! | [`net`] | network card on a tap | 5.1 |
 //! | [`block`] | disk on a file | 5.2 |
 //! | [`rng`] | entropy source | 5.4 |
+//! | [`balloon`] | memory that the guest gives away | 5.5 |
 //!
 //! Everything in guest memory and every register write is the guest's and hostile. A ring or chain that breaks the
 //! specification costs the guest its device (DEVICE_NEEDS_RESET), never the VMM its life or its time: work is done
 //! in bursts of at most [`device::BURST_CHAINS`] chains.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod device;
@@ -27,6 +29,7 @@ mod fuzz;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use balloon::{BalloonParts, BalloonState, VirtioBalloon};
 pub use block::{BlockParts, BlockState, VirtioBlock};
 pub use device::VirtioDevice;
 pub use mmio::{MMIO_LEN, MmioParts, MmioState, QUEUE_NOTIFY, VirtioMmio};

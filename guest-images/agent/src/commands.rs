@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::cache;
 use crate::clock;
 use crate::disk::Journal;
 use crate::witness::Witness;
@@ -50,15 +51,28 @@ pub fn answer(line: &str, witness: &Witness) -> Value {
             }),
             Err(why) => failure(&why),
         }),
+        "cache free" => done(cache::free()),
+        "cache check" => match cache::check() {
+            Ok(mib) => json!({ "ok": true, "mib": mib }),
+            Err(error) => failure(&error.to_string()),
+        },
+        "balloon" => done(cache::run(&["insmod", "/modules/virtio_balloon.ko"])),
         // Without -f, busybox would ask an init that is not there.
         "poweroff" => done(Command::new("poweroff").arg("-f").spawn().map(drop)),
         "reboot" => done(Command::new("reboot").arg("-f").spawn().map(drop)),
         "panic" => done(fs::write("/proc/sysrq-trigger", "c")),
-        other => failure(&format!(
-            "unknown command {:?}; there are status, check, uptime, disk write, disk status, disk verify, poweroff, reboot, panic",
-            other.chars().take(40).collect::<String>()
-        )),
+        other => match other.strip_prefix("cache fill ").map(str::parse) {
+            Some(Ok(mib)) => done(cache::fill(mib)),
+            _ => unknown(other),
+        },
     }
+}
+
+fn unknown(word: &str) -> Value {
+    failure(&format!(
+        "unknown command {:?}; there are status, check, uptime, disk write, disk status, disk verify, cache fill MIB, cache check, cache free, balloon, poweroff, reboot, panic",
+        word.chars().take(40).collect::<String>()
+    ))
 }
 
 /// Asks the journal, where there is one.

@@ -4,6 +4,7 @@
 //! working set whose every page it checks again and again, so that it notices by itself a page that got
 //! lost or is stale. It is asked by lines on the console or on TCP port 9 ([`commands`]).
 
+mod cache;
 mod clock;
 mod commands;
 mod disk;

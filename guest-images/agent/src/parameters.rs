@@ -1,6 +1,6 @@
 //! What the agent is to do, from the kernel's command line: `agent.KEY=VALUE`.
 //!
-//! `agent.ipK` and `agent.gwK` are for the initramfs's init, which has set up the network before.
+//! `agent.ipK`, `agent.gwK` and `agent.balloon` are for the initramfs's init, which has set up network and drivers before.
 
 use std::fmt;
 use std::str::FromStr;
@@ -103,8 +103,10 @@ impl Parameters {
                 let seconds = number(value, 1, 3600).ok_or("seconds from 1 to 3600")?;
                 self.checks = Duration::from_secs(seconds.into());
             }
+            ("balloon", "later") => (),
+            ("balloon", _) => return Err("later"),
             _ if key.starts_with("ip") || key.starts_with("gw") => (),
-            _ => return Err("agent.ws, rate, pattern, workers, tick, checks, ipK or gwK"),
+            _ => return Err("agent.ws, rate, pattern, workers, tick, checks, balloon, ipK or gwK"),
         }
         Ok(())
     }

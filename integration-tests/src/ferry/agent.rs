@@ -68,6 +68,8 @@ pub struct LinuxGuest {
     pub nics: u8,
     /// Its disks, in the words of `--disk`.
     pub disks: Vec<String>,
+    /// Its balloon, in the words of `--balloon`.
+    pub balloon: Option<&'static str>,
     /// More words of kernel command line, such as `agent.ws=64 agent.rate=2000`.
     pub append: String,
 }
@@ -82,6 +84,7 @@ impl LinuxGuest {
             memory: "512M".into(),
             nics: 1,
             disks: Vec::new(),
+            balloon: None,
             append: String::new(),
         }
     }
@@ -107,6 +110,9 @@ impl LinuxGuest {
         }
         for disk in &self.disks {
             args.extend(["--disk", disk]);
+        }
+        if let Some(balloon) = self.balloon {
+            args.extend(["--balloon", balloon]);
         }
         let attempt = |more: &str| {
             let append = format!("{more}{append}");

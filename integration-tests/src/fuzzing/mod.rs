@@ -13,6 +13,7 @@
 //! | `unpack` | packed pages, deltas | only the pages named are written, each as a whole or not at all |
 //! | `state_sections` | every section of a state | refused, or a state that is saved as the same bytes |
 //! | `virtio_net`, `virtio_rng`, `virtio_blk` | the guest: rings, registers, its network | bounded work; only its buffers are written, and every such page is marked |
+//! | `virtio_balloon` | the guest: lists and reports of pages as well | as above; besides its buffers only whole pages of its memory are given away |
 //! | `bus` | accesses to ports and registers | no panic |
 //! | `control_api` | requests on the control socket | understood in one way, however they trickle in |
 //! | `kernel_file` | kernels and initramfs | refused before memory is touched, or loaded within it |
@@ -52,7 +53,7 @@ pub struct Target {
 
 /// All of them. What a target may allocate at a time is what its inputs may ask for, rounded up: a packed batch and a
 /// step of a long frame are 1 MiB each, a study's list of moves a few more.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     target("wire_frames", wire::run, wire::seeds, 4096, 2),
     target("wire_session", session::run, session::seeds, 1024, 8),
     target(
@@ -67,6 +68,13 @@ pub const TARGETS: [Target; 13] = [
     target("virtio_net", virtio::run_net, virtio::seeds_net, 4096, 2),
     target("virtio_rng", virtio::run_rng, virtio::seeds_rng, 4096, 2),
     target("virtio_blk", virtio::run_blk, virtio::seeds_blk, 4096, 2),
+    target(
+        "virtio_balloon",
+        virtio::run_balloon,
+        virtio::seeds_balloon,
+        4096,
+        2,
+    ),
     target("bus", bus::run, bus::seeds, 1024, 2),
     target("control_api", control::run, control::seeds, 10_240, 2),
     target("kernel_file", kernel::run, kernel::seeds, 16_384, 8),

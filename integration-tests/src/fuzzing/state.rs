@@ -6,6 +6,7 @@
 
 use devices::heartbeat::HeartbeatPort;
 use devices::serial::Serial;
+use devices::virtio::balloon::VirtioBalloon;
 use devices::virtio::block::{BlockParts, VirtioBlock};
 use devices::virtio::net::{NetParts, VirtioNet};
 use devices::virtio::{MmioParts, VirtioDevice, VirtioMmio, VirtioRng};
@@ -24,14 +25,14 @@ use vmm::vm::{DiskShape, Shape, SlotKind};
 
 use super::input::Written;
 use super::parts;
-use super::virtio::wire;
+use super::virtio::{balloon_parts, wire};
 
 /// The input: which section, and its bytes.
 pub fn run(input: &[u8]) {
     let Some((which, bytes)) = input.split_first() else {
         return;
     };
-    match which % 10 {
+    match which % 11 {
         0 => owner::<Serial>(bytes, parts::serial),
         1 => owner::<HeartbeatPort>(bytes, || ()),
         2 => owner::<VirtioRng>(bytes, || ()),
@@ -44,6 +45,7 @@ pub fn run(input: &[u8]) {
         9 => owner::<VirtioBlock>(bytes, || BlockParts {
             disk: parts::disk().into(),
         }),
+        10 => owner::<VirtioBalloon>(bytes, balloon_parts),
         7 => {
             if let Some(state) = plain::<VmCommonState>(Kind::VM, bytes) {
                 let _ = (state.check(), Standstill::since(state.wall_ns).so_far());
@@ -72,6 +74,7 @@ fn version(kind: Kind) -> u32 {
         Kind::HEARTBEAT => HeartbeatPort::VERSION,
         Kind::VIRTIO_RNG => VirtioRng::VERSION,
         Kind::VIRTIO_BLK => VirtioBlock::VERSION,
+        Kind::VIRTIO_BALLOON => VirtioBalloon::VERSION,
         Kind::VIRTIO_NET => VirtioNet::VERSION,
         Kind::VIRTIO_MMIO => VirtioMmio::VERSION,
         other => panic!("no version is known of {other}"),
@@ -187,6 +190,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
     add(
         9,
         &saved(&VirtioBlock::new(parts::disk().into(), 4, "x").unwrap()),
+    );
+    add(
+        10,
+        &saved(&VirtioBalloon::new(true, false, balloon_parts()).unwrap()),
     );
     seeds
 }

@@ -5,11 +5,13 @@
 //! writable or in a used ring, and its pages are marked, so that a move sends them again.
 
 mod guest;
+mod host;
 mod seeds;
 
 use std::sync::Arc;
 
 use devices::bus::BusDevice;
+use devices::virtio::balloon::{BalloonParts, VirtioBalloon};
 use devices::virtio::block::{BlockParts, VirtioBlock, disk::Disk};
 use devices::virtio::device::BURST_CHAINS;
 use devices::virtio::net::{NetParts, VirtioNet};
@@ -21,7 +23,9 @@ use super::input::Program;
 use super::parts;
 use guest::Guest;
 pub use guest::{Network, Wire, wire};
-pub use seeds::{seeds_blk, seeds_net, seeds_rng};
+use host::Host;
+pub use host::balloon_parts;
+pub use seeds::{seeds_balloon, seeds_blk, seeds_net, seeds_rng};
 
 /// Entries of every queue that is set up in the regular way.
 const SIZE: u16 = 16;
@@ -43,12 +47,18 @@ pub fn run_blk(input: &[u8]) {
     run(Kind::Blk, input);
 }
 
+/// Programs for a balloon.
+pub fn run_balloon(input: &[u8]) {
+    run(Kind::Balloon, input);
+}
+
 /// The device that is attacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Net,
     Rng,
     Blk,
+    Balloon,
 }
 
 fn run(kind: Kind, input: &[u8]) {
@@ -66,6 +76,7 @@ pub fn set_up(mmio: &mut VirtioMmio) {
 struct World {
     kind: Kind,
     disk: Arc<Disk>,
+    host: Host,
     guest: Guest,
     mmio: VirtioMmio,
     events: Vec<EventFd>,
@@ -86,12 +97,20 @@ impl World {
         let guest = Guest::new();
         let (wire, network) = wire();
         let disk = Arc::new(parts::disk());
+        let host = Host::default();
         let device: Box<dyn VirtioDevice> = match kind {
             Kind::Net => {
                 Box::new(VirtioNet::new([2, 0, 0, 0, 0, 1], None, Box::new(wire.clone())).unwrap())
             }
             Kind::Rng => Box::new(VirtioRng::new()),
             Kind::Blk => Box::new(VirtioBlock::new(disk.clone(), 2, "fuzzed").unwrap()),
+            Kind::Balloon => {
+                let parts = BalloonParts {
+                    host: Box::new(host.clone()),
+                    levels: Arc::default(),
+                };
+                Box::new(VirtioBalloon::new(true, true, parts).unwrap())
+            }
         };
         let (parts, events) = wired(&guest, device);
         let mut mmio = VirtioMmio::new(parts).unwrap();
@@ -99,6 +118,7 @@ impl World {
         Self {
             kind,
             disk,
+            host,
             guest,
             mmio,
             events,
@@ -194,16 +214,21 @@ impl World {
         let rings = self.mmio.save();
         let writable = self.guest.writable(&rings);
         let _ = self.guest.take_marks();
+        self.host.forget();
         call(self);
         self.check(&rings, writable);
     }
 
     fn check(&self, rings: &MmioState, writable: Option<guest::Ranges>) {
         let marked = self.guest.take_marks();
+        let given = self.host.given();
+        for pages in &given {
+            assert!(marked(pages.start) && marked(pages.end - 1), "{pages:x?}");
+        }
         for gpa in self.guest.changed() {
             assert!(marked(gpa), "{gpa:#x} was written and is not marked");
             if let Some(writable) = &writable {
-                let within = writable.iter().any(|range| range.contains(&gpa));
+                let within = (writable.iter().chain(&given)).any(|range| range.contains(&gpa));
                 assert!(within, "{gpa:#x} is nobody's buffer and was written");
             }
         }
@@ -227,6 +252,13 @@ impl World {
                 Box::new(state.restore::<VirtioNet>(0, NetParts { backend }).unwrap())
             }
             Kind::Rng => Box::new(state.restore::<VirtioRng>(0, ()).unwrap()),
+            Kind::Balloon => {
+                let parts = BalloonParts {
+                    host: Box::new(self.host.clone()),
+                    levels: Arc::default(),
+                };
+                Box::new(state.restore::<VirtioBalloon>(0, parts).unwrap())
+            }
             Kind::Blk => {
                 let disk = self.disk.clone();
                 Box::new(
@@ -261,6 +293,12 @@ impl World {
         match self.kind {
             Kind::Net => (self.guest).descriptor(table, 0, (guest::BUFFERS, 64, 0, 0)),
             Kind::Rng => (self.guest).descriptor(table, 0, (guest::BUFFERS, 64, 2, 0)),
+            Kind::Balloon => {
+                // The page that the list itself is in.
+                let page = u32::try_from(guest::BUFFERS / 4096).unwrap();
+                self.guest.write(guest::BUFFERS, &page.to_le_bytes());
+                (self.guest).descriptor(table, 0, (guest::BUFFERS, 4, 0, 0));
+            }
             Kind::Blk => {
                 (self.guest).descriptor(table, 0, (guest::BUFFERS, 16, 1, 1));
                 (self.guest).descriptor(table, 1, (guest::BUFFERS + 16, 1, 2, 0));
@@ -289,6 +327,7 @@ mod tests {
             (Kind::Net, 3, seeds_net()),
             (Kind::Rng, 1, seeds_rng()),
             (Kind::Blk, 2, seeds_blk()),
+            (Kind::Balloon, 3, seeds_balloon()),
         ] {
             let mut used = vec![0; queues];
             for seed in seeds {

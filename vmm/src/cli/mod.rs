@@ -3,6 +3,7 @@
 //! Every command is a file with two halves: the flags as clap reads them, dumb, and one conversion into the checked
 //! values of [`config`](crate::config) or [`control`](crate::control). What is done with those is another room's.
 
+mod balloon;
 mod certs;
 mod check;
 mod dirty_rate;
@@ -70,6 +71,7 @@ enum Command {
     Predict(Box<predict::Args>),
     Study(study::Args),
     Certs(certs::Args),
+    Balloon(balloon::Args),
     Pause(orders::PauseArgs),
     Resume(orders::ResumeArgs),
     Cancel(orders::CancelArgs),
@@ -144,6 +146,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Predict(args) => args.run(),
         Command::Study(args) => args.run(),
         Command::Certs(args) => args.run(),
+        Command::Balloon(args) => args.run(),
         Command::Pause(args) => args.run(),
         Command::Resume(args) => args.run(),
         Command::Cancel(args) => args.run(),

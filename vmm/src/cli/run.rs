@@ -8,7 +8,7 @@ use super::net::NetFlag;
 use super::serial::{self, SerialFlag};
 use super::{exit, file, log, receive, sandbox};
 use crate::config::{
-    ConfigError, DirtyTracking, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig,
+    BalloonConfig, ConfigError, DirtyTracking, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig,
 };
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::sandbox::Mode;
@@ -23,6 +23,8 @@ Examples:
     ferry run vmlinuz --initramfs initramfs.cpio --net tap=tap0 --control /tmp/guest.sock
   With a disk that every host it may move to can reach:
     ferry run vmlinuz --initramfs initrd.img --disk /shared/guest.img --control /tmp/guest.sock
+  With a balloon: what is free in the guest is the host's, and is not sent when the guest is moved:
+    ferry run vmlinuz --initramfs initrd.img --memory 4G --balloon on --control /tmp/guest.sock
   The built-in test guest, writing 100,000 pages a second to 256 MiB; it needs no image:
     ferry run --pulse 'ws=16:256 rate=100000' --memory 1G --control /tmp/pulse.sock
   As /etc/ferry/web.toml says (kernel = \"/boot/vmlinuz\", memory = \"1G\", net = [\"tap=tap0\"], ...), with more memory:
@@ -52,7 +54,8 @@ pub struct Args {
     append: Option<String>,
 
     /// Guest memory: 512M, 4G; a multiple of 2M. With ,backing=memfd it can be handed to another ferry on this host as
-    /// it is (`ferry migrate … unix:PATH`), but has no huge pages
+    /// it is (`ferry migrate … unix:PATH`), but has no huge pages. With ,hugepages=on it is taken from the huge pages of
+    /// 2 MiB that the host has set aside (vm.nr_hugepages), all at once
     #[arg(
         long,
         short,
@@ -80,6 +83,17 @@ pub struct Args {
     /// ,queues=N (1 to 8). May be given several times. It is locked while the guest may run here
     #[arg(long, value_name = "PATH")]
     disk: Vec<DiskFlag>,
+
+    /// A balloon of SIZE, by which the guest gives memory back to the host: what lies in it, and with on alone or a size
+    /// everything that is free in the guest as well (,reporting=off for not that). `ferry balloon` sets another size;
+    /// with ,deflate-on-oom=on a guest that is out of memory may take from it by itself
+    #[arg(
+        long,
+        value_name = "on|SIZE",
+        num_args = 0..=1,
+        default_missing_value = "on"
+    )]
+    balloon: Option<BalloonConfig>,
 
     #[arg(long, value_name = "WHERE", default_value = "stdio", help = serial::HELP)]
     serial: SerialFlag,
@@ -134,6 +148,7 @@ impl Args {
             cpu: self.cpu,
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             disks: self.disk.into_iter().map(|DiskFlag(disk)| disk).collect(),
+            balloon: self.balloon,
             serial: self.serial.0,
             control: self.control,
             tls: self.tls,

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::config::{
-    DirtyTracking, DiskConfig, DiskFile, GuestConfig, KernelConfig, Listen, NetConfig,
-    ReceiveConfig, SerialConfig, TapConfig, Target,
+    BalloonConfig, DirtyTracking, DiskConfig, DiskFile, GuestConfig, KernelConfig, Listen,
+    NetConfig, ReceiveConfig, SerialConfig, TapConfig, Target,
 };
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::sandbox::Mode;
@@ -79,6 +79,8 @@ fn a_guest_with_everything() {
         "create=ferry0,mac=52:54:00:12:34:56",
         "--net",
         "fd=7",
+        "--balloon",
+        "1G,reporting=off",
         "--disk",
         "a.img",
         "--disk",
@@ -138,6 +140,11 @@ fn a_guest_with_everything() {
                 queues: 4,
             },
         ],
+        balloon: Some(BalloonConfig {
+            bytes: 1 << 30,
+            reporting: false,
+            deflate_on_oom: false,
+        }),
         serial: SerialConfig::Socket("/s".into()),
         control: Some("/c".into()),
         tls: None,
@@ -248,6 +255,10 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["run", "a", "--net", "tap=sixteen-letters-"],
         &["run", "a", "--net", "tap=x,mac=01:00:00:00:00:00"],
         &["run", "a", "--net", "tap=x,mtu=9000"],
+        &["run", "a", "--balloon", "much"],
+        &["run", "a", "--balloon", "1G"],
+        &["balloon", "--control", "/c"],
+        &["balloon", "--control", "/c", "-1"],
         &["run", "a", "--disk", ""],
         &["run", "a", "--disk", ",ro"],
         &["run", "a", "--disk", "x,rw"],

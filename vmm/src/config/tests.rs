@@ -14,6 +14,7 @@ fn guest() -> GuestConfig {
         cpu: Baseline::Host,
         nets: Vec::new(),
         disks: Vec::new(),
+        balloon: None,
         serial: SerialConfig::None,
         control: None,
         tls: None,
@@ -346,6 +347,23 @@ fn memory_says_what_it_is_made_of() {
     for text in ["4G", "4G,backing=anonymous"] {
         assert_eq!(parse(text).unwrap(), MemoryConfig::from(4 << 30));
     }
+    for text in ["4G,hugepages=on", "4G,hugepages=on,backing=anonymous"] {
+        assert_eq!(parse(text).unwrap().backing, MemoryBacking::HugePages);
+    }
+    let off = parse("4G,backing=memfd,hugepages=off").unwrap();
+    assert_eq!(off.backing, MemoryBacking::Memfd);
+    for text in [
+        "4G,backing=memfd,hugepages=on",
+        "4G,hugepages=on,backing=memfd",
+    ] {
+        assert!(parse(text).unwrap_err().contains("is for anonymous memory"));
+    }
+    assert!(
+        parse("4G,hugepages")
+            .unwrap_err()
+            .contains("hugepages=on or")
+    );
+    assert!(parse("4G,").unwrap_err().contains("behind the size"));
     let error = parse("4G,backing=disk").unwrap_err();
     assert!(
         error.contains("backing=anonymous or backing=memfd"),
@@ -363,6 +381,57 @@ fn disk(path: &str, read_only: bool) -> DiskFile {
         path: path.into(),
         options,
     }
+}
+
+#[test]
+fn a_balloon_is_of_what_the_guest_has() {
+    let balloon = |text: &str| text.parse::<BalloonConfig>();
+    let of = |bytes, reporting, deflate_on_oom| {
+        Ok(BalloonConfig {
+            bytes,
+            reporting,
+            deflate_on_oom,
+        })
+    };
+    assert_eq!(balloon("on"), of(0, true, false));
+    assert_eq!(balloon("1G"), of(1 << 30, true, false));
+    let all = balloon("0,deflate-on-oom=on,reporting=off");
+    assert_eq!(all, of(0, false, true));
+    for (text, part) in [
+        ("", "or on"),
+        ("off", "or on"),
+        ("-1", "or on"),
+        ("on,", "behind on or the size"),
+        ("1G,on", "behind on or the size"),
+        ("on,reporting", "behind on or the size"),
+        ("on,reporting=yes", "take on or off"),
+        ("on,deflate-on-oom=", "take on or off"),
+    ] {
+        let error = balloon(text).unwrap_err();
+        assert!(error.contains(part), "{text}: {error}");
+    }
+    let with = |text: &str, disks: usize, nets: usize| {
+        let nets = (0..nets).map(|n| net(&format!("tap{n}")));
+        let files = (0..disks).map(|n| disk(&format!("d{n}"), false));
+        let disks = files.map(|file| DiskConfig { file, queues: 1 });
+        let config = GuestConfig {
+            balloon: Some(balloon(text).unwrap()),
+            disks: disks.collect(),
+            nets: nets.collect(),
+            ..guest()
+        };
+        config
+            .checked()
+            .map(drop)
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!(with("512M", 7, 7), Ok(()));
+    let large = with("516M", 0, 0).unwrap_err();
+    assert!(
+        large.contains("a balloon of 516M is larger than the guest's memory of 512M"),
+        "{large}"
+    );
+    assert!(with("on", 7, 8).unwrap_err().contains("16 virtio devices"));
 }
 
 #[test]

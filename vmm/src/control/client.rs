@@ -20,7 +20,7 @@ use thiserror::Error;
 use migration::wire::{Local, Transport};
 
 use super::event::{MoveEvent, PredictEvent, RateEvent};
-use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
+use super::request::{BalloonRequest, DirtyRateRequest, MigrateRequest, PredictRequest};
 use super::snapshot::SnapshotRequest;
 use super::status::Status;
 
@@ -138,6 +138,16 @@ impl Client {
     /// See [`ClientError`].
     pub fn stop(&self) -> Result<(), ClientError> {
         self.whole("PUT", "/v1/stop", None).map(drop)
+    }
+
+    /// Sets the size of the guest's balloon.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn balloon(&self, request: BalloonRequest) -> Result<(), ClientError> {
+        let body =
+            serde_json::to_value(request).map_err(|error| self.foreign(error.to_string()))?;
+        self.whole("PUT", "/v1/balloon", Some(body)).map(drop)
     }
 
     /// Begins a move; what happens is read from what is returned.

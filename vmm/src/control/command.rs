@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::event::{MoveEvent, PredictEvent, RateEvent};
 use super::metrics::Metrics;
 use super::passed::PassedFile;
-use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
+use super::request::{BalloonRequest, DirtyRateRequest, MigrateRequest, PredictRequest};
 use super::snapshot::SnapshotRequest;
 use super::status::Status;
 
@@ -32,6 +32,8 @@ pub enum Command {
     Cancel,
     /// End the VM and the process.
     Stop,
+    /// Set the size of the guest's balloon.
+    Balloon(BalloonRequest),
     /// Move the guest.
     Migrate(MigrateRequest),
     /// Watch how fast the guest writes.

@@ -86,6 +86,7 @@ impl Metrics {
         let mut page = Page::default();
         self.guest(&mut page);
         self.memory(&mut page);
+        self.balloon(&mut page);
         self.network(&mut page);
         self.moves(&mut page);
         self.current_move(&mut page);
@@ -147,6 +148,32 @@ impl Metrics {
             }
             Err(error) => tracing::warn!("the process's memory cannot be read: {error}"),
         }
+    }
+
+    fn balloon(&self, page: &mut Page) {
+        let Some(balloon) = &self.status.balloon else {
+            return;
+        };
+        page.gauge(
+            "ferry_balloon_target_bytes",
+            "How much of its memory the guest is to do without",
+        )
+        .one(balloon.target_bytes);
+        page.gauge(
+            "ferry_balloon_actual_bytes",
+            "How much of its memory the guest says that it does without",
+        )
+        .one(balloon.actual_bytes);
+        page.counter(
+            "ferry_balloon_inflated_bytes_total",
+            "Memory that the guest has put into its balloon",
+        )
+        .one(balloon.inflated_bytes);
+        page.counter(
+            "ferry_balloon_reported_bytes_total",
+            "Memory that the guest has reported as free, and that was given back",
+        )
+        .one(balloon.reported_bytes);
     }
 
     fn network(&self, page: &mut Page) {

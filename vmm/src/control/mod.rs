@@ -44,14 +44,15 @@ pub use http::{MAX_BODY, ReadError, Refusal, Request, read_request};
 pub use metrics::{LastFigures, Metrics, MoveCounts};
 pub use passed::PassedFile;
 pub use request::{
-    Compress, DirtyRateRequest, MigrateRequest, OnTimeout, PredictRequest, RequestError, Throttle,
+    BalloonRequest, Compress, DirtyRateRequest, MigrateRequest, OnTimeout, PredictRequest,
+    RequestError, Throttle,
 };
 pub use router::{Asked, OPENAPI, route, routes};
 pub use server::{ControlError, ControlServer};
 pub use snapshot::{SnapshotName, SnapshotRequest};
 pub use status::{
-    DeviceStatus, DirtyLogStatus, HeartbeatStatus, LastMove, MemoryRegion, MoveProgress, State,
-    Status,
+    BalloonStatus, DeviceStatus, DirtyLogStatus, HeartbeatStatus, LastMove, MemoryRegion,
+    MoveProgress, State, Status,
 };
 
 #[cfg(test)]

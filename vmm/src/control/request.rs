@@ -300,6 +300,14 @@ impl MigrateRequest {
     }
 }
 
+/// Another size of the guest's balloon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonRequest {
+    /// How much of its memory the guest is to do without, in bytes; whole pages of 4 KiB count.
+    pub target_bytes: u64,
+}
+
 /// A measurement of the dirty rate, as asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

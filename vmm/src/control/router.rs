@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::command::Command;
 use super::http::{Refusal, Request};
-use super::request::{DirtyRateRequest, MigrateRequest, PredictRequest};
+use super::request::{BalloonRequest, DirtyRateRequest, MigrateRequest, PredictRequest};
 use super::snapshot::SnapshotRequest;
 
 /// The API's description, as handed out.
@@ -21,6 +21,7 @@ enum Route {
     Resume,
     Cancel,
     Stop,
+    Balloon,
     Migrate,
     DirtyRate,
     Predict,
@@ -35,6 +36,7 @@ const ROUTES: &[(&str, &str, Route)] = &[
     ("PUT", "/v1/resume", Route::Resume),
     ("PUT", "/v1/cancel", Route::Cancel),
     ("PUT", "/v1/stop", Route::Stop),
+    ("PUT", "/v1/balloon", Route::Balloon),
     ("POST", "/v1/migrate", Route::Migrate),
     ("POST", "/v1/dirty-rate", Route::DirtyRate),
     ("POST", "/v1/predict", Route::Predict),
@@ -112,6 +114,10 @@ pub fn route(request: &Request) -> Result<Asked, Refusal> {
         Route::Resume => {
             let ResumeBody { force } = optional(body)?;
             Command::Resume { force }
+        }
+        Route::Balloon => {
+            let request: BalloonRequest = json(body)?;
+            Command::Balloon(request)
         }
         Route::Migrate => {
             let request: MigrateRequest = json(body)?;

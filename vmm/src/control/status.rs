@@ -55,6 +55,9 @@ pub struct Status {
     pub migration: Option<MoveProgress>,
     /// How the last move out of this process ended, if there was one and the process still has the guest.
     pub last_move: Option<LastMove>,
+    /// The guest's balloon, if it has one. A VM of an older ferry has none.
+    #[serde(default)]
+    pub balloon: Option<BalloonStatus>,
     /// The guest's heartbeats, if it is one that reports them.
     pub heartbeat: Option<HeartbeatStatus>,
 }
@@ -93,6 +96,21 @@ pub struct DirtyLogStatus {
     pub kind: String,
     /// Whether it is on now.
     pub on: bool,
+}
+
+/// A guest's balloon: memory that the guest does without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStatus {
+    /// Whether the guest has a driver for it.
+    pub driven: bool,
+    /// How large it is to be.
+    pub target_bytes: u64,
+    /// How large the guest says that it is.
+    pub actual_bytes: u64,
+    /// What the guest has put into it in this process, all in all.
+    pub inflated_bytes: u64,
+    /// What the guest has reported as free in this process, all in all.
+    pub reported_bytes: u64,
 }
 
 /// A move under way.

@@ -113,6 +113,8 @@ fn every_order_reaches_the_main_thread() {
     client.resume(true).unwrap();
     client.cancel().unwrap();
     client.stop().unwrap();
+    let request = BalloonRequest { target_bytes: 4096 };
+    client.balloon(request).unwrap();
     let orders = [
         Command::Status,
         Command::Pause,
@@ -120,6 +122,7 @@ fn every_order_reaches_the_main_thread() {
         Command::Resume { force: true },
         Command::Cancel,
         Command::Stop,
+        Command::Balloon(request),
     ];
     assert_eq!(vm.end(), orders);
 }
@@ -196,6 +199,9 @@ fn only_requests_that_mean_something_are_passed_on() {
         (many_fields.as_bytes(), 431),
         (&put("/v1/pause", "[]"), 400),
         (&put("/v1/pause", "{\"x\":1}"), 400),
+        (&put("/v1/balloon", ""), 400),
+        (&put("/v1/balloon", "{\"target_bytes\":-1}"), 400),
+        (&put("/v1/balloon", "{\"target_bytes\":1,\"x\":1}"), 400),
         (&put("/v1/resume", "{\"force\":1}"), 400),
         (&put("/v1/resume", "{\"forse\":true}"), 400),
         (&put("/v1/resume", "\u{0}"), 400),

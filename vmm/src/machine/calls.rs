@@ -10,9 +10,10 @@ use super::outgoing::Purpose;
 use super::supervisor::{Phase, Supervisor, chain};
 use super::{End, measuring, outgoing, predicting, saving, status};
 use crate::control::{
-    Call, Command, DirtyRateRequest, Metrics, MigrateRequest, PassedFile, PredictRequest, Reply,
-    SnapshotName, SnapshotRequest, State,
+    BalloonRequest, Call, Command, DirtyRateRequest, Metrics, MigrateRequest, PassedFile,
+    PredictRequest, Reply, SnapshotName, SnapshotRequest, State,
 };
+use crate::units::Size;
 use crate::vm::View;
 
 impl Supervisor {
@@ -35,6 +36,7 @@ impl Supervisor {
             Command::Resume { force } => self.resume(*force),
             Command::Cancel => self.cancel(),
             Command::Stop => self.stop(),
+            Command::Balloon(request) => self.balloon(*request),
             Command::Migrate(request) => {
                 let request = request.clone();
                 self.migrate(&request)
@@ -220,6 +222,27 @@ impl Supervisor {
             self.stop_after_move = true;
         } else {
             self.finish(End::Stopped);
+        }
+        Reply::Done
+    }
+
+    /// Only while the guest runs and is not moved: its target would stay behind once the state is saved.
+    fn balloon(&mut self, BalloonRequest { target_bytes }: BalloonRequest) -> Reply {
+        let (Phase::Running(_), Some(view)) = (&self.phase, &self.view) else {
+            return self.refused("resizing the balloon");
+        };
+        let Some(balloon) = &view.balloon else {
+            return Reply::Refused(
+                "the guest has no balloon: one has to be given at its start (`ferry run --balloon on`)".into(),
+            );
+        };
+        let memory = view.layout.bytes();
+        if target_bytes > memory || !balloon.resize(target_bytes) {
+            return Reply::Refused(format!(
+                "a balloon of {} is larger than the guest's memory of {}: take less",
+                Size(target_bytes),
+                Size(memory)
+            ));
         }
         Reply::Done
     }

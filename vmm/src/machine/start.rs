@@ -2,7 +2,9 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 
+use devices::virtio::balloon::Levels;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 use migration::guest::{BlankGuest, PausedGuest};
@@ -96,6 +98,7 @@ fn start(
     let making = Making {
         backing: match config.memory.backing {
             MemoryBacking::Anonymous => Backing::Anonymous,
+            MemoryBacking::HugePages => Backing::HugePages,
             MemoryBacking::Memfd => Backing::Memfd,
         },
         serial_out: Box::new(supervisor.console().output()),
@@ -152,8 +155,8 @@ fn cmdline(config: &GuestConfig, shape: &Shape) -> String {
     line
 }
 
-/// Opens the backends of the slots: the network cards, the disks, and an entropy source for everyone but the bare
-/// guest, which drives no virtio.
+/// Opens the backends of the slots: the network cards, the disks, an entropy source for everyone but the bare guest,
+/// which drives no virtio, and a balloon where one is wanted.
 fn backends(config: &GuestConfig) -> Result<(Vec<Backend>, Vec<CardInfo>), MachineError> {
     let mut backends = Vec::new();
     let mut cards = Vec::new();
@@ -171,6 +174,16 @@ fn backends(config: &GuestConfig) -> Result<(Vec<Backend>, Vec<CardInfo>), Machi
     }
     if !is_pulse(config) {
         backends.push(Backend::Rng);
+    }
+    if let Some(balloon) = config.balloon {
+        let levels = Arc::new(Levels::default());
+        // That it is not too large is checked.
+        levels.want(balloon.bytes);
+        backends.push(Backend::Balloon {
+            levels,
+            reporting: balloon.reporting,
+            deflate_on_oom: balloon.deflate_on_oom,
+        });
     }
     Ok((backends, cards))
 }

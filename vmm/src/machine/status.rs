@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::control::{DeviceStatus, DirtyLogStatus, MemoryRegion, State, Status};
+use crate::control::{BalloonStatus, DeviceStatus, DirtyLogStatus, MemoryRegion, State, Status};
 use crate::vm::{SlotKind, View};
 
 /// What belongs to the host side of a network card.
@@ -45,6 +45,16 @@ pub fn of(state: State, view: Option<&View>, cards: &[CardInfo], since: Option<I
         kind: view.dirty_log_kind().into(),
         on: view.dirty_log_on(),
     });
+    status.balloon = view.balloon.as_ref().map(|balloon| {
+        let levels = balloon.levels();
+        BalloonStatus {
+            driven: balloon.is_driven(),
+            target_bytes: levels.target(),
+            actual_bytes: levels.actual(),
+            inflated_bytes: levels.inflated(),
+            reported_bytes: levels.reported(),
+        }
+    });
     status.heartbeat = view.heartbeat().map(Into::into);
     status
 }
@@ -62,16 +72,17 @@ fn devices(view: &View, cards: &[CardInfo]) -> Vec<DeviceStatus> {
     for (slot, kind) in (0u32..).zip(&view.slots) {
         let card = match kind {
             SlotKind::Net => cards.next(),
-            SlotKind::Rng | SlotKind::Block(_) => None,
+            SlotKind::Rng | SlotKind::Balloon | SlotKind::Block(_) => None,
         };
         let disk = match kind {
             SlotKind::Block(_) => disks.next(),
-            SlotKind::Net | SlotKind::Rng => None,
+            SlotKind::Net | SlotKind::Rng | SlotKind::Balloon => None,
         };
         list.push(DeviceStatus {
             kind: match kind {
                 SlotKind::Net => "virtio-net".into(),
                 SlotKind::Rng => "virtio-rng".into(),
+                SlotKind::Balloon => "virtio-balloon".into(),
                 SlotKind::Block(_) => "virtio-blk".into(),
             },
             slot: Some(slot),

@@ -107,7 +107,7 @@ impl Kind {
         match self {
             Kind::Main => &[EVENT_LOOP, WAKE_UPS, FAREWELL],
             Kind::Vcpu => &[RUN, VCPU_STATE, THROTTLE, RING, CARD],
-            Kind::Virtio => &[EVENT_LOOP, CARD, DISK],
+            Kind::Virtio => &[EVENT_LOOP, CARD, DISK, RELEASE],
             Kind::Source => &[
                 CONNECTIONS,
                 KEEP,
@@ -263,7 +263,8 @@ const BASE: Group = &[
     with(libc::SYS_mprotect, 2, EXEC, 0),
     call(libc::SYS_munmap),
     call(libc::SYS_mremap),
-    call(libc::SYS_madvise),
+    // What the C library's heap has no use for, and the stack of a thread that has ended.
+    equal(libc::SYS_madvise, 2, libc::MADV_DONTNEED),
     call(libc::SYS_clock_gettime),
     call(libc::SYS_clock_nanosleep),
     call(libc::SYS_nanosleep),
@@ -420,6 +421,9 @@ const DISK: Group = &[
     call(libc::SYS_fallocate),
 ];
 
+/// Pages in a balloon go back to the host: of a memfd by this, of anonymous memory as everyone's.
+const RELEASE: Group = &[equal(libc::SYS_madvise, 2, libc::MADV_REMOVE)];
+
 /// The locks of disks are passed on in a move, and taken before a guest goes on.
 const FENCE: Group = &[equal(libc::SYS_fcntl, 1, libc::F_OFD_SETLK)];
 
@@ -525,8 +529,9 @@ const MAKE_VM: Group = &[
     ioctl(KVM_SET_IRQCHIP),
     ioctl(KVM_SET_PIT2),
     ioctl(KVM_SET_CLOCK),
-    // How much memory the host has.
+    // How much memory the host has; and its memory in huge pages.
     call(libc::SYS_sysinfo),
+    equal(libc::SYS_madvise, 2, libc::MADV_HUGEPAGE),
 ];
 
 /// What getaddrinfo(3) does: its files (Landlock says which), name servers, and which addresses this host has.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::number::{bytes, count, millis};
 use super::style::{Colour, Style};
 use super::text::{hang, plain};
-use crate::control::{DeviceStatus, LastMove, MoveProgress, State, Status};
+use crate::control::{BalloonStatus, DeviceStatus, LastMove, MoveProgress, State, Status};
 use crate::sandbox::{InForce, Mode};
 use migration::report::Outcome;
 
@@ -37,6 +37,9 @@ pub fn status_table(status: &Status, style: Style) -> String {
             if index == 0 { "devices" } else { "" },
             &device_line(device),
         );
+    }
+    if let Some(balloon) = &status.balloon {
+        row("balloon", &balloon_line(balloon));
     }
     if let Some(log) = &status.dirty_log {
         let on = if log.on { "on" } else { "off" };
@@ -88,6 +91,21 @@ fn device_line(device: &DeviceStatus) -> String {
         let _ = write!(line, ", {}", plain(disk));
     }
     line
+}
+
+fn balloon_line(balloon: &BalloonStatus) -> String {
+    if !balloon.driven {
+        return format!(
+            "{} wanted; the guest has no driver for it",
+            bytes(balloon.target_bytes)
+        );
+    }
+    format!(
+        "{} of {} wanted; {} reported free so far",
+        bytes(balloon.actual_bytes),
+        bytes(balloon.target_bytes),
+        bytes(balloon.reported_bytes)
+    )
 }
 
 fn move_line(progress: &MoveProgress) -> String {

@@ -10,6 +10,7 @@ use devices::bus::{Bus, BusDevice};
 use devices::heartbeat::HeartbeatPort;
 use devices::power::{I8042, I8042_LEN, POWER_LEN, PVPANIC_LEN, Power, PvPanic};
 use devices::serial::{SERIAL_LEN, Serial, SerialParts};
+use devices::virtio::balloon::{BalloonParts, Levels, VirtioBalloon};
 use devices::virtio::block::{BlockParts, VirtioBlock, disk::Disk};
 use devices::virtio::net::{NetParts, Tap, VirtioNet};
 use devices::virtio::rng::VirtioRng;
@@ -19,6 +20,7 @@ use migration::guest::{GuestError, GuestRam, Heartbeat};
 use migration::state::VmState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::balloon::{self, Balloon};
 use super::disks::Disks;
 use super::io_thread::{IoThread, lock};
 use super::shape::{DiskShape, SlotKind};
@@ -37,6 +39,15 @@ pub enum Backend {
     },
     /// An entropy source: this host's.
     Rng,
+    /// A balloon. One that arrives keeps its own target and features.
+    Balloon {
+        /// Its numbers, the target set.
+        levels: Arc<Levels>,
+        /// Whether a fresh one has the guest report free pages.
+        reporting: bool,
+        /// Whether a guest that is out of memory may take pages back from a fresh one.
+        deflate_on_oom: bool,
+    },
     /// A disk.
     Block {
         /// The host's end.
@@ -54,6 +65,7 @@ impl Backend {
         match self {
             Backend::Net { .. } => SlotKind::Net,
             Backend::Rng => SlotKind::Rng,
+            Backend::Balloon { .. } => SlotKind::Balloon,
             Backend::Block { shape, .. } => SlotKind::Block(*shape),
         }
     }
@@ -141,7 +153,7 @@ impl DeviceParts {
         };
         let disks = self.slots.iter().filter_map(|slot| match &slot.backend {
             Backend::Block { disk, .. } => Some(disk.clone()),
-            Backend::Net { .. } | Backend::Rng => None,
+            Backend::Net { .. } | Backend::Rng | Backend::Balloon { .. } => None,
         });
         let disks = Disks::new(disks.collect());
         let virtio = self
@@ -203,6 +215,10 @@ impl SlotParts {
         } = self;
         let restore = |e| GuestError::new(format!("restore virtio slot {slot}"), e);
         let net = matches!(backend, Backend::Net { .. });
+        let levels = match &backend {
+            Backend::Balloon { levels, .. } => Some(levels.clone()),
+            Backend::Net { .. } | Backend::Rng | Backend::Block { .. } => None,
+        };
         let device: Box<dyn VirtioDevice> = match (backend, state) {
             (Backend::Net { tap, .. }, Some(state)) => {
                 let parts = NetParts {
@@ -217,6 +233,26 @@ impl SlotParts {
                 Box::new(state.restore::<VirtioRng>(slot, ()).map_err(restore)?)
             }
             (Backend::Rng, None) => Box::new(VirtioRng::new()),
+            (Backend::Balloon { levels, .. }, Some(state)) => {
+                let parts = balloon_parts(levels);
+                Box::new(
+                    state
+                        .restore::<VirtioBalloon>(slot, parts)
+                        .map_err(restore)?,
+                )
+            }
+            (
+                Backend::Balloon {
+                    levels,
+                    reporting,
+                    deflate_on_oom,
+                },
+                None,
+            ) => {
+                let parts = balloon_parts(levels);
+                let balloon = VirtioBalloon::new(reporting, deflate_on_oom, parts);
+                Box::new(balloon.map_err(refuse("make a balloon"))?)
+            }
             (Backend::Block { disk, .. }, Some(state)) => {
                 let parts = BlockParts { disk };
                 Box::new(state.restore::<VirtioBlock>(slot, parts).map_err(restore)?)
@@ -248,9 +284,18 @@ impl SlotParts {
         Ok(Unit {
             slot,
             net,
+            balloon: levels.map(|levels| Balloon::new(levels, mmio.clone())),
             mmio,
             _io: io,
         })
+    }
+}
+
+/// A balloon gives its pages to this host.
+fn balloon_parts(levels: Arc<Levels>) -> BalloonParts {
+    BalloonParts {
+        host: Box::new(balloon::Host),
+        levels,
     }
 }
 
@@ -258,6 +303,7 @@ impl SlotParts {
 struct Unit {
     slot: u32,
     net: bool,
+    balloon: Option<Balloon>,
     mmio: Arc<Mutex<VirtioMmio>>,
     /// Ends with the unit.
     _io: IoThread,
@@ -353,6 +399,11 @@ impl Devices {
     /// The disks, for passing them on.
     pub fn disks(&self) -> &Disks {
         &self.disks
+    }
+
+    /// The balloon, where there is one.
+    pub fn balloon(&self) -> Option<Balloon> {
+        self.virtio.iter().find_map(|unit| unit.balloon.clone())
     }
 
     /// The network cards, for announcing them after a move.

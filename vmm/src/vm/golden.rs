@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use devices::heartbeat::HeartbeatPort;
 use devices::serial::Serial;
-use devices::virtio::{VirtioBlock, VirtioMmio, VirtioNet, VirtioRng};
+use devices::virtio::{VirtioBalloon, VirtioBlock, VirtioMmio, VirtioNet, VirtioRng};
 use kvm_bindings::kvm_cpuid_entry2;
 use migration::guest::Description;
 use migration::pages::{MemoryLayout, Region};
@@ -46,6 +46,7 @@ fn place(kind: Kind) -> (PathBuf, &'static str, u32) {
         Kind::VIRTIO_NET => (of_devices(), "virtio_net", VirtioNet::VERSION),
         Kind::VIRTIO_BLK => (of_devices(), "virtio_blk", VirtioBlock::VERSION),
         Kind::VIRTIO_RNG => (of_devices(), "virtio_rng", VirtioRng::VERSION),
+        Kind::VIRTIO_BALLOON => (of_devices(), "virtio_balloon", VirtioBalloon::VERSION),
         Kind::HEARTBEAT => (of_devices(), "heartbeat", HeartbeatPort::VERSION),
         other => panic!("{other} has no golden bytes"),
     }
@@ -210,6 +211,19 @@ fn the_first_device_list_is_read() {
         ..said.clone()
     };
     assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
+}
+
+/// A guest with a balloon says so by its type alone: the list's form is that of one without.
+#[test]
+fn a_balloon_is_in_the_device_list() {
+    let with = Shape {
+        slots: vec![SlotKind::Rng, SlotKind::Balloon],
+        ..guest()
+    };
+    let said = with.describe().unwrap();
+    let shape = Shape::parse(&said).unwrap();
+    assert_eq!(shape.slots, with.slots);
+    assert_eq!(shape.describe().unwrap(), said);
 }
 
 /// What is said of disks fits the slots, or the guest is refused before anything is made.

@@ -83,6 +83,12 @@ impl Host for ReceivingHost<'_> {
         for kind in &shape.slots {
             backends.push(match kind {
                 SlotKind::Rng => Backend::Rng,
+                // Target and features arrive with its state.
+                SlotKind::Balloon => Backend::Balloon {
+                    levels: Arc::default(),
+                    reporting: false,
+                    deflate_on_oom: false,
+                },
                 SlotKind::Net => {
                     let tap = (self.open_tap)(card)?;
                     card += 1;

@@ -7,6 +7,7 @@
 //! owns the VM (the main thread, or the migration thread during a move) takes device locks one by one, and
 //! never while it waits for a vCPU.
 
+mod balloon;
 mod blank;
 mod devices;
 mod disks;
@@ -43,6 +44,7 @@ use crate::kvm::vm_state;
 use crate::memory;
 use crate::vcpu::{CpuClock, EventSender, Throttle, VcpuHandle};
 
+pub use balloon::Balloon;
 pub use blank::{BlankVm, Making};
 pub use devices::Backend;
 pub use host::{LocalParts, ReceivingHost};
@@ -79,6 +81,8 @@ pub struct View {
     pub serial: Arc<Mutex<Serial>>,
     heartbeat: Option<Arc<Mutex<HeartbeatPort>>>,
     cards: Vec<Arc<Mutex<VirtioMmio>>>,
+    /// The balloon, where the guest has one.
+    pub balloon: Option<Balloon>,
     /// Where guest memory lies.
     pub layout: MemoryLayout,
     /// Where each of its regions lies in this process.
@@ -190,6 +194,7 @@ impl Core {
             serial: devices.serial(),
             heartbeat: devices.heartbeat(),
             cards: devices.network_cards(),
+            balloon: devices.balloon(),
             layout: self.shape.layout.clone(),
             host_addresses: memory::host_addresses(&self.ram),
             vcpus: self.shape.vcpus,

@@ -1,6 +1,7 @@
 //! What a VM is made of, before there is one: from the command line on the source, from the peer's
 //! description on the destination.
 
+use devices::virtio::balloon;
 use devices::virtio::block::MAX_QUEUES;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
@@ -29,6 +30,8 @@ const TYPE_NET: u32 = 1;
 const TYPE_BLOCK: u32 = 2;
 /// virtio device type of an entropy source (virtio 1.2, 5.4).
 const TYPE_RNG: u32 = 4;
+/// virtio device type of a balloon (virtio 1.2, 5.5).
+const TYPE_BALLOON: u32 = 5;
 
 /// What sits in a virtio slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub enum SlotKind {
     Net,
     /// virtio-rng.
     Rng,
+    /// virtio-balloon.
+    Balloon,
     /// virtio-blk.
     Block(DiskShape),
 }
@@ -60,15 +65,18 @@ impl SlotKind {
         match self {
             SlotKind::Net => TYPE_NET,
             SlotKind::Rng => TYPE_RNG,
+            SlotKind::Balloon => TYPE_BALLOON,
             SlotKind::Block(_) => TYPE_BLOCK,
         }
     }
 
-    /// How many queues it has: receive, transmit and control; one; as many as the disk was made with.
+    /// How many queues it has: receive, transmit and control; one; all that balloons have; as many as the disk was made
+    /// with.
     pub fn queues(self) -> u32 {
         match self {
             SlotKind::Net => 3,
             SlotKind::Rng => 1,
+            SlotKind::Balloon => balloon::QUEUES.into(),
             SlotKind::Block(disk) => disk.queues.into(),
         }
     }
@@ -191,7 +199,7 @@ impl Shape {
             disks: (self.slots.iter())
                 .filter_map(|slot| match slot {
                     SlotKind::Block(disk) => Some(*disk),
-                    SlotKind::Net | SlotKind::Rng => None,
+                    SlotKind::Net | SlotKind::Rng | SlotKind::Balloon => None,
                 })
                 .collect(),
         };
@@ -331,6 +339,7 @@ fn slots(list: &DeviceList) -> Result<Vec<SlotKind>, GuestError> {
         .map(|(slot, &id)| match id {
             TYPE_NET => Ok(SlotKind::Net),
             TYPE_RNG => Ok(SlotKind::Rng),
+            TYPE_BALLOON => Ok(SlotKind::Balloon),
             TYPE_BLOCK => disk(slot, disks.next()),
             other => Err(GuestError::bare(format!(
                 "the guest has a virtio device of type {other} in slot {slot}, which this ferry does not know: use the same or a newer ferry here"

@@ -164,7 +164,15 @@ impl VirtioMmio {
     /// one announcement may be lost.
     pub fn announce_round(&mut self) {
         if self.works() && self.device.announce() {
-            self.config_generation = self.config_generation.wrapping_add(1);
+            self.config_changed();
+        }
+    }
+
+    /// The configuration space changed by the host's doing, and the driver is told. Not while the device rests: what
+    /// it is then is being saved.
+    pub fn config_changed(&mut self) {
+        self.config_generation = self.config_generation.wrapping_add(1);
+        if self.works() {
             self.interrupt(CONFIG_INTERRUPT);
         }
     }

@@ -140,6 +140,41 @@ pub fn seeds_rng() -> Vec<Vec<u8>> {
     seeds.map(|steps| steps.0.0).to_vec()
 }
 
+/// Lists of pages on both queues, in one buffer and in pieces, above the gap and beside it; reports; moves in between.
+pub fn seeds_balloon() -> Vec<Vec<u8>> {
+    let at = |page: u64| BUFFERS + page * 0x1000;
+    let list = |features, queue: u8, pages: &[u32]| {
+        let bytes: Vec<u8> = pages.iter().flat_map(|page| page.to_le_bytes()).collect();
+        let len = u32::try_from(bytes.len()).unwrap();
+        let steps = Steps::default().set_up(features).write(at(0), &bytes);
+        let steps = steps
+            .descriptor(queue, 0, at(0), len, 0, 0)
+            .descriptor(queue, 1, at(0), 2, 1, 2)
+            .descriptor(queue, 2, at(0) + 2, len - 2, 0, 0);
+        let steps = steps.offer(queue, &[0, 1]).notify(queue).plain(11);
+        steps.plain(14)
+    };
+    let report = |features, len: u32| {
+        let steps = Steps::default()
+            .set_up(features)
+            .write(at(3), &[7; 16])
+            .descriptor(2, 0, at(2), len, 3, 1)
+            .descriptor(2, 1, at(8) + 5, 0x2000, 2, 0);
+        steps.offer(2, &[0]).notify(2).plain(11).plain(14)
+    };
+    let high = 1 << 20;
+    let seeds = [
+        list(ALL, 0, &[0x18, 0x17, 0x19, high, high + 15]),
+        list(PLAIN, 1, &[0x18, 0x19]),
+        list(ALL, 0, &[0x18, 0x20, high + 16]),
+        report(ALL, 0x3000),
+        report(PLAIN, 0x1001),
+        report(0, 0x1000),
+        list(ALL, 0, &[0x1a]).register(0x104, 1).register(0x70, 0),
+    ];
+    seeds.map(|steps| steps.0.0).to_vec()
+}
+
 /// Reads and writes on both queues, a flush, a name, zeroed ranges, what lies beside the disk, and moves in between.
 pub fn seeds_blk() -> Vec<Vec<u8>> {
     let at = |page: u64| BUFFERS + page * 0x1000;

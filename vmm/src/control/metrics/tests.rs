@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::control::{DeviceStatus, DirtyLogStatus, HeartbeatStatus, MoveProgress};
+use crate::control::{BalloonStatus, DeviceStatus, DirtyLogStatus, HeartbeatStatus, MoveProgress};
 
 /// A VM that has everything to tell, some of it with odd names.
 fn whole() -> Metrics {
@@ -33,6 +33,13 @@ fn whole() -> Metrics {
             dirty_log: Some(DirtyLogStatus {
                 kind: "ring".into(),
                 on: true,
+            }),
+            balloon: Some(BalloonStatus {
+                driven: true,
+                target_bytes: 8192,
+                actual_bytes: 4096,
+                inflated_bytes: 12_288,
+                reported_bytes: 99,
             }),
             heartbeat: Some(HeartbeatStatus {
                 count: 7,
@@ -203,6 +210,10 @@ fn the_numbers_are_those_of_the_vm() {
         ("ferry_guest_memory_bytes", 1_073_741_824.0),
         ("ferry_guest_uptime_seconds", 60.25),
         ("ferry_guest_heartbeats_total", 7.0),
+        ("ferry_balloon_target_bytes", 8192.0),
+        ("ferry_balloon_actual_bytes", 4096.0),
+        ("ferry_balloon_inflated_bytes_total", 12_288.0),
+        ("ferry_balloon_reported_bytes_total", 99.0),
         ("ferry_last_move_blackout_seconds", 0.0021),
         ("ferry_last_move_wire_bytes", 99.0),
         ("ferry_move_round", 3.0),
