@@ -15,7 +15,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::model::Part;
-use super::nnls;
+use super::nnls::{self, FEW, PASSES};
 use crate::dirty_rate::Window;
 
 /// The most windows of a curve.
@@ -199,7 +199,8 @@ struct Fitted {
 
 impl Fitted {
     fn best(curve: &Curve, shortest: f64, longest: f64) -> Self {
-        let alone = Self::with(curve, shortest, longest, None);
+        let with = |turn, passes| Self::with(curve, (shortest, longest), turn, passes);
+        let alone = with(None, PASSES);
         if alone.error <= NOISE {
             return alone;
         }
@@ -211,7 +212,7 @@ impl Fitted {
         // Each other one, and then what lies beside the best of those: half the work.
         let knee_at = |at: usize| {
             let turn = turns.get(at)?;
-            Some((at, Self::with(curve, shortest, longest, Some(*turn))))
+            Some((at, with(Some(*turn), FEW)))
         };
         let better =
             |one: &(usize, Self), other: &(usize, Self)| one.1.error.total_cmp(&other.1.error);
@@ -221,14 +222,20 @@ impl Fitted {
             let beside = beside.into_iter().flatten().filter_map(knee_at);
             std::iter::once(found).chain(beside).min_by(better)
         });
+        let knee = knee.and_then(|(at, _)| turns.get(at).map(|turn| with(Some(*turn), PASSES)));
         match knee {
-            Some((_, knee)) if knee.error < BETTER * alone.error => knee,
+            Some(knee) if knee.error < BETTER * alone.error => knee,
             _ => alone,
         }
     }
 
     /// The best with a sweep that takes so long for a turn, if any.
-    fn with(curve: &Curve, shortest: f64, longest: f64, turn: Option<f64>) -> Self {
+    fn with(
+        curve: &Curve,
+        (shortest, longest): (f64, f64),
+        turn: Option<f64>,
+        passes: usize,
+    ) -> Self {
         let slowest = 1.0 / (BEYOND * longest);
         let rates: Vec<f64> = std::iter::successors(Some(slowest), |rate| Some(rate * RATIO))
             .take_while(|rate| *rate <= BEYOND / shortest)
@@ -251,7 +258,7 @@ impl Fitted {
         let data: Vec<f64> = (curve.0.iter().zip(&weights))
             .map(|((_, pages), weight)| *pages as f64 * weight)
             .collect();
-        let coefficients = nnls::fit(&columns, &data);
+        let coefficients = nnls::fit(&columns, &data, passes);
         let made = nnls::sum(&columns, &coefficients, data.len());
         let squares: f64 = (made.iter().zip(&data))
             .map(|(made, data)| (made - data).powi(2))
