@@ -36,7 +36,7 @@ fn of(target: u64) -> Value {
 #[test]
 fn a_size_is_set_and_goes_along() {
     let host = Netns::new("balloon").unwrap();
-    let mut source = GUEST.boot_with(Some(&host), &["--balloon", "8M"]).unwrap();
+    let source = GUEST.boot_with(Some(&host), &["--balloon", "8M"]).unwrap();
     assert_eq!(balloon(&source), of(8 * MIB));
     resize(&source, "16M").unwrap();
     assert_eq!(balloon(&source), of(16 * MIB));
