@@ -84,9 +84,9 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     disk: Vec<DiskFlag>,
 
-    /// A balloon of SIZE, by which the guest gives memory back to the host: what lies in it, and with on alone or a size
-    /// everything that is free in the guest as well (,reporting=off for not that). `ferry balloon` sets another size;
-    /// with ,deflate-on-oom=on a guest that is out of memory may take from it by itself
+    /// A balloon, by which the guest gives memory back to the host: what it reports as free, all the time (but for
+    /// ,reporting=off), and what it has put into the balloon, nothing at first (on) or SIZE; `ferry balloon` sets another
+    /// size. With ,deflate-on-oom=on a guest that is out of memory may take from it by itself
     #[arg(
         long,
         value_name = "on|SIZE",

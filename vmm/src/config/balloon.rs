@@ -19,11 +19,11 @@ pub struct BalloonConfig {
 impl FromStr for BalloonConfig {
     type Err = String;
 
-    /// `on` or `SIZE`, then `,reporting=on|off` and `,deflate-on-oom=on|off`.
+    /// `on` (nothing at all says the same) or `SIZE`, then `,reporting=on|off` and `,deflate-on-oom=on|off`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(',');
         let bytes = match parts.next() {
-            Some("on") => 0,
+            Some("on" | "") => 0,
             size => {
                 let size = size.unwrap_or_default();
                 let Size(bytes) = size

@@ -393,12 +393,13 @@ fn a_balloon_is_of_what_the_guest_has() {
             deflate_on_oom,
         })
     };
-    assert_eq!(balloon("on"), of(0, true, false));
+    for on in ["on", "", "on,reporting=on"] {
+        assert_eq!(balloon(on), of(0, true, false));
+    }
     assert_eq!(balloon("1G"), of(1 << 30, true, false));
     let all = balloon("0,deflate-on-oom=on,reporting=off");
     assert_eq!(all, of(0, false, true));
     for (text, part) in [
-        ("", "or on"),
         ("off", "or on"),
         ("-1", "or on"),
         ("on,", "behind on or the size"),

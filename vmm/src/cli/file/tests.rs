@@ -73,6 +73,10 @@ fn a_file_says_what_flags_say() {
         "--control=/c",
     ]);
     assert_eq!(run(text, &["run"]), same);
+    for balloon in ["balloon = true\n", "balloon = \"on\"\n"] {
+        let file = format!("kernel = \"a\"\n{balloon}");
+        assert_eq!(run(&file, &["run"]), typed(&["run", "a", "--balloon"]));
+    }
     for pulse in ["pulse = true\n", "pulse = \"\"\n"] {
         assert_eq!(run(pulse, &["run"]), typed(&["run", "--pulse"]));
     }
