@@ -32,6 +32,13 @@ BENCH ?=
 bench: deps build ## move guests by Ferry and by QEMU, verify each and print what it cost; about 20 minutes
 	$(CARGO) run --release --quiet -p integration-tests --bin bench -- $(BENCH)
 
+# For example: make bench-boot BENCH_BOOT='--runs 15'
+BENCH_BOOT ?=
+
+.PHONY: bench-boot
+bench-boot: deps build image-cloud ## boot a stock kernel to its init in Ferry and in QEMU's microvm; about 5 minutes
+	$(CARGO) run --release --quiet -p integration-tests --bin bench-boot -- $(BENCH_BOOT)
+
 # For example: make guests GUESTS='--only Debian'
 GUESTS ?=
 

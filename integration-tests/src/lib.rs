@@ -5,6 +5,7 @@
 //! hostile bytes must not do.
 
 pub mod bench;
+pub mod boots;
 pub mod databases;
 mod error;
 pub mod ferry;
