@@ -63,7 +63,11 @@ pub fn run(settings: Settings, tell: &mut dyn FnMut(&str)) -> Result<Summary, Er
 /// Boots the guest, and waits until both databases answer.
 fn boot(guest: &LinuxGuest, host: &Netns, ssh: &Ssh<'_>) -> Result<Ferry, Error> {
     let ferry = guest.boot(Some(host))?;
-    ssh.wait("redis-cli ping | grep -q PONG && pg_isready -q", STEP)?;
+    let address = World::guest_address(0);
+    ssh.wait(
+        &format!("redis-cli -h {address} ping | grep -q PONG && pg_isready -q -h {address}"),
+        STEP,
+    )?;
     Ok(ferry)
 }
 

@@ -88,7 +88,7 @@ impl Load {
         match self.progress.wait(start, limit, is_progress) {
             Some(_) => Ok(()),
             None => Err(Error::Unexpected(format!(
-                "no transaction in {limit:?}; pgbench said\n{}{}",
+                "no transaction, waited for at most {limit:?}; pgbench said\n{}{}",
                 self.progress.tail(),
                 self.result.tail()
             ))),
