@@ -46,7 +46,7 @@ GUESTS ?=
 guests: deps build image-cloud image-generic image-rt image-debian ## boot and move stock kernels, 1 to 16 vCPUs, and a whole Debian
 	$(CARGO) run --release --quiet -p integration-tests --bin guests -- $(GUESTS)
 
-# For example: make databases DATABASES='--moves 2 --load 120'
+# For example: make databases DATABASES='--moves 2'
 DATABASES ?=
 
 .PHONY: databases

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::Error;
@@ -17,7 +19,9 @@ use vmm::study::child::spawn_bound;
 const CONNECTIONS: u64 = 4;
 /// Seconds between two lines of progress.
 const PROGRESS: &str = "2";
-/// How much longer than asked for pgbench may take.
+/// Seconds that it would go on for: longer than anybody waits. It is told when to end.
+const LONGEST: &str = "86400";
+/// How long the last transactions may take.
 const GRACE: Duration = Duration::from_secs(120);
 
 /// What came of the transactions.
@@ -49,7 +53,6 @@ pub struct Load {
     child: Child,
     result: Lines,
     progress: Lines,
-    duration: Duration,
 }
 
 impl Load {
@@ -57,14 +60,14 @@ impl Load {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(pgbench: &Path, from: &Netns, duration: Duration) -> Result<Self, Error> {
+    pub fn start(pgbench: &Path, from: &Netns) -> Result<Self, Error> {
         let mut command = from.command(pgbench);
-        let (clients, seconds) = (CONNECTIONS.to_string(), duration.as_secs().to_string());
+        let clients = CONNECTIONS.to_string();
         command
             .env("PGSSLMODE", "disable")
             .env("PGGSSENCMODE", "disable")
             .args(["--host", &World::guest_address(0), "--username", "postgres"])
-            .args(["--client", &clients, "--time", &seconds])
+            .args(["--client", &clients, "--time", LONGEST])
             .args(["--progress", PROGRESS, "--no-vacuum", "bench"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -75,7 +78,6 @@ impl Load {
             result: child.stdout.take().map(Lines::collect).unwrap_or_default(),
             progress: child.stderr.take().map(Lines::collect).unwrap_or_default(),
             child,
-            duration,
         })
     }
 
@@ -100,14 +102,17 @@ impl Load {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits for its end, and reads what it counted.
+    /// Ends it, and reads what it counted.
     ///
     /// # Errors
     /// It does not end, or says no count.
     pub fn finish(mut self) -> Result<Outcome, Error> {
         let start = Instant::now();
+        // By the alarm that it has set itself for the end of its time: it finishes its transactions.
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let _ = kill(pid, Signal::SIGALRM);
         while self.runs() {
-            if start.elapsed() > self.duration + GRACE {
+            if start.elapsed() > GRACE {
                 return Err(Error::Unexpected(format!(
                     "pgbench does not end; it said\n{}",
                     self.progress.tail()

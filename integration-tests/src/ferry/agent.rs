@@ -142,13 +142,10 @@ impl LinuxGuest {
     /// # Errors
     /// It cannot be started, or its control socket does not answer.
     pub fn receive(&self, netns: &Netns, address: &str) -> Result<Ferry, Error> {
-        let numbered = self.disks.iter().enumerate();
-        let disks: Vec<_> = numbered.map(|(n, disk)| format!("{n}={disk}")).collect();
-        let words: Vec<_> = disks.iter().flat_map(|disk| ["--disk", disk]).collect();
-        self.receive_with(netns, address, &words)
+        self.receive_with(netns, address, &[])
     }
 
-    /// The same with more words for `ferry receive`.
+    /// The same with more words for `ferry receive`; if these name disks, they name all.
     ///
     /// # Errors
     /// It cannot be started, or its control socket does not answer.
@@ -159,7 +156,12 @@ impl LinuxGuest {
         more: &[&str],
     ) -> Result<Ferry, Error> {
         let nets: Vec<_> = (0..self.nics).map(|n| format!("{n}=tap=tap{n}")).collect();
+        let numbered = self.disks.iter().enumerate();
+        let disks: Vec<_> = numbered.map(|(n, disk)| format!("{n}={disk}")).collect();
         let mut args = more.to_vec();
+        if !more.contains(&"--disk") {
+            args.extend(disks.iter().flat_map(|disk| ["--disk", disk]));
+        }
         if !more.contains(&"--tls") {
             args.push("--insecure-plaintext");
         }
