@@ -22,10 +22,13 @@ pub use summary::{Move, Summary};
 /// What is generous for one step on a slow machine.
 const STEP: Duration = Duration::from_secs(180);
 /// Writes of each connection to Redis that are acknowledged between two moves.
-const BETWEEN: u64 = 10;
+const BETWEEN: u64 = 25;
 /// After what a silent peer is dead: not before both have had their turn on a machine that is emulated, and busy.
 const PEER_TIMEOUT: &str = "60s";
-/// What the guest's kernel prints when something is wrong with its disk, its memory or its time.
+/// What is written into the log of the guest's kernel as the load begins.
+const LOAD_BEGINS: &str = "databases: load begins";
+/// What it prints when something is wrong with its disk, its memory or its time. As it boots it finds fault with the emulated
+/// processor, whatever hypervisor runs it: only what comes after that counts.
 const TROUBLES: &str =
     "I/O error|EXT4-fs (error|warning)|lockup|rcu.*stall|Call Trace|blocked for more|clocksource:";
 
@@ -74,6 +77,7 @@ fn load(
     mut here: Ferry,
     tell: &mut dyn FnMut(&str),
 ) -> Result<Summary, Error> {
+    ssh.run(&format!("echo {LOAD_BEGINS} >/dev/kmsg"))?;
     let transactions = pgbench::Load::start(&debian.pgbench(), &world.world)?;
     let writes = redis::Load::start(&world.world)?;
     let mut moved = Vec::new();
@@ -89,7 +93,8 @@ fn load(
     writes.wait_more(BETWEEN, STEP)?;
     transactions.wait_more(STEP)?;
     let postgresql = transactions.finish()?;
-    let troubles = ssh.run(&format!("dmesg | grep -E '{TROUBLES}' || true"))?;
+    let log = format!("dmesg | sed '1,/{LOAD_BEGINS}/d'");
+    let troubles = ssh.run(&format!("{log} | grep -E '{TROUBLES}' || true"))?;
     writes.wait_more(BETWEEN, STEP)?;
     writes.expect_the_end();
     here.kill();

@@ -193,8 +193,8 @@ pub fn check(ssh: &Ssh<'_>, outcome: &mut Outcome) -> Result<(), Error> {
         .iter()
         .all(|sum| *sum == delta);
     // Its status is 2 where something is corrupt; what it found is printed.
-    outcome.amcheck =
-        ssh.run(&(as_postgres("pg_amcheck --heapallindexed bench") + " 2>&1 || true"))?;
+    let amcheck = as_postgres("/usr/lib/postgresql/*/bin/pg_amcheck --heapallindexed bench");
+    outcome.amcheck = ssh.run(&(amcheck + " 2>&1 || true"))?;
     ssh.run("systemctl stop postgresql")?;
     let data = "/var/lib/postgresql/*/main";
     let said = ssh.run(&format!(
