@@ -211,7 +211,7 @@ pub fn check(ssh: &Ssh<'_>, outcome: &mut Outcome) -> Result<(), Error> {
 
 /// A line of shell, run by the owner of the cluster.
 fn as_postgres(line: &str) -> String {
-    format!("su postgres -s /bin/sh -c '{line}'")
+    format!("cd / && su postgres -s /bin/sh -c '{line}'")
 }
 
 #[cfg(test)]
