@@ -4,11 +4,14 @@ CARGO ?= cargo
 # What the recipes and tests call beside Rust. Debian's names.
 PACKAGES = gcc make binutils busybox-static cpio iproute2 lz4 qemu-system-x86 systemd xz-utils zstd
 TOOLS = gcc make objcopy busybox cpio ip tc lz4 qemu-system-x86_64 xz zstd apt-get dpkg-deb systemd-analyze systemd-socket-activate
+# What targets with a whole Debian in the guest call beside that.
+image-debian guests databases: PACKAGES += e2fsprogs mmdebstrap openssh-client
+image-debian guests databases: TOOLS += mkfs.ext4 mmdebstrap ssh ssh-keygen
 
 .DEFAULT_GOAL := help
 .PHONY: help
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps build image-cloud ## move a stock Linux guest between two hosts while somebody talks to it
@@ -28,6 +31,27 @@ BENCH ?=
 .PHONY: bench
 bench: deps build ## move guests by Ferry and by QEMU, verify each and print what it cost; about 20 minutes
 	$(CARGO) run --release --quiet -p integration-tests --bin bench -- $(BENCH)
+
+# For example: make bench-boot BENCH_BOOT='--runs 15'
+BENCH_BOOT ?=
+
+.PHONY: bench-boot
+bench-boot: deps build image-cloud ## boot a stock kernel to its init in Ferry and in QEMU's microvm; about 5 minutes
+	$(CARGO) run --release --quiet -p integration-tests --bin bench-boot -- $(BENCH_BOOT)
+
+# For example: make guests GUESTS='--only Debian'
+GUESTS ?=
+
+.PHONY: guests
+guests: deps build image-cloud image-generic image-rt image-debian ## boot and move stock kernels, 1 to 16 vCPUs, and a whole Debian
+	$(CARGO) run --release --quiet -p integration-tests --bin guests -- $(GUESTS)
+
+# For example: make databases DATABASES='--moves 2'
+DATABASES ?=
+
+.PHONY: databases
+databases: deps build image-cloud image-debian ## move Redis and PostgreSQL under load, cut the power, count what was lost; about 15 minutes
+	$(CARGO) run --release --quiet -p integration-tests --bin databases -- $(DATABASES)
 
 # For example: make soak SOAK='--faults 500 --minutes 10 --seed 7 --moves 100 --linux-moves 0 --fuzz-minutes 0'
 SOAK ?=
@@ -65,9 +89,13 @@ lint: ## formatting, clippy, licences and advisories of dependencies
 .PHONY: images
 images: image-cloud image-generic ## build the Linux guests from Debian's packages
 
-.PHONY: image-cloud image-generic
-image-cloud image-generic: image-%:
+.PHONY: image-cloud image-generic image-rt
+image-cloud image-generic image-rt: image-%:
 	guest-images/build $*
+
+.PHONY: image-debian
+image-debian: deps ## make a disk with a whole Debian: systemd, ssh, Redis, PostgreSQL; a minute, as root
+	guest-images/build debian
 
 .PHONY: build
 build: ## build ferry and the programs of the tests

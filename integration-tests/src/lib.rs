@@ -5,10 +5,13 @@
 //! hostile bytes must not do.
 
 pub mod bench;
+pub mod boots;
+pub mod databases;
 mod error;
 pub mod ferry;
 pub mod figures;
 pub mod fuzzing;
+pub mod guests;
 pub mod nested;
 pub mod programs;
 pub mod soak;

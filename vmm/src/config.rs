@@ -31,7 +31,7 @@ pub use disk::{DiskConfig, DiskFile, MAX_DISKS};
 pub use memory::{MemoryBacking, MemoryConfig};
 
 /// The most vCPUs a guest has.
-pub const MAX_CPUS: u8 = 8;
+pub const MAX_CPUS: u8 = 16;
 /// The least memory for a Linux kernel with an initramfs: 128 MiB.
 pub const MIN_LINUX_MEMORY: u64 = 128 << 20;
 /// The least memory for the bare test guest: 16 MiB.

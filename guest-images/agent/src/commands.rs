@@ -15,6 +15,8 @@ pub fn answer(line: &str, witness: &Witness) -> Value {
     match line.trim() {
         "status" => json!({
             "ok": true,
+            "kernel": kernel(),
+            "cpus": cpus(),
             "ticks": witness.ticks(),
             "mono_ns": nanos(),
             "uptime_s": clock::uptime().as_secs_f64(),
@@ -81,6 +83,19 @@ fn journal(witness: &Witness, ask: impl Fn(&Journal) -> Value) -> Value {
         Some(journal) => ask(journal),
         None => failure("nothing is written to a disk: say \"disk write\" first"),
     }
+}
+
+/// The release of the kernel; empty if it does not say.
+fn kernel() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// How many processors the kernel runs on; 0 if it does not say.
+fn cpus() -> usize {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let begins = |line: &&str| line.starts_with("processor");
+    text.lines().filter(begins).count()
 }
 
 fn nanos() -> u64 {

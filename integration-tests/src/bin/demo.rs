@@ -8,14 +8,13 @@
 //! ```
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use integration_tests::ferry::{Agent, EchoClient, EchoCount, Image, LinuxGuest, Ticks, World};
-use integration_tests::nested::{self, Host, Options, Place, Stream};
+use integration_tests::nested::{self, Options, Place};
 use integration_tests::{Error, chain, programs};
 use serde_json::{Value, json};
 
@@ -62,22 +61,15 @@ fn main() -> ExitCode {
 fn inside(report: &Path) -> Result<bool, Error> {
     let folder = report.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|e| Error::file("make", folder, e))?;
-    let us = |e| Error::file("find", "(this program)".as_ref(), e);
-    let program = std::env::current_exe().map_err(us)?;
-    let argv = [program.as_path(), "--report".as_ref(), report];
-    let argv = argv.map(|word| word.to_string_lossy().into_owned());
-    let command = nested::command_like_ours(argv.to_vec()).map_err(us)?;
-    let mut host = Host::boot(&Options {
-        share: Some(folder.to_owned()),
-        timeout: WHOLE,
-        ..Options::new(programs::nested_host()?)
-    })?;
-    let ended = host.run(&command, |stream, bytes| {
-        let _ = match stream {
-            Stream::Stdout => io::stdout().write_all(bytes),
-            Stream::Stderr => io::stderr().write_all(bytes),
-        };
-    })?;
+    let words = ["--report", &report.to_string_lossy()];
+    let ended = nested::enter_with(
+        &words,
+        &Options {
+            share: Some(folder.to_owned()),
+            timeout: WHOLE,
+            ..Options::new(programs::nested_host()?)
+        },
+    )?;
     Ok(ended.status() == 0)
 }
 

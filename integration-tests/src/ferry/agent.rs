@@ -16,6 +16,8 @@ const ECHO_PORT: u16 = 7;
 const CONTROL_PORT: u16 = 9;
 /// A guest under two layers of emulation on a busy machine takes its time; on hardware it is seconds.
 const BOOT_LIMIT: Duration = Duration::from_secs(100);
+/// What the agent prints when it can be asked.
+const AGENT_READY: &str = "AGENT READY";
 /// How often a boot is tried in the nested host, each failure told. QEMU's emulation of SVM itself loses a boot in about
 /// a hundred, by a triple fault or a hang, whatever hypervisor runs in it; on real hardware one attempt has to do.
 const BOOTS_NESTED: u32 = 3;
@@ -30,7 +32,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image of that name: `cloud` or `generic`.
+    /// The image of that name: `cloud`, `generic` or `rt`.
     ///
     /// # Errors
     /// It is not built.
@@ -72,6 +74,10 @@ pub struct LinuxGuest {
     pub balloon: Option<&'static str>,
     /// More words of kernel command line, such as `agent.ws=64 agent.rate=2000`.
     pub append: String,
+    /// What is in the line of its console by which it is up.
+    pub ready: &'static str,
+    /// How long it may take until then.
+    pub boot_limit: Duration,
 }
 
 impl LinuxGuest {
@@ -86,10 +92,12 @@ impl LinuxGuest {
             disks: Vec::new(),
             balloon: None,
             append: String::new(),
+            ready: AGENT_READY,
+            boot_limit: BOOT_LIMIT,
         }
     }
 
-    /// Starts it and waits for its agent to be ready.
+    /// Starts it and waits until it is up: for its agent to be ready, if nothing else is said.
     ///
     /// # Errors
     /// It does not come up in time.
@@ -118,8 +126,8 @@ impl LinuxGuest {
             let append = format!("{more}{append}");
             let args = [&args[..], &["--append", append.trim()]].concat();
             let mut ferry = Ferry::start(netns, &args)?;
-            ferry.wait_console("the agent's READY", BOOT_LIMIT, |line| {
-                line.contains("AGENT READY")
+            ferry.wait_console(self.ready, self.boot_limit, |line| {
+                line.contains(self.ready)
             })?;
             Ok(ferry)
         };
@@ -138,7 +146,7 @@ impl LinuxGuest {
         result
     }
 
-    /// Starts a receiver with this guest's taps that listens on `address`.
+    /// Starts a receiver with this guest's taps and disks that listens on `address`.
     ///
     /// # Errors
     /// It cannot be started, or its control socket does not answer.
@@ -146,7 +154,7 @@ impl LinuxGuest {
         self.receive_with(netns, address, &[])
     }
 
-    /// The same with more words for `ferry receive`.
+    /// The same with more words for `ferry receive`; if these name disks, they name all.
     ///
     /// # Errors
     /// It cannot be started, or its control socket does not answer.
@@ -157,7 +165,12 @@ impl LinuxGuest {
         more: &[&str],
     ) -> Result<Ferry, Error> {
         let nets: Vec<_> = (0..self.nics).map(|n| format!("{n}=tap=tap{n}")).collect();
+        let numbered = self.disks.iter().enumerate();
+        let disks: Vec<_> = numbered.map(|(n, disk)| format!("{n}={disk}")).collect();
         let mut args = more.to_vec();
+        if !more.contains(&"--disk") {
+            args.extend(disks.iter().flat_map(|disk| ["--disk", disk]));
+        }
         if !more.contains(&"--tls") {
             args.push("--insecure-plaintext");
         }

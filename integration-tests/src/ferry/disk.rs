@@ -1,18 +1,24 @@
 //! A file for a guest's disk, and its lock as anybody else finds it.
 
 use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use tempfile::NamedTempFile;
 
 use crate::Error;
 
-/// A file of zeros, gone when dropped.
+/// Bytes that are looked at together when a file is copied: what is zero in all of them stays a hole.
+const CHUNK: usize = 1 << 20;
+
+/// A file, gone when dropped.
 #[derive(Debug)]
 pub struct DiskImage(NamedTempFile);
 
 impl DiskImage {
-    /// One of so many bytes.
+    /// One of so many bytes, all zero.
     ///
     /// # Errors
     /// It cannot be made.
@@ -21,6 +27,18 @@ impl DiskImage {
         let file = NamedTempFile::with_prefix("ferry-disk-").map_err(failed)?;
         file.as_file().set_len(bytes).map_err(failed)?;
         Ok(Self(file))
+    }
+
+    /// A copy of a file, which takes the room of what is not zero in it.
+    ///
+    /// # Errors
+    /// The one cannot be read, or the other not made.
+    pub fn copy_of(original: &Path) -> Result<Self, Error> {
+        let read = |e| Error::file("read", original, e);
+        let mut from = File::open(original).map_err(read)?;
+        let copy = Self::new(from.metadata().map_err(read)?.len())?;
+        copy_data(&mut from, copy.0.as_file()).map_err(|e| Error::file("copy", original, e))?;
+        Ok(copy)
     }
 
     /// Where it lies.
@@ -56,6 +74,22 @@ impl DiskImage {
         fcntl(&file, FcntlArg::F_OFD_SETLK(&whole))
             .ok()
             .map(|_| file)
+    }
+}
+
+/// Writes what is not zero to the same places. The file system that is read may not know where its holes are.
+fn copy_data(from: &mut File, to: &File) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    let mut at = 0;
+    loop {
+        let count = from.read(&mut chunk)?;
+        if count == 0 {
+            return Ok(());
+        }
+        if chunk[..count].iter().any(|&byte| byte != 0) {
+            to.write_all_at(&chunk[..count], at)?;
+        }
+        at += count as u64;
     }
 }
 

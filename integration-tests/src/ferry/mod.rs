@@ -3,6 +3,7 @@
 
 mod agent;
 mod cgroup;
+mod debian;
 mod disk;
 mod echo;
 pub mod frames;
@@ -17,6 +18,7 @@ mod user;
 
 pub use agent::{Agent, Image, LinuxGuest, Ticks};
 pub use cgroup::MemoryBound;
+pub use debian::{Debian, Ssh};
 pub use disk::DiskImage;
 pub use echo::{EchoClient, EchoCount};
 pub use hosts::Hosts;

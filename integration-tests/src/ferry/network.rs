@@ -1,5 +1,7 @@
 //! The network of whole-VM tests: two hosts, the guest's peers, and a link for the move.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 pub use vmm::study::netns::Netns;
 
 use crate::Error;
@@ -67,6 +69,11 @@ impl World {
 
     /// The address that a guest is to take on its NIC, within `/24`.
     pub fn guest_address(nic: u8) -> String {
-        format!("10.8.{nic}.2")
+        Self::guest_ip(nic).to_string()
+    }
+
+    /// The same, to connect to.
+    pub fn guest_ip(nic: u8) -> IpAddr {
+        Ipv4Addr::new(10, 8, nic, 2).into()
     }
 }

@@ -27,7 +27,7 @@ use crate::{Error, programs};
 
 pub use frames::{Command, Ended, Ready};
 pub use host::{Host, Options, Stream};
-pub use place::{Place, command_like_ours, inside, run_or_enter};
+pub use place::{Place, command_like_ours, enter_with, inside, run_or_enter};
 
 /// Name of the virtio-serial port between runner and init.
 const CONTROL_PORT: &str = "nested.control";

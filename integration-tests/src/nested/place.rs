@@ -114,6 +114,35 @@ pub fn command_like_ours(argv: Vec<String>) -> io::Result<Command> {
     })
 }
 
+/// Runs this very program again in a nested host, with `words` as its arguments, and hands on what it prints. A host that stands
+/// still is the emulator's doing (see [`Options::new`]): the program then runs once more, in a fresh one.
+///
+/// # Errors
+/// There is no nested host to be had, or it ends before the program does.
+pub fn enter_with(words: &[&str], options: &Options) -> Result<Ended, Error> {
+    let us = |e| Error::file("find", "(this program)".as_ref(), e);
+    let program = std::env::current_exe().map_err(us)?;
+    let program = program.to_string_lossy();
+    let argv = [&[&*program], words].concat();
+    let command = command_like_ours(argv.into_iter().map(str::to_owned).collect()).map_err(us)?;
+    let enter = || {
+        Host::boot(options)?.run(&command, |stream, bytes| {
+            // Whoever reads that may have gone.
+            let _ = match stream {
+                Stream::Stdout => io::stdout().write_all(bytes),
+                Stream::Stderr => io::stderr().write_all(bytes),
+            };
+        })
+    };
+    match enter() {
+        Err(error @ Error::StandsStill(..)) => {
+            println!("{}\nonce more, in a fresh one", crate::chain(&error));
+            enter()
+        }
+        ended => ended,
+    }
+}
+
 /// Runs `body` here if Linux guests run here; else runs this very test, by its name, of this very test
 /// program in a nested host, which the tests of one program share.
 ///

@@ -139,8 +139,8 @@ fn descriptions_of_guests_that_cannot_come() {
         hello.description.layout = MemoryLayout::new(regions.iter().map(region).collect()).unwrap();
     };
     lab.refuses(
-        &of_hello(|hello| hello.description.vcpus = 9),
-        &["the guest has 9 vCPUs", "1 to 8"],
+        &of_hello(|hello| hello.description.vcpus = 17),
+        &["the guest has 17 vCPUs", "1 to 16"],
     );
     lab.refuses(
         &ferry_says(&[lab.hello(|hello| memory(hello, &[(0, 2 << 30)]))]),

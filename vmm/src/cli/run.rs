@@ -65,7 +65,7 @@ pub struct Args {
     )]
     memory: MemoryConfig,
 
-    /// vCPUs, 1 to 8 [default: 1; with --pulse as many as its cpus=N says]
+    /// vCPUs, 1 to 16 [default: 1; with --pulse as many as its cpus=N says]
     #[arg(long, short, value_name = "N", value_parser = parse_cpus, allow_hyphen_values = true)]
     cpus: Option<u8>,
 

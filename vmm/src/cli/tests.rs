@@ -246,7 +246,7 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["run", "a", "--dirty-tracking", "pml"],
         &["run", "a", "--dirty-tracking", "ring,entries=1000"],
         &["run", "a", "--cpus", "0"],
-        &["run", "a", "--cpus", "9"],
+        &["run", "a", "--cpus", "17"],
         &["run", "a", "--cpus", "300"],
         &["run", "a", "--net", "tap0"],
         &["run", "a", "--net", "tap="],

@@ -90,8 +90,8 @@ mod tests {
                 "migrate --control x tcp:localhost:1 --delta much",
                 "\"much\" is not a size",
             ),
-            ("run --cpus x vmlinuz", "take a whole number from 1 to 8"),
-            ("run --cpus -1 vmlinuz", "take a whole number from 1 to 8"),
+            ("run --cpus x vmlinuz", "take a whole number from 1 to 16"),
+            ("run --cpus -1 vmlinuz", "take a whole number from 1 to 16"),
             ("run --memory -5M vmlinuz", "\"-5M\" is not a size"),
         ] {
             let words = std::iter::once("ferry").chain(words.split(' '));

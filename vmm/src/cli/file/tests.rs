@@ -131,7 +131,11 @@ fn what_makes_no_sense_is_refused_with_its_line() {
             &["run", "a"],
             "f.toml:1: invalid value 'loud=very' for '--log <LEVEL>': take error, ",
         ),
-        ("cpus = 9", &["run", "a"], "f.toml:1: 9 vCPUs: take 1 to 8"),
+        (
+            "cpus = 17",
+            &["run", "a"],
+            "f.toml:1: 17 vCPUs: take 1 to 16",
+        ),
         ("cpus = -1", &["run", "a"], "f.toml:1: invalid value '-1'"),
         (
             "cpus = 0x2",
@@ -244,7 +248,7 @@ fn what_makes_no_sense_is_refused_with_its_line() {
         assert!(!error.contains('\n'), "{error:?}");
     }
     // What was typed is no fault of the file.
-    let typed = ["run", "a", "--cpus", "9"];
+    let typed = ["run", "a", "--cpus", "17"];
     assert!(expanded(b"memory = \"1G\"", &typed).is_ok());
     assert!(expanded(b"once = true", &["receive"]).is_ok());
 }
