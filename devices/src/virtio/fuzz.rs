@@ -279,7 +279,7 @@ proptest! {
     ) {
         let mut features = match kind {
             Kind::Block => super::block::features::offered(false, 2),
-            _ => features::offered(super::net::Offloads::ALL, false),
+            _ => features::offered(super::net::Offloads::ALL, 1, false),
         } | INDIRECT;
         if kind != Kind::Block && !mergeable { features &= !features::MRG_RXBUF; }
         if event_idx { features |= EVENT_IDX; }

@@ -20,19 +20,21 @@ use migration::state::VmState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::disks::Disks;
-use super::io_thread::{IoThread, lock};
-use super::shape::{DiskShape, SlotKind};
+use super::io_thread::{self, IoThread, lock};
+use super::shape::{CardShape, DiskShape, SlotKind};
 use crate::layout;
 use crate::vcpu::Buses;
 
 /// What a device in a slot does its work with, on this host.
 #[derive(Debug)]
 pub enum Backend {
-    /// A network card: its tap, and its MAC address where it is made fresh.
+    /// A network card.
     Net {
-        /// The host's end.
+        /// The host's end, with a queue for each pair.
         tap: Tap,
-        /// The guest's MAC address; one that arrives keeps its own.
+        /// What is the same of it on every host.
+        shape: CardShape,
+        /// The guest's MAC address where it is made fresh; one that arrives keeps its own.
         mac: [u8; 6],
     },
     /// An entropy source: this host's.
@@ -52,7 +54,7 @@ impl Backend {
     /// The kind of slot it serves.
     pub fn kind(&self) -> SlotKind {
         match self {
-            Backend::Net { .. } => SlotKind::Net,
+            Backend::Net { shape, .. } => SlotKind::Net(*shape),
             Backend::Rng => SlotKind::Rng,
             Backend::Block { shape, .. } => SlotKind::Block(*shape),
         }
@@ -210,9 +212,10 @@ impl SlotParts {
                 };
                 Box::new(state.restore::<VirtioNet>(slot, parts).map_err(restore)?)
             }
-            (Backend::Net { tap, mac }, None) => Box::new(
-                VirtioNet::new(mac, None, Box::new(tap)).map_err(refuse("make a network card"))?,
-            ),
+            (Backend::Net { tap, shape, mac }, None) => {
+                let card = VirtioNet::new(mac, shape.mtu, Box::new(tap));
+                Box::new(card.map_err(refuse("make a network card"))?)
+            }
             (Backend::Rng, Some(state)) => {
                 Box::new(state.restore::<VirtioRng>(slot, ()).map_err(restore)?)
             }
@@ -244,7 +247,7 @@ impl SlotParts {
             None => VirtioMmio::new(parts).map_err(refuse("make a virtio device"))?,
         };
         let mmio = Arc::new(Mutex::new(mmio));
-        let io = IoThread::spawn(slot, mmio.clone(), queues)?;
+        let io = io_thread::spawn(slot, &mmio, queues)?;
         Ok(Unit {
             slot,
             net,
@@ -254,13 +257,13 @@ impl SlotParts {
     }
 }
 
-/// A virtio device with its thread.
+/// A virtio device with its threads.
 struct Unit {
     slot: u32,
     net: bool,
     mmio: Arc<Mutex<VirtioMmio>>,
-    /// Ends with the unit.
-    _io: IoThread,
+    /// End with the unit.
+    _io: Vec<IoThread>,
 }
 
 /// The devices of a VM.

@@ -34,6 +34,17 @@ pub struct Delivery {
     pub expected: usize,
 }
 
+impl Delivery {
+    /// Before a driver has said which features it takes.
+    pub fn nothing_known(fd: RawFd) -> Self {
+        Self {
+            fd,
+            mergeable: false,
+            expected: MAX_FRAME,
+        }
+    }
+}
+
 /// The receive half of a queue pair.
 #[derive(Debug, Default)]
 pub struct Rx {
