@@ -29,6 +29,6 @@ pub(crate) mod testing;
 
 pub use block::{BlockParts, BlockState, VirtioBlock};
 pub use device::{Lane, VirtioDevice};
-pub use mmio::{MMIO_LEN, MmioLane, MmioParts, MmioState, QUEUE_NOTIFY, VirtioMmio};
+pub use mmio::{INTERRUPT_ACK, MMIO_LEN, MmioLane, MmioParts, MmioState, QUEUE_NOTIFY, VirtioMmio};
 pub use net::{NetParts, NetState, VirtioNet};
 pub use rng::VirtioRng;

@@ -31,6 +31,15 @@ pub const MMIO_LEN: u64 = 0x200;
 /// the queue's index as datamatch; a write that still arrives as an exit does the same.
 pub const QUEUE_NOTIFY: u64 = virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
+/// Offset of the InterruptACK register, and what a driver writes there that has seen no more than used buffers. The VMM may
+/// keep that write for itself (an ioeventfd that nobody reads), which saves the vCPU a way out of KVM in every interrupt.
+/// The bit of the interrupt status then stays set. All it says is that there may be used buffers, and drivers look for them
+/// behind the acknowledgement in any case.
+pub const INTERRUPT_ACK: (u64, u32) = (
+    virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK as u64,
+    USED_INTERRUPT,
+);
+
 /// The most queues of a device.
 const MAX_QUEUES: usize = 64;
 

@@ -56,12 +56,19 @@ impl<'a> Iovecs<'a> {
         self.vectors.clear();
     }
 
-    /// Adds guest memory.
+    /// Adds guest memory. The result is how many pieces that made.
     ///
     /// # Errors
     /// It is not there.
-    pub fn push(&mut self, segments: &[Segment]) -> Result<(), GuestMemoryError> {
-        chain::push_iovecs(self.ram, segments, &mut self.vectors)
+    pub fn push(&mut self, segments: &[Segment]) -> Result<usize, GuestMemoryError> {
+        let before = self.vectors.len();
+        chain::push_iovecs(self.ram, segments, &mut self.vectors)?;
+        Ok(self.vectors.len() - before)
+    }
+
+    /// Takes the first pieces away.
+    pub fn remove_first(&mut self, pieces: usize) {
+        self.vectors.drain(..pieces.min(self.vectors.len()));
     }
 
     fn count(&self, vectors: usize) -> libc::c_int {

@@ -104,7 +104,7 @@ impl VirtioNet {
             *how = Delivery {
                 fd: how.fd,
                 mergeable: self.driver_features & features::MRG_RXBUF != 0,
-                expected: if tso != 0 {
+                longest: if tso != 0 {
                     backend::MAX_FRAME
                 } else {
                     backend::HEADER + FRAME_OVERHEAD + mtu
