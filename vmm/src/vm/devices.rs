@@ -13,7 +13,7 @@ use devices::serial::{SERIAL_LEN, Serial, SerialParts};
 use devices::virtio::block::{BlockParts, VirtioBlock, disk::Disk};
 use devices::virtio::net::{NetParts, Tap, VirtioNet};
 use devices::virtio::rng::VirtioRng;
-use devices::virtio::{MmioParts, QUEUE_NOTIFY, VirtioDevice, VirtioMmio};
+use devices::virtio::{INTERRUPT_ACK, MmioParts, QUEUE_NOTIFY, VirtioDevice, VirtioMmio};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use migration::guest::{GuestError, GuestRam, Heartbeat};
 use migration::state::VmState;
@@ -61,7 +61,8 @@ impl Backend {
     }
 }
 
-/// A virtio slot, wired to KVM: doorbells as ioeventfds, the interrupt as an irqfd.
+/// A virtio slot, wired to KVM: doorbells as ioeventfds, the interrupt as an irqfd, and its acknowledgement as another
+/// ioeventfd, which nobody reads.
 struct SlotParts {
     slot: u32,
     backend: Backend,
@@ -188,6 +189,16 @@ impl SlotParts {
             })?;
             queues.push(fd);
         }
+        // KVM holds on to the eventfd by itself.
+        let (offset, used) = INTERRUPT_ACK;
+        let acknowledged = IoEventAddress::Mmio(layout::slot_address(slot) + offset);
+        vm.register_ioevent(&eventfd()?, &acknowledged, used)
+            .map_err(|e| {
+                GuestError::new(
+                    format!("wire the acknowledgements of virtio slot {slot}"),
+                    e,
+                )
+            })?;
         Ok(Self {
             slot,
             backend,
