@@ -66,6 +66,8 @@ pub struct LinuxGuest {
     pub memory: String,
     /// Its NICs: `tap0`… of the namespace, with the addresses of [`World::guest_address`].
     pub nics: u8,
+    /// Queue pairs of each NIC.
+    pub queues: u16,
     /// Its disks, in the words of `--disk`.
     pub disks: Vec<String>,
     /// More words of kernel command line, such as `agent.ws=64 agent.rate=2000`.
@@ -81,6 +83,7 @@ impl LinuxGuest {
             cpu: "host",
             memory: "512M".into(),
             nics: 1,
+            queues: 1,
             disks: Vec::new(),
             append: String::new(),
         }
@@ -95,7 +98,7 @@ impl LinuxGuest {
         let mut nets = Vec::new();
         for nic in 0..self.nics {
             append.push_str(&format!(" agent.ip{nic}={}/24", World::guest_address(nic)));
-            nets.push(format!("tap=tap{nic}"));
+            nets.push(format!("tap=tap{nic},queues={}", self.queues));
         }
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let (kernel, initramfs) = (text(&self.image.kernel), text(&self.image.initramfs));
