@@ -29,6 +29,13 @@ BENCH ?=
 bench: deps build ## move guests by Ferry and by QEMU, verify each and print what it cost; about 20 minutes
 	$(CARGO) run --release --quiet -p integration-tests --bin bench -- $(BENCH)
 
+# For example: make bench-net BENCH_NET='--programs ferry,qemu --guests 1'
+BENCH_NET ?=
+
+.PHONY: bench-net
+bench-net: deps build image-cloud ## what guests' network cards carry, Ferry's beside QEMU's and vhost-net; about 20 minutes
+	$(CARGO) run --release --quiet -p integration-tests --bin bench-net -- $(BENCH_NET)
+
 # For example: make soak SOAK='--faults 500 --minutes 10 --seed 7 --moves 100 --linux-moves 0 --fuzz-minutes 0'
 SOAK ?=
 

@@ -5,6 +5,7 @@
 //! hostile bytes must not do.
 
 pub mod bench;
+pub mod bench_net;
 mod error;
 pub mod ferry;
 pub mod figures;
