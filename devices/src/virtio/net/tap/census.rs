@@ -7,7 +7,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 
-/// Bytes of `struct nlmsghdr`, `struct ifinfomsg` and `struct rtattr` (include/uapi/linux/netlink.h, rtnetlink.h).
+/// Bytes of `struct nlmsghdr`, `struct ifinfomsg` and `struct rtattr` (include/uapi/linux/netlink.h, rtnetlink.h). Numbers
+/// are in the order of the host, which is little-endian.
 const MESSAGE: usize = 16;
 const LINK: usize = 16;
 const ATTRIBUTE: usize = 4;
@@ -33,11 +34,11 @@ pub fn queues(name: &str) -> Option<u32> {
 fn ask(socket: &OwnedFd, index: u32) -> Option<Vec<u8>> {
     let mut request = [0u8; MESSAGE + LINK];
     let len = u32::try_from(request.len()).ok()?;
-    request[..4].copy_from_slice(&len.to_ne_bytes());
-    request[4..6].copy_from_slice(&libc::RTM_GETLINK.to_ne_bytes());
+    request[..4].copy_from_slice(&len.to_le_bytes());
+    request[4..6].copy_from_slice(&libc::RTM_GETLINK.to_le_bytes());
     let flags = u16::try_from(libc::NLM_F_REQUEST).ok()?;
-    request[6..8].copy_from_slice(&flags.to_ne_bytes());
-    request[MESSAGE + 4..MESSAGE + 8].copy_from_slice(&index.to_ne_bytes());
+    request[6..8].copy_from_slice(&flags.to_le_bytes());
+    request[MESSAGE + 4..MESSAGE + 8].copy_from_slice(&index.to_le_bytes());
     send(socket.as_raw_fd(), &request, MsgFlags::empty()).ok()?;
     let mut answer = vec![0; 1 << 15];
     let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty()).ok()?;
@@ -47,21 +48,21 @@ fn ask(socket: &OwnedFd, index: u32) -> Option<Vec<u8>> {
 
 /// The count in an answer.
 fn parse(answer: &[u8]) -> Option<u32> {
-    let kind = u16::from_ne_bytes(*answer.get(4..)?.first_chunk()?);
+    let kind = u16::from_le_bytes(*answer.get(4..)?.first_chunk()?);
     if kind != libc::RTM_NEWLINK {
         return None;
     }
     let info = attribute(answer.get(MESSAGE + LINK..)?, libc::IFLA_LINKINFO)?;
     let tun = attribute(info, libc::IFLA_INFO_DATA)?;
-    let count = |kind| Some(u32::from_ne_bytes(*attribute(tun, kind)?.first_chunk()?));
-    Some(count(NUM_QUEUES)? + count(NUM_DISABLED_QUEUES)?)
+    let count = |kind| Some(u32::from_le_bytes(*attribute(tun, kind)?.first_chunk()?));
+    count(NUM_QUEUES)?.checked_add(count(NUM_DISABLED_QUEUES)?)
 }
 
 /// The payload of the first attribute of that type.
 fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
-        let len = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
-        let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?);
+        let len = usize::from(u16::from_le_bytes(*bytes.first_chunk()?));
+        let kind = u16::from_le_bytes(*bytes.get(2..)?.first_chunk()?);
         let payload = bytes.get(ATTRIBUTE..len)?;
         // Its highest bit says that there are attributes within.
         if kind & 0x7fff == wanted {
