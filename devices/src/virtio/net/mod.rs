@@ -116,13 +116,16 @@ impl VirtioNet {
     /// Uses the first `active` pairs from now on, and no frame comes to the others.
     ///
     /// # Errors
-    /// The backend does not do it, and all stays as it is.
+    /// The backend does not do it; those that were in use before are.
     fn use_pairs(&mut self, active: usize) -> std::io::Result<()> {
         // A pair must not look for frames where the backend has taken its queue away.
         self.set_active(active.min(self.active));
         let done = self.backend.use_queues(active);
         if done.is_ok() {
             self.active = active;
+        } else {
+            // It may have gone half of the way: frames must not come to a queue that nobody reads.
+            let _ = self.backend.use_queues(self.active);
         }
         self.set_active(self.active);
         done
