@@ -32,6 +32,13 @@ BENCH ?=
 bench: deps build ## move guests by Ferry and by QEMU, verify each and print what it cost; about 20 minutes
 	$(CARGO) run --release --quiet -p integration-tests --bin bench -- $(BENCH)
 
+# For example: make bench-net BENCH_NET='--programs ferry,qemu --guests 1'
+BENCH_NET ?=
+
+.PHONY: bench-net
+bench-net: deps build image-cloud ## what guests' network cards carry, Ferry's beside QEMU's and vhost-net; about 20 minutes
+	$(CARGO) run --release --quiet -p integration-tests --bin bench-net -- $(BENCH_NET)
+
 # For example: make bench-boot BENCH_BOOT='--runs 15'
 BENCH_BOOT ?=
 

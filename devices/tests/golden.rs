@@ -55,8 +55,11 @@ fn eventfd() -> EventFd {
 struct Wire(UnixStream);
 
 impl NetBackend for Wire {
-    fn fd(&self) -> i32 {
-        std::os::fd::AsRawFd::as_raw_fd(&self.0)
+    fn fds(&self) -> Vec<i32> {
+        vec![std::os::fd::AsRawFd::as_raw_fd(&self.0)]
+    }
+    fn use_queues(&mut self, _: usize) -> std::io::Result<()> {
+        Ok(())
     }
     fn offloads(&self) -> Offloads {
         Offloads::ALL

@@ -5,12 +5,13 @@
 //!   memory, [`config`] its command line. [`verify`] reads its memory from outside and finds lost and stale
 //!   pages without asking the VMM; [`fill`] does the same for memory that the guest leaves alone.
 //! - `guest-images/build` (a script) makes kernel and initramfs of a stock Debian kernel with the agent of
-//!   `guest-images/agent` in it.
+//!   `guest-images/agent` in it. [`traffic`] is what that and the bench of networks talk with each other.
 
 pub mod config;
 pub mod fill;
 pub mod procmem;
 pub mod pulse;
+pub mod traffic;
 pub mod verify;
 
 /// The bare guest: an ELF file with 32-bit code and a PVH note, for any loader of PVH kernels.

@@ -5,6 +5,7 @@
 //! hostile bytes must not do.
 
 pub mod bench;
+pub mod bench_net;
 pub mod boots;
 pub mod databases;
 mod error;

@@ -109,13 +109,31 @@ fn unharmed(agent: &Agent<'_>, echoes: Vec<EchoClient>, consoles: &[String]) {
     }
 }
 
+/// How many of a tap's queues are attached, and how many are not.
+fn queues(host: &Netns, tap: &str) -> (u64, u64) {
+    let mut command = host.command("ip".as_ref());
+    let shown = command
+        .args(["-d", "-j", "link", "show", "dev", tap])
+        .output()
+        .unwrap();
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let data = &shown[0]["linkinfo"]["info_data"];
+    let number = |name: &str| {
+        data[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("{name} in {shown}"))
+    };
+    (number("numqueues"), number("numdisabled"))
+}
+
 linux_test! {
-    fn four_vcpus_and_two_nics_are_moved() {
-        let world = World::new(2).unwrap();
+    fn four_vcpus_and_two_nics_of_two_queue_pairs_are_moved() {
+        let world = World::multi_queue(2).unwrap();
         let guest = LinuxGuest {
             cpus: 4,
             cpu: "v2",
             nics: 2,
+            queues: 2,
             append: "agent.ws=64 agent.rate=2000 agent.workers=2".into(),
             ..cloud()
         };
@@ -128,9 +146,14 @@ linux_test! {
         for echo in &echoes {
             echo.wait_more(50, STEP).unwrap();
         }
+        // The guest's driver uses a pair a vCPU, as far as there are any; a receiver has all that a tap can have, and lets
+        // one be in use until it knows of the guest.
+        let (used, unused) = queues(&world.a, "tap1");
+        assert_eq!((used, unused), (2, 0));
         let address = format!("{}:4700", World::B);
         let (destination, report) = move_to(&mut source, &guest, &world.b, &address);
         assert_eq!(report["memory_bytes"], 512 << 20);
+        assert_eq!(queues(&world.b, "tap1").0, 2);
         unharmed(&agent, echoes, &[source.console().text(), destination.console().text()]);
     }
 }

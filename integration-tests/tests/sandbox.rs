@@ -69,7 +69,7 @@ fn check_confined(ferry: &Ferry, uid: u32) -> Vec<String> {
 
 /// A tap, open as whoever starts an ordinary user's Ferry passes it; and the number that it will have.
 fn passed_tap(netns: &Netns, name: &str) -> (OwnedFd, String) {
-    let tap = netns.within(|| Tap::open(name)).unwrap().unwrap();
+    let tap = netns.within(|| Tap::open(name, 1)).unwrap().unwrap();
     let fd = tap.as_fd().try_clone_to_owned().unwrap();
     let number = fd.as_raw_fd().to_string();
     (fd, number)

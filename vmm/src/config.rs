@@ -16,6 +16,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use devices::virtio::block::MAX_QUEUES;
+use devices::virtio::net::MAX_PAIRS;
 use migration::pages::{MAX_MEMORY, REGION_ALIGN};
 use thiserror::Error;
 
@@ -36,6 +37,8 @@ pub const MAX_CPUS: u8 = 16;
 pub const MIN_LINUX_MEMORY: u64 = 128 << 20;
 /// The least memory for the bare test guest: 16 MiB.
 pub const MIN_PULSE_MEMORY: u64 = 16 << 20;
+/// The MTU of a network device: the least of IPv4, and the most that a Linux tap can have.
+pub const NET_MTU: RangeInclusive<u16> = 68..=65521;
 /// The most network devices in a guest.
 pub const MAX_NETS: usize = 8;
 /// The memory that a receiver gives a guest at most, if not told otherwise: 8 GiB.
@@ -91,6 +94,22 @@ pub enum ConfigError {
     /// Too many network devices.
     #[error("{0} network devices: take at most {MAX_NETS}")]
     Nets(usize),
+    /// No queue pair, or too many.
+    #[error("{0} queues of a network device: take 1 to {MAX_PAIRS}")]
+    NetQueues(u16),
+    /// A passed tap has another number of queues than the device.
+    #[error(
+        "{fds} descriptors for {queues} queues of a network device: pass one for each, as fd=7:8, or leave queues= out"
+    )]
+    NetDescriptors {
+        /// How many were given.
+        fds: usize,
+        /// How many queue pairs are wanted.
+        queues: u16,
+    },
+    /// An MTU that no interface has.
+    #[error("a network device with an MTU of {0}: take {least} to {most}", least = NET_MTU.start(), most = NET_MTU.end())]
+    NetMtu(u16),
     /// Too many disks.
     #[error("{0} disks: take at most {MAX_DISKS}")]
     Disks(usize),
@@ -145,6 +164,9 @@ pub enum ConfigError {
     /// The same tap twice.
     #[error("tap {0} is given to two network devices: each needs its own")]
     TapTwice(String),
+    /// The same descriptor twice.
+    #[error("descriptor {0} is given twice: each queue of each network device needs its own")]
+    DescriptorTwice(RawFd),
     /// The same slot twice.
     #[error("network device {0} is given twice: name each slot once")]
     SlotTwice(u32),
@@ -202,8 +224,8 @@ pub enum TapConfig {
     Existing(String),
     /// A tap interface that Ferry makes, and that is gone with the process.
     Create(String),
-    /// An open tap descriptor that was passed to this process.
-    Fd(RawFd),
+    /// A tap that was passed to this process, by an open descriptor for each of its queues.
+    Fds(Vec<RawFd>),
 }
 
 /// A network device of the guest.
@@ -213,6 +235,40 @@ pub struct NetConfig {
     pub tap: TapConfig,
     /// Its MAC address; None makes one up.
     pub mac: Option<[u8; 6]>,
+    /// How many queue pairs the guest has, 1 to [`MAX_PAIRS`]; None means one, or one a descriptor.
+    pub queues: Option<u16>,
+    /// The MTU that the guest is told of, in [`NET_MTU`]; None leaves it alone.
+    pub mtu: Option<u16>,
+}
+
+impl NetConfig {
+    /// Its queue pairs.
+    pub fn pairs(&self) -> u16 {
+        let passed = match &self.tap {
+            TapConfig::Fds(fds) => u16::try_from(fds.len()).unwrap_or(u16::MAX),
+            TapConfig::Existing(_) | TapConfig::Create(_) => 1,
+        };
+        self.queues.unwrap_or(passed)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let queues = self.pairs();
+        if !(1..=MAX_PAIRS).contains(&queues) {
+            return Err(ConfigError::NetQueues(queues));
+        }
+        if let TapConfig::Fds(fds) = &self.tap
+            && fds.len() != usize::from(queues)
+        {
+            let fds = fds.len();
+            return Err(ConfigError::NetDescriptors { fds, queues });
+        }
+        if let Some(mtu) = self.mtu
+            && !NET_MTU.contains(&mtu)
+        {
+            return Err(ConfigError::NetMtu(mtu));
+        }
+        self.mac.map_or(Ok(()), check_mac)
+    }
 }
 
 /// A guest to be started.
@@ -397,9 +453,7 @@ impl GuestConfig {
                 return Err(ConfigError::Slots(others));
             }
         }
-        for mac in self.nets.iter().filter_map(|net| net.mac) {
-            check_mac(mac)?;
-        }
+        self.nets.iter().try_for_each(NetConfig::check)?;
         let line = self.kernel_cmdline();
         if line.len() >= MAX_CMDLINE || line.contains('\0') {
             return Err(ConfigError::Cmdline(line.len()));
@@ -627,19 +681,25 @@ fn check_pulse(line: &str, cpus: u8, memory: u64) -> Result<(), ConfigError> {
 }
 
 fn check_taps<'a>(taps: impl Iterator<Item = &'a TapConfig>) -> Result<(), ConfigError> {
-    let mut seen: Vec<String> = Vec::new();
+    let (mut names, mut descriptors) = (Vec::new(), Vec::new());
     for tap in taps {
-        let name = match tap {
+        match tap {
             TapConfig::Existing(name) | TapConfig::Create(name) => {
                 check_tap_name(name)?;
-                name.clone()
+                if names.contains(&name) {
+                    return Err(ConfigError::TapTwice(name.clone()));
+                }
+                names.push(name);
             }
-            TapConfig::Fd(fd) => format!("descriptor {fd}"),
-        };
-        if seen.contains(&name) {
-            return Err(ConfigError::TapTwice(name));
+            TapConfig::Fds(fds) => {
+                for fd in fds {
+                    if descriptors.contains(fd) {
+                        return Err(ConfigError::DescriptorTwice(*fd));
+                    }
+                    descriptors.push(*fd);
+                }
+            }
         }
-        seen.push(name);
     }
     Ok(())
 }

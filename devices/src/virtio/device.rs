@@ -1,4 +1,7 @@
 //! What stands behind a transport: one virtio device, and what it is handed to work with.
+//!
+//! A device may have lanes: queues that work beside each other and beside the device itself, each lane under a lock of
+//! its own. What a vCPU asks of the registers then waits for no traffic, and traffic of one lane for none of another.
 
 use std::os::fd::RawFd;
 
@@ -23,8 +26,17 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// Whether `features`, a part of what is offered, makes sense together.
     fn accepts(&self, features: u64) -> bool;
-    /// The most entries of each queue, powers of two.
+    /// The most entries of each queue, powers of two; first those of the lanes, lane after lane.
     fn queue_sizes(&self) -> &[u16];
+    /// The lanes. The transport takes them once, and calls the device for the queues behind theirs.
+    fn lanes(&self) -> Vec<Box<dyn Lane>> {
+        Vec::new()
+    }
+    /// How many of the lanes the driver of an active device knows of. The queues of the others are the device's, if
+    /// anybody's.
+    fn lanes_in_use(&self) -> usize {
+        usize::MAX
+    }
     /// Reads the configuration space; what lies beyond its end reads as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes the configuration space; what is not writable stays.
@@ -61,25 +73,51 @@ pub trait VirtioDevice: Send {
     fn save_section(&self, instance: u32, state: &mut VmState) -> Result<(), StateError>;
 }
 
+/// Some queues of a device and what is at their other end. Like a device it is quiet as soon as nobody calls it.
+pub trait Lane: Send {
+    /// How many queues it has.
+    fn queues(&self) -> usize;
+    /// As [`VirtioDevice::process_queue`]; `index` counts all queues of the device.
+    ///
+    /// # Errors
+    /// The driver broke the ring; the device needs a reset.
+    fn process_queue(&mut self, io: &mut QueueIo<'_>, index: usize) -> Result<(), QueueError>;
+    /// The backend has become readable or writable: does one burst of work.
+    ///
+    /// # Errors
+    /// The driver broke the ring; the device needs a reset.
+    fn process_backend(&mut self, io: &mut QueueIo<'_>) -> Result<(), QueueError>;
+    /// The descriptor to poll, edge-triggered, for reading and writing.
+    fn backend_fd(&self) -> RawFd;
+}
+
 /// What a device works with during one call: guest memory, its queues, and what it has to say afterwards.
 #[derive(Debug)]
 pub struct QueueIo<'a> {
     /// Guest memory.
     pub ram: &'a GuestRam,
+    /// The index of the first of the queues.
+    first: usize,
     rings: &'a mut [Ring],
     again: u64,
     config_changed: bool,
 }
 
 impl<'a> QueueIo<'a> {
-    /// Work on these queues, of which there are at most 64.
-    pub fn new(ram: &'a GuestRam, rings: &'a mut [Ring]) -> Self {
+    /// Work on these queues, of which the first has the index `first`; a device has at most 64.
+    pub fn new(ram: &'a GuestRam, first: usize, rings: &'a mut [Ring]) -> Self {
         Self {
             ram,
+            first,
             rings,
             again: 0,
             config_changed: false,
         }
+    }
+
+    /// The index of the first of its queues.
+    pub fn first(&self) -> usize {
+        self.first
     }
 
     /// A queue.
@@ -87,15 +125,19 @@ impl<'a> QueueIo<'a> {
     /// # Errors
     /// The driver has not made it ready.
     pub fn ring(&mut self, index: usize) -> Result<&mut Ring, QueueError> {
-        self.rings
-            .get_mut(index)
+        index
+            .checked_sub(self.first)
+            .and_then(|index| self.rings.get_mut(index))
             .filter(|ring| ring.ready())
             .ok_or(QueueError::NotReady)
     }
 
     /// Whether the driver has made a queue ready.
     pub fn is_ready(&self, index: usize) -> bool {
-        self.rings.get(index).is_some_and(Ring::ready)
+        index
+            .checked_sub(self.first)
+            .and_then(|index| self.rings.get(index))
+            .is_some_and(Ring::ready)
     }
 
     /// Asks that a queue be processed again soon: the burst was over, the work was not.

@@ -11,7 +11,7 @@ use super::block::disk::Disk;
 use super::block::{BlockParts, DiskOptions, VirtioBlock};
 use super::device::BURST_CHAINS;
 use super::net::{NetParts, VirtioNet, features};
-use super::testing::{Machine, Network, Wire, wire};
+use super::testing::{Machine, Network, Wire, wires};
 use super::{VirtioDevice, VirtioRng};
 use crate::bus::BusDevice;
 
@@ -85,8 +85,14 @@ fn length() -> impl Strategy<Value = u32> {
     prop_oneof![4 => 0u32..5000, 1 => 0u32..70_000, 1 => any::<u32>()]
 }
 
+/// The type of a block request; as a command to a network card's control queue among others class 4, 0, how many queue pairs
+/// are used.
+fn request() -> impl Strategy<Value = u32> {
+    prop_oneof![4 => 0u32..16, 1 => (0u32..4).prop_map(|pairs| 4 | pairs << 16)]
+}
+
 fn step() -> impl Strategy<Value = Step> {
-    let queue = 0u64..3;
+    let queue = 0u64..5;
     let registers = prop_oneof![8 => (0u16..0x40).prop_map(|n| n * 4), 1 => any::<u16>()];
     prop_oneof![
         1 => (registers.clone(), any::<u32>()).prop_map(|(offset, value)| Step::Register(offset, value)),
@@ -97,10 +103,10 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (queue.clone(), 0u16..SIZE, 0u16..SIZE + 1)
             .prop_map(|(queue, slot, head)| Step::Head { queue, slot, head }),
         6 => (queue.clone(), 0u16..SIZE).prop_map(|(queue, by)| Step::Advance { queue, by }),
-        3 => (0u64..16, 0u32..16, prop_oneof![4 => 0u64..200, 1 => any::<u64>()])
+        3 => (0u64..16, request(), prop_oneof![4 => 0u64..200, 1 => any::<u64>()])
             .prop_map(|(page, kind, sector)| Step::Request { page, kind, sector }),
         1 => (queue, any::<u16>()).prop_map(|(queue, index)| Step::Index { queue, index }),
-        6 => (0usize..4).prop_map(Step::Notify),
+        6 => (0usize..6).prop_map(Step::Notify),
         3 => Just(Step::Backend),
         3 => (0usize..66_000).prop_map(Step::Frame),
         1 => Just(Step::Drain),
@@ -112,7 +118,8 @@ fn step() -> impl Strategy<Value = Step> {
 struct World {
     machine: Machine,
     wire: Wire,
-    network: Network,
+    /// The network behind each queue pair.
+    networks: Vec<Network>,
     kind: Kind,
     disk: (NamedTempFile, Arc<Disk>),
 }
@@ -120,9 +127,21 @@ struct World {
 /// Which device is attacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
+    /// A card of one queue pair.
     Net,
+    /// One of two.
+    Pairs,
     Rng,
     Block,
+}
+
+impl Kind {
+    fn pairs(self) -> usize {
+        match self {
+            Kind::Pairs => 2,
+            Kind::Net | Kind::Rng | Kind::Block => 1,
+        }
+    }
 }
 
 /// Bytes of the disk: small, so that requests often end beyond it.
@@ -139,10 +158,10 @@ fn disk() -> (NamedTempFile, Arc<Disk>) {
 
 impl World {
     fn new(kind: Kind, features: u64) -> Self {
-        let (wire, network) = wire();
+        let (wire, networks) = wires(kind.pairs());
         let disk = disk();
         let device: Box<dyn VirtioDevice> = match kind {
-            Kind::Net => {
+            Kind::Net | Kind::Pairs => {
                 Box::new(VirtioNet::new([2, 0, 0, 0, 0, 1], None, Box::new(wire.clone())).unwrap())
             }
             Kind::Rng => Box::new(VirtioRng::new()),
@@ -154,10 +173,16 @@ impl World {
         Self {
             machine,
             wire,
-            network,
+            networks,
             kind,
             disk,
         }
+    }
+
+    /// Takes a frame from any of the networks.
+    fn receive(&self) -> bool {
+        let mut networks = self.networks.iter();
+        networks.any(|network| network.receive().is_some())
     }
 
     /// The used indices of the device's own state: those in memory may be overwritten by the guest.
@@ -234,9 +259,10 @@ impl World {
             Step::Notify(index) => self.bounded(|machine| machine.mmio.queue_event(index)),
             Step::Backend => self.bounded(|machine| machine.mmio.backend_event()),
             Step::Frame(len) => {
-                self.network.send(&vec![0x5a; len]);
+                let networks = self.networks.len();
+                self.networks[len % networks].send(&vec![0x5a; len]);
             }
-            Step::Drain => while self.network.receive().is_some() {},
+            Step::Drain => while self.receive() {},
             Step::Announce => self.machine.mmio.announce_round(),
             Step::Move => self.restart(),
         }
@@ -246,7 +272,7 @@ impl World {
     fn restart(&mut self) {
         let state = self.machine.save();
         let device: Box<dyn VirtioDevice> = match self.kind {
-            Kind::Net => {
+            Kind::Net | Kind::Pairs => {
                 let backend = Box::new(self.wire.clone());
                 Box::new(state.restore::<VirtioNet>(0, NetParts { backend }).unwrap())
             }
@@ -272,14 +298,14 @@ proptest! {
 
     #[test]
     fn a_hostile_guest_breaks_its_own_device_only(
-        kind in prop_oneof![4 => Just(Kind::Net), 1 => Just(Kind::Rng), 4 => Just(Kind::Block)],
+        kind in prop_oneof![4 => Just(Kind::Net), 3 => Just(Kind::Pairs), 1 => Just(Kind::Rng), 4 => Just(Kind::Block)],
         mergeable in any::<bool>(),
         event_idx in any::<bool>(),
         steps in prop::collection::vec(step(), 1..200),
     ) {
         let mut features = match kind {
             Kind::Block => super::block::features::offered(false, 2),
-            _ => features::offered(super::net::Offloads::ALL, false),
+            _ => features::offered(super::net::Offloads::ALL, kind.pairs(), false),
         } | INDIRECT;
         if kind != Kind::Block && !mergeable { features &= !features::MRG_RXBUF; }
         if event_idx { features |= EVENT_IDX; }
@@ -289,18 +315,18 @@ proptest! {
         }
         // Out of order or not, a reset makes it work again.
         world.machine.ram.write_slice(&vec![0; 0x1_0000], GuestAddress(0)).unwrap();
-        let queue = if kind == Kind::Net { 1 } else { 0 };
+        let queue = if matches!(kind, Kind::Net | Kind::Pairs) { 1 } else { 0 };
         let offered = world.machine.offered();
         let mut drivers = world.machine.set_up(features & offered | VERSION_1, SIZE);
         // A frame to be sent, room for random bytes, a flush.
         world.take(Step::Request { page: 0, kind: 4, sector: 0 });
         let head = match kind {
-            Kind::Net => drivers[queue].add(&[(0x10_0000, 64, false)]),
+            Kind::Net | Kind::Pairs => drivers[queue].add(&[(0x10_0000, 64, false)]),
             Kind::Rng => drivers[queue].add(&[(0x10_0000, 64, true)]),
             Kind::Block => drivers[queue].add(&[(0x10_0000, 16, false), (0x10_1000, 1, true)]),
         };
         world.machine.notify(u32::try_from(queue).unwrap());
-        while world.network.receive().is_some() {
+        while world.receive() {
             world.machine.mmio.backend_event();
         }
         prop_assert_eq!(std::fs::metadata(world.disk.0.path()).unwrap().len(), DISK);

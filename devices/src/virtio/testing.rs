@@ -422,14 +422,16 @@ impl Machine {
     }
 }
 
-/// A backend of a socket pair, and what it was told. Clones are the same wire.
+/// A backend of socket pairs, one a queue, and what it was told. Clones are the same wire.
 #[derive(Clone)]
 pub struct Wire {
-    fd: Arc<OwnedFd>,
+    fds: Vec<Arc<OwnedFd>>,
     offloads: Arc<Mutex<Vec<Offloads>>>,
+    /// How many queues were to be used, in order.
+    pub used: Arc<Mutex<Vec<usize>>>,
 }
 
-/// The network's end of a [`Wire`].
+/// The network's end of a queue of a [`Wire`].
 pub struct Network {
     fd: OwnedFd,
     /// What was set, in order.
@@ -437,24 +439,38 @@ pub struct Network {
 }
 
 pub fn wire() -> (Wire, Network) {
+    let (wire, mut networks) = wires(1);
+    (wire, networks.remove(0))
+}
+
+/// A wire of several queues.
+pub fn wires(queues: usize) -> (Wire, Vec<Network>) {
     let flags = SockFlag::SOCK_NONBLOCK;
-    let (fd, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
-    let offloads = Arc::new(Mutex::new(Vec::new()));
-    (
-        Wire {
-            fd: Arc::new(fd),
-            offloads: offloads.clone(),
-        },
-        Network {
+    let mut wire = Wire {
+        fds: Vec::new(),
+        offloads: Arc::default(),
+        used: Arc::default(),
+    };
+    let mut networks = Vec::new();
+    for _ in 0..queues {
+        let (fd, other) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        wire.fds.push(Arc::new(fd));
+        networks.push(Network {
             fd: other,
-            offloads,
-        },
-    )
+            offloads: wire.offloads.clone(),
+        });
+    }
+    (wire, networks)
 }
 
 impl NetBackend for Wire {
-    fn fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+    fn fds(&self) -> Vec<RawFd> {
+        self.fds.iter().map(|fd| fd.as_raw_fd()).collect()
+    }
+    fn use_queues(&mut self, count: usize) -> io::Result<()> {
+        self.used.lock().unwrap().push(count);
+        Ok(())
     }
     fn offloads(&self) -> Offloads {
         Offloads::ALL

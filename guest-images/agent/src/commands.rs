@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
+use guest_images::traffic;
 use serde_json::{Value, json};
 
 use crate::cache;
@@ -63,16 +65,35 @@ pub fn answer(line: &str, witness: &Witness) -> Value {
         "poweroff" => done(Command::new("poweroff").arg("-f").spawn().map(drop)),
         "reboot" => done(Command::new("reboot").arg("-f").spawn().map(drop)),
         "panic" => done(fs::write("/proc/sysrq-trigger", "c")),
-        other => match other.strip_prefix("cache fill ").map(str::parse) {
-            Some(Ok(mib)) => done(cache::fill(mib)),
-            _ => unknown(other),
-        },
+        other => {
+            if let Some(words) = other.strip_prefix("traffic ") {
+                return make_traffic(words);
+            }
+            match other.strip_prefix("cache fill ").map(str::parse) {
+                Some(Ok(mib)) => done(cache::fill(mib)),
+                _ => unknown(other),
+            }
+        }
+    }
+}
+
+/// `KIND ADDRESS MS`: makes a flow to the service there for so long.
+fn make_traffic(words: &str) -> Value {
+    let mut words = words.split_whitespace();
+    let mut next = || words.next().unwrap_or_default();
+    let (kind, to, ms) = (next(), next(), next());
+    let (Ok(kind), Ok(to), Ok(ms)) = (kind.parse(), to.parse(), ms.parse()) else {
+        return failure("write traffic TCP_STREAM|UDP_STREAM|TCP_RR ADDRESS MS");
+    };
+    match traffic::run(kind, to, Duration::from_millis(ms)) {
+        Ok(carried) => json!({ "ok": true, "bytes": carried.bytes, "micros": carried.micros }),
+        Err(error) => failure(&error.to_string()),
     }
 }
 
 fn unknown(word: &str) -> Value {
     failure(&format!(
-        "unknown command {:?}; there are status, check, uptime, disk write, disk status, disk verify, cache fill MIB, cache check, cache free, balloon, poweroff, reboot, panic",
+        "unknown command {:?}; there are status, check, uptime, disk write, disk status, disk verify, cache fill MIB, cache check, cache free, balloon, traffic KIND ADDRESS MS, poweroff, reboot, panic",
         word.chars().take(40).collect::<String>()
     ))
 }

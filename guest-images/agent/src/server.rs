@@ -1,9 +1,11 @@
-//! The services: echo (TCP port 7, RFC 862), control (TCP port 9), and control on the console.
+//! The services: echo (TCP port 7, RFC 862), control (TCP port 9), traffic (TCP port 12), and control on the console.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
+
+use guest_images::traffic;
 
 use crate::commands;
 use crate::witness::Witness;
@@ -24,6 +26,11 @@ pub fn start(witness: &Arc<Witness>) -> io::Result<()> {
     serve(CONTROL_PORT, witness, |stream, witness| {
         control(BufReader::new(stream.try_clone()?), stream, witness)
     })?;
+    let traffic = traffic::listen((Ipv6Addr::UNSPECIFIED, traffic::PORT).into())
+        .or_else(|_| traffic::listen(([0, 0, 0, 0], traffic::PORT).into()))?;
+    thread::Builder::new()
+        .name("traffic".to_owned())
+        .spawn(move || traffic::serve(&traffic))?;
     let witness = witness.clone();
     thread::Builder::new()
         .name("console".to_owned())

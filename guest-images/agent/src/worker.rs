@@ -9,6 +9,9 @@ use crate::witness::Witness;
 
 /// How often a worker looks what is due.
 const STEP: Duration = Duration::from_millis(5);
+/// The same for one that never writes. A guest that only waits should cost its host next to nothing: in an emulated host a
+/// look every few milliseconds is a large part of a processor.
+const REST: Duration = Duration::from_secs(1);
 /// Time behind the rate that is given up and not caught up, as after a pause of the whole guest.
 const FORGIVEN: Duration = Duration::from_millis(50);
 /// Pages written at once where the rate is unbounded.
@@ -76,11 +79,14 @@ impl Worker {
                     Err(TryRecvError::Empty) => None,
                     Err(TryRecvError::Disconnected) => return,
                 },
-                Rate::PerSecond(_) => match self.requests.recv_timeout(STEP) {
-                    Ok(request) => Some(request),
-                    Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => return,
-                },
+                Rate::PerSecond(rate) => {
+                    let step = if rate == 0 { REST } else { STEP };
+                    match self.requests.recv_timeout(step) {
+                        Ok(request) => Some(request),
+                        Err(RecvTimeoutError::Timeout) => None,
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                }
             };
             if let Some(request) = request {
                 self.check_all(&request, witness);

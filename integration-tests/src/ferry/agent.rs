@@ -68,6 +68,8 @@ pub struct LinuxGuest {
     pub memory: String,
     /// Its NICs: `tap0`… of the namespace, with the addresses of [`World::guest_address`].
     pub nics: u8,
+    /// Queue pairs of each NIC.
+    pub queues: u16,
     /// Its disks, in the words of `--disk`.
     pub disks: Vec<String>,
     /// Its balloon, in the words of `--balloon`.
@@ -89,6 +91,7 @@ impl LinuxGuest {
             cpu: "host",
             memory: "512M".into(),
             nics: 1,
+            queues: 1,
             disks: Vec::new(),
             balloon: None,
             append: String::new(),
@@ -106,7 +109,7 @@ impl LinuxGuest {
         let mut nets = Vec::new();
         for nic in 0..self.nics {
             append.push_str(&format!(" agent.ip{nic}={}/24", World::guest_address(nic)));
-            nets.push(format!("tap=tap{nic}"));
+            nets.push(format!("tap=tap{nic},queues={}", self.queues));
         }
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let (kernel, initramfs) = (text(&self.image.kernel), text(&self.image.initramfs));

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 pub use vmm::study::netns::Netns;
+use vmm::study::netns::NetnsError;
 
 use crate::Error;
 
@@ -40,6 +41,21 @@ impl World {
     /// # Errors
     /// `ip` fails.
     pub fn new(nics: u8) -> Result<Self, Error> {
+        Self::of(nics, Netns::add_tap)
+    }
+
+    /// The same with taps of several queues.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn multi_queue(nics: u8) -> Result<Self, Error> {
+        Self::of(nics, Netns::add_multi_queue_tap)
+    }
+
+    fn of(
+        nics: u8,
+        add_tap: impl Fn(&Netns, &str, Option<&str>) -> Result<(), NetnsError>,
+    ) -> Result<Self, Error> {
         let this = Self {
             world: Netns::new("world")?,
             a: Netns::new("a")?,
@@ -57,7 +73,7 @@ impl World {
                 .ip(&format!("address add 10.8.{nic}.1/24 dev {bridge}"))?;
             for (host, label) in [(&this.a, 'a'), (&this.b, 'b')] {
                 host.add_bridge(&bridge)?;
-                host.add_tap(&format!("tap{nic}"), Some(&bridge))?;
+                add_tap(host, &format!("tap{nic}"), Some(&bridge))?;
                 let port = format!("to-{label}{nic}");
                 this.world.join(&port, host, &format!("out{nic}"))?;
                 this.world.up(&port, Some(&bridge))?;

@@ -21,7 +21,7 @@ use vmm::kvm::standstill::Standstill;
 use vmm::kvm::vcpu_state::VcpuState;
 use vmm::kvm::vm_state::VmCommonState;
 use vmm::kvm::{cpuid, vm_state};
-use vmm::vm::{DiskShape, Shape, SlotKind};
+use vmm::vm::{CardShape, DiskShape, Shape, SlotKind};
 
 use super::input::Written;
 use super::parts;
@@ -256,7 +256,11 @@ fn shape() -> Shape {
         cpuid: vec![entry(1, 1 << 31), entry(0xb, 0), entry(0x8000_0008, 0)],
         tsc_khz: Some(2_000_000),
         msrs: vec![0x10, 0x6e0],
-        slots: vec![SlotKind::Net, SlotKind::Rng, SlotKind::Block(disk)],
+        slots: vec![
+            SlotKind::Net(CardShape::PLAIN),
+            SlotKind::Rng,
+            SlotKind::Block(disk),
+        ],
         heartbeat: true,
     }
 }

@@ -45,6 +45,7 @@ fn places_where_nobody_can_listen() {
         (["--listen", ""], "tcp:HOST:PORT"),
         (["--net", "tap0"], "for example 0=tap=tap0"),
         (["--net", "8=tap=tap0"], "at most 8, counted from 0"),
+        (["--net", "0=tap=tap0,queues=2"], "come with the guest"),
         (["--max-memory", "1M"], "a multiple of 2M from 16M"),
     ] {
         let mut all = vec!["receive"];
@@ -130,4 +131,51 @@ fn a_tap_serves_a_second_guest_when_the_first_was_refused() {
     let one = beating(Some(&netns), &["--net", "tap=tap2"]);
     one.migrate(target, &[]).unwrap().completed().unwrap();
     ticks_on(&receiver);
+}
+
+/// A guest's card needs a tap with as many queues and no shorter frames; and what was opened for more serves a guest with
+/// fewer.
+#[test]
+fn a_tap_with_too_little_for_the_card_is_refused_before_the_guest_comes() {
+    let netns = Netns::new("queues").unwrap();
+    netns.add_tap("single", None).unwrap();
+    for tap in ["here", "there", "after"] {
+        netns.add_multi_queue_tap(tap, None).unwrap();
+    }
+    for tap in ["here", "single"] {
+        netns.ip(&format!("link set {tap} mtu 9000")).unwrap();
+    }
+    let source = beating(Some(&netns), &["--net", "tap=here,queues=2,mtu=9000"]);
+    let receive = |tap: &str, port: u16| {
+        let (target, net) = (format!("tcp:127.0.0.1:{port}"), format!("0=tap={tap}"));
+        let args = ["receive", "--listen", &target, "--net", &net];
+        let mut receiver = Ferry::start(Some(&netns), &args).unwrap();
+        receiver.wait_control(STEP).unwrap();
+        (receiver, target)
+    };
+    let refused = |tap: &str, port: u16, part: &str| {
+        let (_receiver, target) = receive(tap, port);
+        let moved = source.migrate(&target, &[]).unwrap();
+        assert_eq!(moved.status, 1, "{}", moved.stderr);
+        assert!(moved.stderr.contains(part), "{}", moved.stderr);
+        ticks_on(&source);
+    };
+    refused(
+        "single",
+        4700,
+        "tap single has 1 of the 2 queues of the card",
+    );
+    refused(
+        "there",
+        4701,
+        "tap there has an MTU of 1500, the card of 9000",
+    );
+    netns.ip("link set there mtu 9000").unwrap();
+    let (there, target) = receive("there", 4702);
+    source.migrate(&target, &[]).unwrap().completed().unwrap();
+    ticks_on(&there);
+    let (after, target) = receive("after", 4703);
+    let one = beating(Some(&netns), &["--net", "tap=single"]);
+    one.migrate(&target, &[]).unwrap().completed().unwrap();
+    ticks_on(&after);
 }

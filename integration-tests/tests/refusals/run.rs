@@ -67,6 +67,16 @@ fn values_that_make_no_sense() {
         USAGE,
         &["tap a is given to two network devices"],
     );
+    for (net, part) in [
+        ("tap=a,queues=0", "\"0\" queues: take 1 to 8"),
+        ("tap=a,queues=9", "\"9\" queues: take 1 to 8"),
+        ("tap=a,mtu=67", "an MTU of \"67\": take 68 to 65521"),
+        ("fd=7,queues=2", "1 descriptors for 2 queues"),
+        ("fd=7:8,queues=1", "2 descriptors for 1 queues"),
+        ("fd=7:7", "descriptor 7 is given twice"),
+    ] {
+        refuses(ferry(&pulse("", &["--net", net])), USAGE, &[part]);
+    }
     let long = "x".repeat(3000);
     refuses(
         ferry(&["run", "vmlinuz", "--append", &long]),
@@ -166,14 +176,31 @@ fn a_host_without_kvm() {
 fn taps_that_cannot_be_had() {
     let netns = Netns::new("taps").unwrap();
     netns.add_tap("tap0", None).unwrap();
-    let holder = beating(Some(&netns), &["--net", "tap=tap0"]);
+    netns.add_tap("single", None).unwrap();
+    netns
+        .ip("tuntap add dev many mode tap multi_queue vnet_hdr")
+        .unwrap();
+    let cards = ["--net", "tap=tap0", "--net", "tap=many,queues=4"];
+    let holder = beating(Some(&netns), &cards);
     for (net, parts) in [
         ("tap=tap0", ["tap tap0 is in use", "end the process"]),
         ("tap=tap1", ["no interface tap1", "ip tuntap add tap1"]),
         ("create=tap0", ["tap0", "exists already"]),
+        ("tap=lo", ["interface lo is not a tap", "ip tuntap"]),
         (
-            "tap=lo",
-            ["interface lo is not a single-queue tap", "ip tuntap"],
+            "tap=single,queues=2",
+            ["tap single has 1 of the 2 queues", "mode tap multi_queue"],
+        ),
+        (
+            "tap=many,queues=2",
+            ["tap many is in use", "end the process"],
+        ),
+        (
+            "tap=single,mtu=9000",
+            [
+                "MTU of 1500, the card of 9000",
+                "ip link set single mtu 9000",
+            ],
         ),
         ("fd=99", ["file descriptor 99", "passed open"]),
     ] {

@@ -8,6 +8,7 @@ use migration::state::{Kind, Section, VmState};
 use migration::wire::frame::{Frame, Hello, Run};
 use serde::{Deserialize, Serialize};
 use vmm::kvm::cpuid::baseline::Baseline;
+use vmm::vm::CardShape;
 
 use super::peer::{Captured, Peer, capture, ferry_says};
 use super::support::{STEP, beating, ticks_on};
@@ -184,6 +185,8 @@ struct DeviceList {
     slots: Vec<u32>,
     /// What the disks are. None is described here: that is `refusals/disks.rs`.
     disks: Vec<()>,
+    /// What the network cards are.
+    cards: Vec<CardShape>,
 }
 
 #[test]
@@ -265,19 +268,26 @@ fn cpus_and_devices_that_are_not_here() {
         &cpu(|model| model.cpuid.clear()),
         &["0 CPUID entries", "1 to "],
     );
-    let slots = |slots: &[u32]| {
-        let slots = slots.to_vec();
+    let with_cards = |slots: &[u32], cards: &[CardShape]| {
         let list = DeviceList {
             heartbeat: true,
-            slots,
+            slots: slots.to_vec(),
             disks: Vec::new(),
+            cards: cards.to_vec(),
         };
         lab.described(Kind::DEVICE_LIST, postcard::to_stdvec(&list).unwrap())
     };
+    let slots = |slots: &[u32]| with_cards(slots, &[]);
     lab.refuses(
-        &slots(&[1]),
+        &with_cards(&[1], &[CardShape::PLAIN]),
         &["card 0 has no tap here", "--net 0=tap=NAME"],
     );
+    let pairs = CardShape {
+        pairs: 9,
+        ..CardShape::PLAIN
+    };
+    lab.refuses(&with_cards(&[1], &[pairs]), &["9 queue pairs", "1 to 8"]);
+    lab.refuses(&slots(&[1]), &["network card in slot 0", "nothing is said"]);
     lab.refuses(&slots(&[2]), &["disk in slot 0", "nothing is said"]);
     lab.refuses(&slots(&[3]), &["device of type 3 in slot 0", "newer ferry"]);
     lab.refuses(&slots(&[4; 17]), &["17 virtio devices", "16 slots"]);

@@ -40,7 +40,8 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS")]
     listen: Listen,
 
-    /// The tap for a network device of the guest, by its number: 0=tap=NAME, 0=create=NAME or 0=fd=N
+    /// The tap for a network device of the guest, by its number: 0=tap=NAME, 0=create=NAME or 0=fd=N. It has to have as
+    /// many queues as the guest's device
     #[arg(long, value_name = "SLOT=TAP")]
     net: Vec<SlotFlag>,
 

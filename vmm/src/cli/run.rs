@@ -74,8 +74,9 @@ pub struct Args {
     #[arg(long, value_name = "LEVEL", default_value = "host")]
     cpu: Baseline,
 
-    /// A network device on tap=NAME (exists), create=NAME (made here, gone afterwards) or fd=N (passed open), optionally
-    /// with ,mac=52:54:00:12:34:56. May be given several times
+    /// A network device on tap=NAME (exists), create=NAME (made here, gone afterwards) or fd=N (passed open; fd=N:N… one
+    /// of several queues), optionally with ,queues=N (1 to 8, on a tap of several queues), ,mac=52:54:00:12:34:56 and
+    /// ,mtu=N. May be given several times
     #[arg(long, value_name = "TAP")]
     net: Vec<NetFlag>,
 

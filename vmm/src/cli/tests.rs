@@ -74,11 +74,11 @@ fn a_guest_with_everything() {
         "--cpus",
         "4",
         "--net",
-        "tap=tap0",
+        "tap=tap0,queues=4",
         "--net",
-        "create=ferry0,mac=52:54:00:12:34:56",
+        "create=ferry0,mac=52:54:00:12:34:56,mtu=9000",
         "--net",
-        "fd=7",
+        "fd=7:8",
         "--balloon",
         "1G,reporting=off",
         "--disk",
@@ -111,14 +111,20 @@ fn a_guest_with_everything() {
             NetConfig {
                 tap: TapConfig::Existing("tap0".to_owned()),
                 mac: None,
+                queues: Some(4),
+                mtu: None,
             },
             NetConfig {
                 tap: TapConfig::Create("ferry0".to_owned()),
                 mac: Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]),
+                queues: None,
+                mtu: Some(9000),
             },
             NetConfig {
-                tap: TapConfig::Fd(7),
+                tap: TapConfig::Fds(vec![7, 8]),
                 mac: None,
+                queues: None,
+                mtu: None,
             },
         ],
         disks: vec![
@@ -221,7 +227,7 @@ fn a_receiver() {
     assert_eq!(passed.listen, Listen::Passed);
     let nets = vec![
         (0, TapConfig::Existing("t0".to_owned())),
-        (2, TapConfig::Fd(9)),
+        (2, TapConfig::Fds(vec![9])),
     ];
     assert_eq!(config.nets, nets);
     let (number, disk) = &config.disks[0];
@@ -254,7 +260,17 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["run", "a", "--net", "tap=x", "--net", "tap=x"],
         &["run", "a", "--net", "tap=sixteen-letters-"],
         &["run", "a", "--net", "tap=x,mac=01:00:00:00:00:00"],
-        &["run", "a", "--net", "tap=x,mtu=9000"],
+        &["run", "a", "--net", "tap=x,mtu=67"],
+        &["run", "a", "--net", "tap=x,mtu=65522"],
+        &["run", "a", "--net", "tap=x,mtu=+100"],
+        &["run", "a", "--net", "tap=x,mtu=1500,mtu=1500"],
+        &["run", "a", "--net", "tap=x,queues=0"],
+        &["run", "a", "--net", "tap=x,queues=9"],
+        &["run", "a", "--net", "tap=x,queues=1,queues=1"],
+        &["run", "a", "--net", "fd=7,queues=2"],
+        &["run", "a", "--net", "fd=7:7"],
+        &["run", "a", "--net", "fd=7:"],
+        &["run", "a", "--net", "fd=3:4:5:6:7:8:9:10:11"],
         &["run", "a", "--balloon", "much"],
         &["run", "a", "--balloon", "1G"],
         &["balloon", "--control", "/c"],

@@ -26,6 +26,8 @@ fn net(name: &str) -> NetConfig {
     NetConfig {
         tap: TapConfig::Existing(name.to_owned()),
         mac: None,
+        queues: None,
+        mtu: None,
     }
 }
 
@@ -161,7 +163,7 @@ fn devices_do_not_share() {
     );
     let create = NetConfig {
         tap: TapConfig::Create("a".to_owned()),
-        mac: None,
+        ..net("a")
     };
     assert_eq!(
         with(vec![net("a"), create]),

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::virtio::block::disk::Disk;
-use devices::virtio::net::Tap;
 use kvm_ioctls::Kvm;
 use migration::cancel::CancelToken;
 use migration::destination::ReceiveOptions;
@@ -57,7 +56,9 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
     let manager = Manager::connect();
     let paths = Paths::open(config.control.as_deref(), &config.serial)?;
     // Beforehand: later nothing can be opened, and who gave a tap that cannot be had learns it now.
-    let open = |(card, wanted): &(u32, TapConfig)| Ok::<_, GuestError>((*card, tap::open(wanted)?));
+    let open = |(card, wanted): &(u32, TapConfig)| {
+        Ok::<_, GuestError>((*card, tap::open_for_any(wanted)?))
+    };
     let taps = config.nets.iter().map(open).collect::<Result<_, _>>()?;
     let open =
         |(number, wanted): &(u32, DiskFile)| Ok::<_, GuestError>((*number, disk::open(wanted)?));
@@ -338,8 +339,8 @@ impl Receiver {
             log: self.log,
             rewound: false,
             make_parts: &mut || self.supplies.parts(),
-            open_tap: &mut |card| {
-                let tap = self.tap(card)?;
+            open_tap: &mut |card, shape| {
+                let tap = self.supplies.tap(card, shape, "start the receiver with")?;
                 cards.push(CardInfo {
                     tap: tap.name().to_owned(),
                     mac: None,
@@ -406,13 +407,6 @@ impl Receiver {
                 self.manager.ready(text);
             }
         }
-    }
-
-    /// What the user gave for the guest's nth card. It stays open here for another attempt.
-    fn tap(&self, card: u32) -> Result<Tap, GuestError> {
-        let tap = self.supplies.tap(card, "start the receiver with")?;
-        tap.fresh()
-            .map_err(|e| GuestError::new(format!("cannot use tap {} again", tap.name()), e))
     }
 
     /// What the user gave for the guest's nth disk.

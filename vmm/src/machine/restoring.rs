@@ -5,7 +5,6 @@
 
 use std::fs::File;
 
-use devices::virtio::net::Tap;
 use kvm_ioctls::Kvm;
 use migration::cancel::CancelToken;
 use migration::destination::{self, RestoreError, Snapshot};
@@ -44,7 +43,7 @@ pub fn restore(config: RestoreConfig) -> Result<End, MachineError> {
     };
     let files = config.files.iter().map(open).collect::<Result<_, _>>()?;
     let paths = Paths::open(config.control.as_deref(), &config.serial)?;
-    let open = |(card, wanted)| Ok::<_, GuestError>((card, tap::open(wanted)?));
+    let open = |(card, wanted)| Ok::<_, GuestError>((card, tap::open_for_any(wanted)?));
     let nets = config.nets.iter().map(|(card, wanted)| (*card, wanted));
     let taps = nets.map(open).collect::<Result<_, _>>()?;
     let gauges = Gauges::open();
@@ -130,8 +129,8 @@ impl Restorer {
             log: self.log,
             rewound: true,
             make_parts: &mut || self.supplies.parts(),
-            open_tap: &mut |card| {
-                let tap = self.tap(card)?;
+            open_tap: &mut |card, shape| {
+                let tap = self.supplies.tap(card, shape, "restore it with")?;
                 cards.push(CardInfo {
                     tap: tap.name().to_owned(),
                     mac: None,
@@ -175,12 +174,5 @@ impl Restorer {
             }
         };
         Ok((vm, cards))
-    }
-
-    /// What the user gave for the guest's nth card.
-    fn tap(&self, card: u32) -> Result<Tap, GuestError> {
-        let tap = self.supplies.tap(card, "restore it with")?;
-        tap.fresh()
-            .map_err(|e| GuestError::new(format!("cannot use tap {}", tap.name()), e))
     }
 }

@@ -15,7 +15,7 @@ use super::status::CardInfo;
 use super::supervisor::Supervisor;
 use super::{End, MachineError, disk, tap};
 use crate::boot::{self, Initrd, Kernel};
-use crate::config::{GuestConfig, KernelConfig, MemoryBacking, NetConfig, display_mac};
+use crate::config::{GuestConfig, KernelConfig, MemoryBacking, display_mac};
 use crate::console::Signals;
 use crate::kvm::cpuid::baseline::{self, Baseline};
 use crate::kvm::{self, cpuid, probe};
@@ -23,7 +23,7 @@ use crate::layout;
 use crate::memory::Backing;
 use crate::sandbox::Sandbox;
 use crate::tls;
-use crate::vm::{Backend, BlankVm, LogChoice, Making, RunningVm, Shape};
+use crate::vm::{Backend, BlankVm, CardShape, LogChoice, Making, RunningVm, Shape};
 
 /// Starts a guest and stays with it until it ends, leaves, or is stopped.
 ///
@@ -160,14 +160,18 @@ fn cmdline(config: &GuestConfig, shape: &Shape) -> String {
 fn backends(config: &GuestConfig) -> Result<(Vec<Backend>, Vec<CardInfo>), MachineError> {
     let mut backends = Vec::new();
     let mut cards = Vec::new();
-    for NetConfig { tap: wanted, mac } in &config.nets {
-        let tap = tap::open(wanted)?;
-        let mac = mac.unwrap_or_else(random_mac);
+    for net in &config.nets {
+        let tap = tap::open(net)?;
+        let mac = net.mac.unwrap_or_else(random_mac);
         cards.push(CardInfo {
             tap: tap.name().to_owned(),
             mac: Some(display_mac(mac)),
         });
-        backends.push(Backend::Net { tap, mac });
+        let shape = CardShape {
+            pairs: net.pairs(),
+            mtu: net.mtu,
+        };
+        backends.push(Backend::Net { tap, shape, mac });
     }
     for (number, disk) in (0..).zip(&config.disks) {
         backends.push(disk::backend(number, disk)?);

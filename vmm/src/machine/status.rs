@@ -71,16 +71,16 @@ fn devices(view: &View, cards: &[CardInfo]) -> Vec<DeviceStatus> {
     }];
     for (slot, kind) in (0u32..).zip(&view.slots) {
         let card = match kind {
-            SlotKind::Net => cards.next(),
+            SlotKind::Net(_) => cards.next(),
             SlotKind::Rng | SlotKind::Balloon | SlotKind::Block(_) => None,
         };
         let disk = match kind {
             SlotKind::Block(_) => disks.next(),
-            SlotKind::Net | SlotKind::Rng | SlotKind::Balloon => None,
+            SlotKind::Net(_) | SlotKind::Rng | SlotKind::Balloon => None,
         };
         list.push(DeviceStatus {
             kind: match kind {
-                SlotKind::Net => "virtio-net".into(),
+                SlotKind::Net(_) => "virtio-net".into(),
                 SlotKind::Rng => "virtio-rng".into(),
                 SlotKind::Balloon => "virtio-balloon".into(),
                 SlotKind::Block(_) => "virtio-blk".into(),

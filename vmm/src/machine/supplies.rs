@@ -9,7 +9,7 @@ use super::MachineError;
 use super::supervisor::Supervisor;
 use crate::console::Output;
 use crate::vcpu::EventSender;
-use crate::vm::LocalParts;
+use crate::vm::{CardShape, LocalParts};
 
 /// Taken from the supervisor for the thread that makes the guest.
 pub(super) struct Supplies {
@@ -44,14 +44,25 @@ impl Supplies {
         })
     }
 
-    /// What the user gave for the guest's nth card. `how` says, before the flag that was missing, what to do.
-    pub fn tap(&self, card: u32, how: &str) -> Result<&Tap, GuestError> {
+    /// What the user gave for the guest's nth card, with a queue for each of its pairs. It stays open here for another
+    /// attempt. `how` says, before the flag that was missing, what to do.
+    pub fn tap(&self, card: u32, shape: &CardShape, how: &str) -> Result<Tap, GuestError> {
         let mut taps = self.taps.iter();
-        let found = taps.find(|(index, _)| *index == card);
-        found.map(|(_, tap)| tap).ok_or_else(|| {
-            GuestError::bare(format!(
+        let Some((_, tap)) = taps.find(|(index, _)| *index == card) else {
+            return Err(GuestError::bare(format!(
                 "the guest's network card {card} has no tap here: {how} --net {card}=tap=NAME"
-            ))
-        })
+            )));
+        };
+        tap.carries(shape.mtu)
+            .and_then(|()| tap.fresh(shape.pairs))
+            .map_err(|e| {
+                GuestError::new(
+                    format!(
+                        "cannot use tap {} for the guest's network card {card}",
+                        tap.name()
+                    ),
+                    e,
+                )
+            })
     }
 }

@@ -106,8 +106,8 @@ impl Kind {
     fn work(self) -> &'static [Group] {
         match self {
             Kind::Main => &[EVENT_LOOP, WAKE_UPS, FAREWELL],
-            Kind::Vcpu => &[RUN, VCPU_STATE, THROTTLE, RING, CARD],
-            Kind::Virtio => &[EVENT_LOOP, CARD, DISK, RELEASE],
+            Kind::Vcpu => &[RUN, VCPU_STATE, THROTTLE, RING, CARD, CARD_QUEUES],
+            Kind::Virtio => &[EVENT_LOOP, CARD, CARD_QUEUES, DISK, RELEASE],
             Kind::Source => &[
                 CONNECTIONS,
                 KEEP,
@@ -411,6 +411,9 @@ const DIRTY_LOG: Group = &[
 /// A driver chooses offloads, by its features or by the control queue; a device that goes on after a pause has its own.
 const CARD: Group = &[ioctl(TUNSETOFFLOAD)];
 
+/// A driver says how many queue pairs it uses, and by a reset that it uses one: the tap's queues are attached or detached.
+const CARD_QUEUES: Group = &[ioctl(TUNSETQUEUE)];
+
 /// A disk: data to and from guest memory, or over a buffer, flushes, holes and zeros.
 const DISK: Group = &[
     call(libc::SYS_preadv),
@@ -438,6 +441,7 @@ const CARD_SETUP: Group = &[
     ioctl(TUNGETIFF),
     ioctl(TUNSETVNETHDRSZ),
     ioctl(TUNSETOFFLOAD),
+    ioctl(TUNSETQUEUE),
     equal(libc::SYS_fcntl, 1, libc::F_SETFL),
 ];
 

@@ -88,6 +88,7 @@ pub const PAGEMAP_SCAN: u64 = request_code_readwrite!(b'f', 16, 96);
 
 // On a tap.
 pub const TUNGETIFF: u64 = libc::TUNGETIFF;
+pub const TUNSETQUEUE: u64 = libc::TUNSETQUEUE;
 pub const TUNSETOFFLOAD: u64 = libc::TUNSETOFFLOAD;
 pub const TUNSETVNETHDRSZ: u64 = libc::TUNSETVNETHDRSZ;
 

@@ -125,6 +125,11 @@ fn forbidden() -> Vec<(&'static str, [i64; 7], &'static [Kind])> {
             &[Kind::Vcpu, Kind::Receiver],
         ),
         ("another tap", ioctl(libc::TUNSETIFF), &[]),
+        (
+            "another queue of the tap",
+            ioctl(libc::TUNSETQUEUE),
+            &[Kind::Vcpu, Kind::Virtio, Kind::Receiver],
+        ),
         ("typing into the terminal", ioctl(libc::TIOCSTI), &[]),
         (
             "prctl(PR_SET_DUMPABLE)",

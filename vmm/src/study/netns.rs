@@ -105,6 +105,17 @@ impl Netns {
         self.up(name, bridge)
     }
 
+    /// Adds a tap of several queues, as a port of a bridge if one is given.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn add_multi_queue_tap(&self, name: &str, bridge: Option<&str>) -> Result<(), NetnsError> {
+        self.ip(&format!(
+            "tuntap add dev {name} mode tap multi_queue vnet_hdr"
+        ))?;
+        self.up(name, bridge)
+    }
+
     /// Joins two namespaces by a pair of devices, each up.
     ///
     /// # Errors

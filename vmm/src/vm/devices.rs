@@ -14,7 +14,7 @@ use devices::virtio::balloon::{BalloonParts, Levels, VirtioBalloon};
 use devices::virtio::block::{BlockParts, VirtioBlock, disk::Disk};
 use devices::virtio::net::{NetParts, Tap, VirtioNet};
 use devices::virtio::rng::VirtioRng;
-use devices::virtio::{MmioParts, QUEUE_NOTIFY, VirtioDevice, VirtioMmio};
+use devices::virtio::{INTERRUPT_ACK, MmioParts, QUEUE_NOTIFY, VirtioDevice, VirtioMmio};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use migration::guest::{GuestError, GuestRam, Heartbeat};
 use migration::state::VmState;
@@ -22,19 +22,21 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::balloon::{self, Balloon};
 use super::disks::Disks;
-use super::io_thread::{IoThread, lock};
-use super::shape::{DiskShape, SlotKind};
+use super::io_thread::{self, IoThread, lock};
+use super::shape::{CardShape, DiskShape, SlotKind};
 use crate::layout;
 use crate::vcpu::Buses;
 
 /// What a device in a slot does its work with, on this host.
 #[derive(Debug)]
 pub enum Backend {
-    /// A network card: its tap, and its MAC address where it is made fresh.
+    /// A network card.
     Net {
-        /// The host's end.
+        /// The host's end, with a queue for each pair.
         tap: Tap,
-        /// The guest's MAC address; one that arrives keeps its own.
+        /// What is the same of it on every host.
+        shape: CardShape,
+        /// The guest's MAC address where it is made fresh; one that arrives keeps its own.
         mac: [u8; 6],
     },
     /// An entropy source: this host's.
@@ -63,7 +65,7 @@ impl Backend {
     /// The kind of slot it serves.
     pub fn kind(&self) -> SlotKind {
         match self {
-            Backend::Net { .. } => SlotKind::Net,
+            Backend::Net { shape, .. } => SlotKind::Net(*shape),
             Backend::Rng => SlotKind::Rng,
             Backend::Balloon { .. } => SlotKind::Balloon,
             Backend::Block { shape, .. } => SlotKind::Block(*shape),
@@ -71,7 +73,8 @@ impl Backend {
     }
 }
 
-/// A virtio slot, wired to KVM: doorbells as ioeventfds, the interrupt as an irqfd.
+/// A virtio slot, wired to KVM: doorbells as ioeventfds, the interrupt as an irqfd, and its acknowledgement as another
+/// ioeventfd, which nobody reads.
 struct SlotParts {
     slot: u32,
     backend: Backend,
@@ -198,6 +201,16 @@ impl SlotParts {
             })?;
             queues.push(fd);
         }
+        // KVM holds on to the eventfd by itself.
+        let (offset, used) = INTERRUPT_ACK;
+        let acknowledged = IoEventAddress::Mmio(layout::slot_address(slot) + offset);
+        vm.register_ioevent(&eventfd()?, &acknowledged, used)
+            .map_err(|e| {
+                GuestError::new(
+                    format!("wire the acknowledgements of virtio slot {slot}"),
+                    e,
+                )
+            })?;
         Ok(Self {
             slot,
             backend,
@@ -226,9 +239,10 @@ impl SlotParts {
                 };
                 Box::new(state.restore::<VirtioNet>(slot, parts).map_err(restore)?)
             }
-            (Backend::Net { tap, mac }, None) => Box::new(
-                VirtioNet::new(mac, None, Box::new(tap)).map_err(refuse("make a network card"))?,
-            ),
+            (Backend::Net { tap, shape, mac }, None) => {
+                let card = VirtioNet::new(mac, shape.mtu, Box::new(tap));
+                Box::new(card.map_err(refuse("make a network card"))?)
+            }
             (Backend::Rng, Some(state)) => {
                 Box::new(state.restore::<VirtioRng>(slot, ()).map_err(restore)?)
             }
@@ -280,7 +294,7 @@ impl SlotParts {
             None => VirtioMmio::new(parts).map_err(refuse("make a virtio device"))?,
         };
         let mmio = Arc::new(Mutex::new(mmio));
-        let io = IoThread::spawn(slot, mmio.clone(), queues)?;
+        let io = io_thread::spawn(slot, &mmio, queues)?;
         Ok(Unit {
             slot,
             net,
@@ -299,14 +313,14 @@ fn balloon_parts(levels: Arc<Levels>) -> BalloonParts {
     }
 }
 
-/// A virtio device with its thread.
+/// A virtio device with its threads.
 struct Unit {
     slot: u32,
     net: bool,
     balloon: Option<Balloon>,
     mmio: Arc<Mutex<VirtioMmio>>,
-    /// Ends with the unit.
-    _io: IoThread,
+    /// End with the unit.
+    _io: Vec<IoThread>,
 }
 
 /// The devices of a VM.

@@ -13,7 +13,7 @@ use migration::state::{Kind, Snapshot, VmState};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::STATE_VERSION;
-use super::shape::{self, DiskShape, Shape, SlotKind};
+use super::shape::{self, CardShape, DiskShape, Shape, SlotKind};
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::kvm::vm_state::VmCommonState;
@@ -120,8 +120,19 @@ fn guest() -> Shape {
         cpuid: vec![filled(1), filled(2), kvm_cpuid_entry2::default()],
         tsc_khz: Some(2_345_678),
         msrs: vec![0x10, 0x6e0],
-        slots: vec![SlotKind::Net, SlotKind::Block(disk()), SlotKind::Rng],
+        slots: vec![
+            SlotKind::Net(card()),
+            SlotKind::Block(disk()),
+            SlotKind::Rng,
+        ],
         heartbeat: true,
+    }
+}
+
+fn card() -> CardShape {
+    CardShape {
+        pairs: 4,
+        mtu: Some(9000),
     }
 }
 
@@ -195,22 +206,26 @@ fn the_first_cpu_model_is_read() {
     assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
 }
 
-/// Version 1 of the device list knows no disks.
+/// To versions 1 and 2 of the device list a network card has one queue pair; version 1 knows no disks.
 #[test]
-fn the_first_device_list_is_read() {
-    let without = Shape {
-        slots: vec![SlotKind::Net, SlotKind::Rng],
-        ..guest()
-    };
-    let said = without.describe().unwrap();
-    let list = kept(&ours(), 1, "device_list").unwrap();
-    let mut sections = arrived(Kind::DEVICE_LIST, 1, list).sections().to_vec();
-    sections.push(said.sections.section(Kind::CPU_MODEL, 0).unwrap().clone());
-    let arrived = Description {
-        sections: VmState::from_sections(sections),
-        ..said.clone()
-    };
-    assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
+fn older_device_lists_are_read() {
+    let card = SlotKind::Net(CardShape::PLAIN);
+    let older = [
+        (1, vec![card, SlotKind::Rng]),
+        (2, vec![card, SlotKind::Block(disk()), SlotKind::Rng]),
+    ];
+    for (version, slots) in older {
+        let guest = Shape { slots, ..guest() };
+        let said = guest.describe().unwrap();
+        let list = kept(&ours(), version, "device_list").unwrap();
+        let mut sections = (arrived(Kind::DEVICE_LIST, version, list).sections()).to_vec();
+        sections.push(said.sections.section(Kind::CPU_MODEL, 0).unwrap().clone());
+        let arrived = Description {
+            sections: VmState::from_sections(sections),
+            ..said.clone()
+        };
+        assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
+    }
 }
 
 /// A guest with a balloon says so by its type alone: the list's form is that of one without.
@@ -226,13 +241,13 @@ fn a_balloon_is_in_the_device_list() {
     assert_eq!(shape.describe().unwrap(), said);
 }
 
-/// What is said of disks fits the slots, or the guest is refused before anything is made.
+/// What is said of disks and cards fits the slots, or the guest is refused before anything is made.
 #[test]
-fn disks_that_do_not_fit_their_slots_are_refused() {
-    let refusal = |slots: &[u32], disks: &[DiskShape]| {
+fn devices_that_do_not_fit_their_slots_are_refused() {
+    let refusal = |slots: &[u32], disks: &[DiskShape], cards: &[CardShape]| {
         let mut said = guest().describe().unwrap();
         let mut sections = VmState::default();
-        let list = (true, slots, disks);
+        let list = (true, slots, disks, cards);
         sections
             .put(Kind::DEVICE_LIST, 0, shape::DEVICES_VERSION, &list)
             .unwrap();
@@ -241,11 +256,26 @@ fn disks_that_do_not_fit_their_slots_are_refused() {
         said.sections = VmState::from_sections(sections);
         Shape::parse(&said).map(drop).unwrap_err().to_string()
     };
-    assert!(refusal(&[4, 2], &[]).contains("a disk in slot 1 of which nothing is said"));
-    assert!(refusal(&[4], &[disk()]).contains("describes 1 disks that it does not have"));
+    let nothing_said = [
+        (&[4, 2], "a disk in slot 1 of which nothing is said"),
+        (&[4, 1], "a network card in slot 1 of which nothing is said"),
+    ];
+    for (slots, wanted) in nothing_said {
+        let text = refusal(slots, &[], &[]);
+        assert!(text.contains(wanted), "{text}");
+    }
+    assert!(refusal(&[4], &[disk()], &[]).contains("describes 1 disks that it does not have"));
+    let text = refusal(&[4], &[], &[card(), card()]);
+    assert!(
+        text.contains("describes 2 network cards that it does not have"),
+        "{text}"
+    );
     for queues in [0, 9, u16::MAX] {
-        let text = refusal(&[2], &[DiskShape { queues, ..disk() }]);
+        let text = refusal(&[2], &[DiskShape { queues, ..disk() }], &[]);
         assert!(text.contains(&format!("has {queues} queues")), "{text}");
+        let pairs = queues;
+        let text = refusal(&[1], &[], &[CardShape { pairs, ..card() }]);
+        assert!(text.contains(&format!("has {pairs} queue pairs")), "{text}");
     }
 }
 

@@ -14,7 +14,7 @@ use super::blank::{BlankVm, Making};
 use super::devices::Backend;
 use super::log::LogChoice;
 use super::room::Gauges;
-use super::shape::{DiskShape, Shape, SlotKind};
+use super::shape::{CardShape, DiskShape, Shape, SlotKind};
 use crate::memory::Backing;
 use crate::units::Size;
 use crate::vcpu::EventSender;
@@ -31,8 +31,8 @@ pub struct LocalParts {
 
 /// Makes the parts anew for each attempt: a failed move takes them along.
 pub type MakeParts<'a> = dyn FnMut() -> Result<LocalParts, GuestError> + 'a;
-/// Opens the tap of the guest's nth network card, counted from 0.
-pub type OpenTap<'a> = dyn FnMut(u32) -> Result<Tap, GuestError> + 'a;
+/// Gives the tap of the guest's nth network card, counted from 0, which is such a card.
+pub type OpenTap<'a> = dyn FnMut(u32, &CardShape) -> Result<Tap, GuestError> + 'a;
 
 /// Gives the guest's nth disk, counted from 0.
 pub type OpenDisk<'a> = dyn FnMut(u32) -> Result<Arc<Disk>, GuestError> + 'a;
@@ -89,11 +89,15 @@ impl Host for ReceivingHost<'_> {
                     reporting: false,
                     deflate_on_oom: false,
                 },
-                SlotKind::Net => {
-                    let tap = (self.open_tap)(card)?;
+                SlotKind::Net(shape) => {
+                    let tap = (self.open_tap)(card, shape)?;
                     card += 1;
                     // The address arrives with the card's state.
-                    Backend::Net { tap, mac: [0; 6] }
+                    Backend::Net {
+                        tap,
+                        shape: *shape,
+                        mac: [0; 6],
+                    }
                 }
                 SlotKind::Block(shape) => {
                     let disk = (self.open_disk)(number)?;

@@ -51,7 +51,7 @@ pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
 pub use log::LogChoice;
 pub use room::Gauges;
-pub use shape::{CPU_VERSION, DEVICES_VERSION, DiskShape, Shape, SlotKind};
+pub use shape::{CPU_VERSION, CardShape, DEVICES_VERSION, DiskShape, Shape, SlotKind};
 pub use work::PERIOD as WORK_PERIOD;
 
 use devices::Devices;

@@ -3,6 +3,7 @@
 
 use devices::virtio::balloon;
 use devices::virtio::block::MAX_QUEUES;
+use devices::virtio::net::MAX_PAIRS;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 use migration::guest::{Description, GuestError};
@@ -16,8 +17,9 @@ use crate::kvm::msr;
 use crate::kvm::vcpu_state::{self, VcpuCaps};
 use crate::layout::VIRTIO_SLOTS;
 
-/// Version of the device list. Version 1, which is still read, knows no disks.
-pub const DEVICES_VERSION: u32 = 2;
+/// Version of the device list. Of those that are still read, version 1 knows no disks, and to both a network card has one
+/// queue pair.
+pub const DEVICES_VERSION: u32 = 3;
 /// Version of the CPU model. Version 1, which is still read, has no baseline and no MSRs.
 pub const CPU_VERSION: u32 = 2;
 /// A guest has no more MSRs than KVM takes in one call.
@@ -37,13 +39,30 @@ const TYPE_BALLOON: u32 = 5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SlotKind {
     /// virtio-net.
-    Net,
+    Net(CardShape),
     /// virtio-rng.
     Rng,
     /// virtio-balloon.
     Balloon,
     /// virtio-blk.
     Block(DiskShape),
+}
+
+/// What a network card is, whatever tap it is plugged into: the same on every host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CardShape {
+    /// How many queue pairs it has, 1 to [`MAX_PAIRS`].
+    pub pairs: u16,
+    /// The MTU that it announces, where it does.
+    pub mtu: Option<u16>,
+}
+
+impl CardShape {
+    /// A card of one pair that says nothing of its MTU, as all were once.
+    pub const PLAIN: Self = Self {
+        pairs: 1,
+        mtu: None,
+    };
 }
 
 /// What a disk is, whatever lies behind it: the same on every host.
@@ -63,18 +82,18 @@ impl SlotKind {
     /// The device type of the virtio specification.
     fn device_type(self) -> u32 {
         match self {
-            SlotKind::Net => TYPE_NET,
+            SlotKind::Net(_) => TYPE_NET,
             SlotKind::Rng => TYPE_RNG,
             SlotKind::Balloon => TYPE_BALLOON,
             SlotKind::Block(_) => TYPE_BLOCK,
         }
     }
 
-    /// How many queues it has: receive, transmit and control; one; all that balloons have; as many as the disk was made
-    /// with.
+    /// How many queues it has: receive and transmit of each pair, and control; one; all that balloons have; as many as the
+    /// disk was made with.
     pub fn queues(self) -> u32 {
         match self {
-            SlotKind::Net => 3,
+            SlotKind::Net(card) => 2 * u32::from(card.pairs) + 1,
             SlotKind::Rng => 1,
             SlotKind::Balloon => balloon::QUEUES.into(),
             SlotKind::Block(disk) => disk.queues.into(),
@@ -149,6 +168,16 @@ struct DeviceList {
     slots: Vec<u32>,
     /// The disks among them, in the same order.
     disks: Vec<DiskShape>,
+    /// The network cards among them, in the same order.
+    cards: Vec<CardShape>,
+}
+
+/// Its second version.
+#[derive(Debug, Serialize, Deserialize)]
+struct DeviceListV2 {
+    heartbeat: bool,
+    slots: Vec<u32>,
+    disks: Vec<DiskShape>,
 }
 
 /// Its first version.
@@ -158,13 +187,31 @@ struct DeviceListV1 {
     slots: Vec<u32>,
 }
 
+impl From<DeviceListV2> for DeviceList {
+    fn from(list: DeviceListV2) -> Self {
+        let DeviceListV2 {
+            heartbeat,
+            slots,
+            disks,
+        } = list;
+        let cards = slots.iter().filter(|&&id| id == TYPE_NET).count();
+        Self {
+            heartbeat,
+            disks,
+            // Of as many as there can be: more are refused anyway.
+            cards: vec![CardShape::PLAIN; cards.min(VIRTIO_SLOTS as usize)],
+            slots,
+        }
+    }
+}
+
 impl From<DeviceListV1> for DeviceList {
     fn from(DeviceListV1 { heartbeat, slots }: DeviceListV1) -> Self {
-        Self {
+        Self::from(DeviceListV2 {
             heartbeat,
             slots,
             disks: Vec::new(),
-        }
+        })
     }
 }
 
@@ -173,6 +220,9 @@ impl DeviceList {
         match sections.section(Kind::DEVICE_LIST, 0)?.version {
             1 => sections
                 .get::<DeviceListV1>(Kind::DEVICE_LIST, 0, 1)
+                .map(Self::from),
+            2 => sections
+                .get::<DeviceListV2>(Kind::DEVICE_LIST, 0, 2)
                 .map(Self::from),
             _ => sections.get(Kind::DEVICE_LIST, 0, DEVICES_VERSION),
         }
@@ -199,7 +249,13 @@ impl Shape {
             disks: (self.slots.iter())
                 .filter_map(|slot| match slot {
                     SlotKind::Block(disk) => Some(*disk),
-                    SlotKind::Net | SlotKind::Rng | SlotKind::Balloon => None,
+                    SlotKind::Net(_) | SlotKind::Rng | SlotKind::Balloon => None,
+                })
+                .collect(),
+            cards: (self.slots.iter())
+                .filter_map(|slot| match slot {
+                    SlotKind::Net(card) => Some(*card),
+                    SlotKind::Block(_) | SlotKind::Rng | SlotKind::Balloon => None,
                 })
                 .collect(),
         };
@@ -326,7 +382,7 @@ fn check_cpuid(guest: &[kvm_cpuid_entry2], kvm: &Kvm) -> Result<(), GuestError> 
 /// The slots of a device list that arrived.
 fn slots(list: &DeviceList) -> Result<Vec<SlotKind>, GuestError> {
     let types = &list.slots;
-    let mut disks = list.disks.iter();
+    let (mut disks, mut cards) = (list.disks.iter(), list.cards.iter());
     if types.len() > VIRTIO_SLOTS as usize {
         return Err(GuestError::bare(format!(
             "the guest has {} virtio devices; this ferry has {VIRTIO_SLOTS} slots",
@@ -337,7 +393,7 @@ fn slots(list: &DeviceList) -> Result<Vec<SlotKind>, GuestError> {
         .iter()
         .enumerate()
         .map(|(slot, &id)| match id {
-            TYPE_NET => Ok(SlotKind::Net),
+            TYPE_NET => card(slot, cards.next()),
             TYPE_RNG => Ok(SlotKind::Rng),
             TYPE_BALLOON => Ok(SlotKind::Balloon),
             TYPE_BLOCK => disk(slot, disks.next()),
@@ -346,12 +402,30 @@ fn slots(list: &DeviceList) -> Result<Vec<SlotKind>, GuestError> {
             ))),
         })
         .collect::<Result<_, _>>()?;
-    match disks.count() {
-        0 => Ok(slots),
-        more => Err(GuestError::bare(format!(
-            "the guest's device list describes {more} disks that it does not have: run the same ferry on both ends"
-        ))),
+    for (what, more) in [("disks", disks.count()), ("network cards", cards.count())] {
+        if more > 0 {
+            return Err(GuestError::bare(format!(
+                "the guest's device list describes {more} {what} that it does not have: run the same ferry on both ends"
+            )));
+        }
     }
+    Ok(slots)
+}
+
+/// The network card in a slot, as far as it can be judged without the tap.
+fn card(slot: usize, described: Option<&CardShape>) -> Result<SlotKind, GuestError> {
+    let Some(card) = described else {
+        return Err(GuestError::bare(format!(
+            "the guest has a network card in slot {slot} of which nothing is said: run the same ferry on both ends"
+        )));
+    };
+    if !(1..=MAX_PAIRS).contains(&card.pairs) {
+        return Err(GuestError::bare(format!(
+            "the guest's network card in slot {slot} has {} queue pairs; this ferry has cards of 1 to {MAX_PAIRS}",
+            card.pairs
+        )));
+    }
+    Ok(SlotKind::Net(*card))
 }
 
 /// The disk in a slot, as far as it can be judged without the host's end.

@@ -2,22 +2,27 @@
 //! interrupt line and an eventfd a queue.
 //!
 //! It holds the queues and hands them to the device for one burst at a time. The VMM's I/O thread calls
-//! [`VirtioMmio::queue_event`] and [`VirtioMmio::backend_event`]; vCPUs come in by the registers; both under one lock,
-//! which is a leaf: nothing else is locked while it is held.
+//! [`VirtioMmio::queue_event`] and [`VirtioMmio::backend_event`]; vCPUs come in by the registers; both under one lock.
+//! Where the device has lanes ([`VirtioMmio::lanes`]) their queues are served by threads of their own, without that lock.
+//! It is taken before a lane's, never after; but for that both are leaves: nothing else is locked while they are held.
 
+mod lanes;
 mod registers;
 mod snapshot;
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use migration::state::{Snapshot, StateError, VmState};
 use virtio_bindings::{virtio_config, virtio_mmio, virtio_ring};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{QueueIo, VirtioDevice};
-use super::queue::{QueueError, Ring};
+use self::lanes::{Queues, Shared};
+use super::device::VirtioDevice;
+use super::queue::Ring;
 use crate::GuestRam;
 
+pub use lanes::MmioLane;
 pub use snapshot::MmioState;
 
 /// Bytes of address space of the registers and the configuration space; a slot may have more.
@@ -25,6 +30,15 @@ pub const MMIO_LEN: u64 = 0x200;
 /// Offset of the QueueNotify register. The VMM lets an ioeventfd a queue answer to 4-byte writes here, with
 /// the queue's index as datamatch; a write that still arrives as an exit does the same.
 pub const QUEUE_NOTIFY: u64 = virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// Offset of the InterruptACK register, and what a driver writes there that has seen no more than used buffers. The VMM may
+/// keep that write for itself (an ioeventfd that nobody reads), which saves the vCPU a way out of KVM in every interrupt.
+/// The bit of the interrupt status then stays set. All it says is that there may be used buffers, and drivers look for them
+/// behind the acknowledgement in any case.
+pub const INTERRUPT_ACK: (u64, u32) = (
+    virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK as u64,
+    USED_INTERRUPT,
+);
 
 /// The most queues of a device.
 const MAX_QUEUES: usize = 64;
@@ -58,22 +72,20 @@ pub struct MmioParts {
 
 /// A virtio device behind the memory-mapped transport. New or restored it is paused.
 pub struct VirtioMmio {
-    /// The device status (2.1), as the driver reads it.
+    /// The device status (2.1), but for NEEDS_RESET.
     status: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
     /// What the driver accepted; final once the status has FEATURES_OK.
     driver_features: u64,
     queue_sel: u32,
-    interrupt_status: u32,
-    config_generation: u32,
-    rings: Vec<Ring>,
+    lanes: Vec<MmioLane>,
+    /// The queues behind those of the lanes.
+    own: Queues,
     paused: bool,
     /// The next resume is the first after a restore.
     restored: bool,
-    ram: GuestRam,
-    irq: EventFd,
-    queue_events: Vec<EventFd>,
+    shared: Arc<Shared>,
     device: Box<dyn VirtioDevice>,
 }
 
@@ -83,7 +95,7 @@ impl std::fmt::Debug for VirtioMmio {
             .field("device_type", &self.device.device_type())
             .field("status", &self.status)
             .field("driver_features", &self.driver_features)
-            .field("rings", &self.rings)
+            .field("own", &self.own)
             .field("paused", &self.paused)
             .finish_non_exhaustive()
     }
@@ -98,28 +110,59 @@ impl VirtioMmio {
         Self::restore(MmioState::reset(&*parts.device), parts)
     }
 
-    /// Queue `index` was notified of: does one burst of its work.
+    /// Queue `index` was notified of: does one burst of its work, also if it is a lane's.
     pub fn queue_event(&mut self, index: usize) {
-        if self.works() && self.rings.get(index).is_some_and(Ring::ready) {
-            self.work(|device, io| device.process_queue(io, index));
+        if !self.works() {
+            return;
+        }
+        let device = &mut self.device;
+        match self
+            .lanes
+            .iter()
+            .find(|lane| lane.queues().contains(&index))
+        {
+            Some(lane) if lane.queue_event(index) => {}
+            // One that the driver does not know of: its queues mean something else then.
+            Some(lane) => {
+                let queues = &mut lane.lock().queues;
+                if queues.ring(index).is_some_and(|ring| ring.ready()) {
+                    self.shared
+                        .work(queues, |io| device.process_queue(io, index));
+                }
+            }
+            None => {
+                if self.own.ring(index).is_some_and(|ring| ring.ready()) {
+                    self.shared
+                        .work(&mut self.own, |io| device.process_queue(io, index));
+                }
+            }
         }
     }
 
-    /// The backend became readable or writable: does one burst of work.
+    /// A backend became readable or writable: does one burst of work, also of every lane.
     pub fn backend_event(&mut self) {
         if self.works() {
-            self.work(|device, io| device.process_backend(io));
+            let device = &mut self.device;
+            self.shared
+                .work(&mut self.own, |io| device.process_backend(io));
+            self.lanes.iter().for_each(MmioLane::backend_event);
         }
     }
 
-    /// The descriptor to poll, edge-triggered, for reading and writing.
+    /// The descriptor to poll, edge-triggered, for reading and writing, beside those of the lanes.
     pub fn backend_fd(&self) -> Option<RawFd> {
         self.device.backend_fd()
     }
 
+    /// The lanes. Who serves one by a thread of its own comes back to [`VirtioMmio::queue_event`] where the lane's says
+    /// `false`.
+    pub fn lanes(&self) -> &[MmioLane] {
+        &self.lanes
+    }
+
     /// How many queues there are.
     pub fn queue_count(&self) -> usize {
-        self.rings.len()
+        self.shared.queue_events.len()
     }
 
     /// Device ID (virtio 1.2, 5).
@@ -145,16 +188,18 @@ impl VirtioMmio {
     /// Lets the device rest: on return it writes no guest memory and raises no interrupt, whatever happens.
     pub fn pause(&mut self) {
         self.paused = true;
+        self.direct_lanes();
     }
 
     /// Lets the device go on. Every queue's eventfd is signalled, since events were ignored and, after a restore, those
     /// of the other host are lost; so are its interrupts, and both are raised once.
     pub fn resume(&mut self) {
         self.paused = false;
+        self.direct_lanes();
         if self.is_active() {
             self.kick();
             if std::mem::take(&mut self.restored) {
-                self.interrupt(USED_INTERRUPT | CONFIG_INTERRUPT);
+                self.shared.interrupt(USED_INTERRUPT | CONFIG_INTERRUPT);
             }
         }
         self.restored = false;
@@ -171,9 +216,9 @@ impl VirtioMmio {
     /// The configuration space changed by the host's doing, and the driver is told. Not while the device rests: what
     /// it is then is being saved.
     pub fn config_changed(&mut self) {
-        self.config_generation = self.config_generation.wrapping_add(1);
+        self.shared.config_changed();
         if self.works() {
-            self.interrupt(CONFIG_INTERRUPT);
+            self.shared.interrupt(CONFIG_INTERRUPT);
         }
     }
 
@@ -193,65 +238,43 @@ impl VirtioMmio {
 
     /// Whether the driver uses the device and neither side has given it up.
     fn in_use(&self) -> bool {
-        self.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK
+        self.status & (DRIVER_OK | FAILED) == DRIVER_OK && !self.shared.is_broken()
+    }
+
+    /// Tells every lane whether it works now.
+    fn direct_lanes(&self) {
+        let in_use = self.device.lanes_in_use();
+        for (index, lane) in self.lanes.iter().enumerate() {
+            lane.let_work(self.works() && index < in_use);
+        }
+    }
+
+    /// Does something with queue `index`; None where there is none.
+    fn with_ring<R>(&mut self, index: usize, act: impl FnOnce(&mut Ring) -> R) -> Option<R> {
+        match self
+            .lanes
+            .iter()
+            .find(|lane| lane.queues().contains(&index))
+        {
+            Some(lane) => lane.lock().queues.ring(index).map(act),
+            None => self.own.ring(index).map(act),
+        }
     }
 
     fn event_idx(&self) -> bool {
         self.driver_features & 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX != 0
     }
 
-    /// One burst of work, and what follows from it: interrupts, and eventfds for what is left.
-    fn work(
-        &mut self,
-        burst: impl FnOnce(&mut dyn VirtioDevice, &mut QueueIo<'_>) -> Result<(), QueueError>,
-    ) {
-        let mut io = QueueIo::new(&self.ram, &mut self.rings);
-        let done = burst(&mut *self.device, &mut io);
-        let (again, config_changed) = io.said();
-        if config_changed {
-            self.config_generation = self.config_generation.wrapping_add(1);
-        }
-        for (index, event) in self.queue_events.iter().enumerate() {
-            if again >> index & 1 == 1 {
-                signal(event);
-            }
-        }
-        let mut due = false;
-        let asked = self.rings.iter_mut().try_for_each(|ring| {
-            due |= ring.interrupt_due(&self.ram)?;
-            Ok(())
-        });
-        if due {
-            self.interrupt(USED_INTERRUPT);
-        }
-        if let Err(error) = done.and(asked) {
-            self.needs_reset(&error.to_string());
-        }
-    }
-
-    /// The device is out of order until the driver resets it (2.1.2). Said once: it does no work until then.
+    /// The device is out of order until the driver resets it. Said once: it does no work until then.
     fn needs_reset(&mut self, why: &str) {
-        if self.status & NEEDS_RESET != 0 {
-            return;
+        if self.shared.give_up(why) && self.status & DRIVER_OK != 0 {
+            self.shared.interrupt(CONFIG_INTERRUPT);
         }
-        tracing::warn!(
-            "virtio device of type {} needs a reset by its driver: {why}",
-            self.device.device_type()
-        );
-        self.status |= NEEDS_RESET;
-        if self.status & DRIVER_OK != 0 {
-            self.interrupt(CONFIG_INTERRUPT);
-        }
-    }
-
-    fn interrupt(&mut self, why: u32) {
-        self.interrupt_status |= why;
-        signal(&self.irq);
     }
 
     /// Has every queue looked at.
     fn kick(&self) {
-        self.queue_events.iter().for_each(signal);
+        self.shared.queue_events.iter().for_each(signal);
     }
 }
 

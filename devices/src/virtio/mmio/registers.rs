@@ -1,5 +1,7 @@
 //! The register file (virtio 1.2, 4.2.2) and the status state machine (2.1, 3.1.1).
 
+use std::sync::atomic::Ordering;
+
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio as reg;
 
@@ -62,11 +64,22 @@ fn set_half(value: &mut u64, select: u32, half: u32) {
 }
 
 impl VirtioMmio {
-    fn selected(&self) -> Option<&Ring> {
-        self.rings.get(usize::try_from(self.queue_sel).ok()?)
+    /// Does something with the queue that the driver has selected; None where there is none.
+    fn with_selected<R>(&mut self, act: impl FnOnce(&mut Ring) -> R) -> Option<R> {
+        self.with_ring(usize::try_from(self.queue_sel).ok()?, act)
     }
 
-    fn read_register(&self, offset: u32) -> u32 {
+    /// The status as the driver reads it.
+    pub(super) fn status(&self) -> u32 {
+        let needs_reset = if self.shared.is_broken() {
+            NEEDS_RESET
+        } else {
+            0
+        };
+        self.status | needs_reset
+    }
+
+    fn read_register(&mut self, offset: u32) -> u32 {
         match offset {
             reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             reg::VIRTIO_MMIO_VERSION => VERSION,
@@ -76,12 +89,20 @@ impl VirtioMmio {
                 half(self.device_features(), self.device_features_sel)
             }
             reg::VIRTIO_MMIO_QUEUE_NUM_MAX => {
-                self.selected().map_or(0, |ring| ring.max_size().into())
+                let size = self.with_selected(|ring| ring.max_size());
+                size.unwrap_or(0).into()
             }
-            reg::VIRTIO_MMIO_QUEUE_READY => self.selected().is_some_and(Ring::ready).into(),
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status,
-            reg::VIRTIO_MMIO_STATUS => self.status,
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.config_generation,
+            reg::VIRTIO_MMIO_QUEUE_READY => {
+                let ready = self.with_selected(|ring| ring.ready());
+                ready.unwrap_or(false).into()
+            }
+            reg::VIRTIO_MMIO_INTERRUPT_STATUS => {
+                self.shared.interrupt_status.load(Ordering::SeqCst)
+            }
+            reg::VIRTIO_MMIO_STATUS => self.status(),
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => {
+                self.shared.config_generation.load(Ordering::SeqCst)
+            }
             // No shared memory region exists: length and address are all ones (4.2.2.1).
             reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
             _ => 0,
@@ -96,7 +117,11 @@ impl VirtioMmio {
             reg::VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
             reg::VIRTIO_MMIO_QUEUE_READY => self.set_queue_ready(value),
             reg::VIRTIO_MMIO_QUEUE_NOTIFY => self.notified(value),
-            reg::VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt_status &= !value,
+            reg::VIRTIO_MMIO_INTERRUPT_ACK => {
+                self.shared
+                    .interrupt_status
+                    .fetch_and(!value, Ordering::SeqCst);
+            }
             reg::VIRTIO_MMIO_STATUS => self.set_status(value),
             reg::VIRTIO_MMIO_QUEUE_NUM..=reg::VIRTIO_MMIO_QUEUE_USED_HIGH => {
                 self.set_queue(offset, value)
@@ -121,52 +146,52 @@ impl VirtioMmio {
         if self.status & (FEATURES_OK | DRIVER_OK) != FEATURES_OK {
             return;
         }
-        let index = usize::try_from(self.queue_sel).unwrap_or(usize::MAX);
-        let Some(RingState {
-            size,
-            desc_table,
-            avail_ring,
-            used_ring,
-            ..
-        }) = self.rings.get_mut(index).and_then(Ring::settings_mut)
-        else {
-            return;
-        };
-        match offset {
-            // What does not fit becomes 0, which is no size of a queue: refused when it is made ready.
-            reg::VIRTIO_MMIO_QUEUE_NUM => *size = u16::try_from(value).unwrap_or(0),
-            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => set_half(desc_table, 0, value),
-            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => set_half(desc_table, 1, value),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_half(avail_ring, 0, value),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_half(avail_ring, 1, value),
-            reg::VIRTIO_MMIO_QUEUE_USED_LOW => set_half(used_ring, 0, value),
-            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => set_half(used_ring, 1, value),
-            _ => {}
-        }
+        self.with_selected(|ring| {
+            let Some(RingState {
+                size,
+                desc_table,
+                avail_ring,
+                used_ring,
+                ..
+            }) = ring.settings_mut()
+            else {
+                return;
+            };
+            match offset {
+                // What does not fit becomes 0, which is no size of a queue: refused when it is made ready.
+                reg::VIRTIO_MMIO_QUEUE_NUM => *size = u16::try_from(value).unwrap_or(0),
+                reg::VIRTIO_MMIO_QUEUE_DESC_LOW => set_half(desc_table, 0, value),
+                reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => set_half(desc_table, 1, value),
+                reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_half(avail_ring, 0, value),
+                reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_half(avail_ring, 1, value),
+                reg::VIRTIO_MMIO_QUEUE_USED_LOW => set_half(used_ring, 0, value),
+                reg::VIRTIO_MMIO_QUEUE_USED_HIGH => set_half(used_ring, 1, value),
+                _ => {}
+            }
+        });
     }
 
     fn set_queue_ready(&mut self, value: u32) {
         let event_idx = self.event_idx();
         let setting_up = self.status & (FEATURES_OK | DRIVER_OK) == FEATURES_OK;
-        let index = usize::try_from(self.queue_sel).unwrap_or(usize::MAX);
-        let Some(ring) = self.rings.get_mut(index) else {
-            return;
-        };
-        match value {
-            0 => ring.reset(),
-            1 if setting_up => {
-                if let Err(why) = ring.enable(event_idx, &self.ram) {
-                    self.needs_reset(&format!("queue {index}: {why}"));
-                }
+        let shared = self.shared.clone();
+        let done = self.with_selected(|ring| match value {
+            0 => {
+                ring.reset();
+                Ok(())
             }
-            _ => {}
+            1 if setting_up => ring.enable(event_idx, &shared.ram),
+            _ => Ok(()),
+        });
+        if let Some(Err(why)) = done {
+            self.needs_reset(&format!("queue {}: {why}", self.queue_sel));
         }
     }
 
     /// A notification that came as an exit goes the way of the others: to the thread that does the work.
     fn notified(&self, index: u32) {
         let index = usize::try_from(index).unwrap_or(usize::MAX);
-        if let Some(event) = self.queue_events.get(index) {
+        if let Some(event) = self.shared.queue_events.get(index) {
             signal(event);
         }
     }
@@ -187,11 +212,13 @@ impl VirtioMmio {
         if new & FEATURES_OK != 0 && known && self.status & FAILED == 0 && self.features_fit() {
             self.status |= FEATURES_OK;
         }
-        if new & DRIVER_OK != 0 && self.status & (FEATURES_OK | FAILED | NEEDS_RESET) == FEATURES_OK
+        if new & DRIVER_OK != 0
+            && self.status() & (FEATURES_OK | FAILED | NEEDS_RESET) == FEATURES_OK
         {
             self.status |= DRIVER_OK;
             self.activate();
         }
+        self.direct_lanes();
     }
 
     /// Whether the driver accepted no more than is on offer, and the modern interface (2.2, 6.1).
@@ -208,19 +235,28 @@ impl VirtioMmio {
             .activate(self.driver_features & self.device.features())
         {
             // What came before, a frame or a notification, found nobody: look at everything once.
-            Ok(()) => self.kick(),
+            Ok(()) => {
+                self.direct_lanes();
+                self.kick();
+            }
             Err(why) => self.needs_reset(&why),
         }
     }
 
     fn reset(&mut self) {
         self.status = 0;
+        self.direct_lanes();
+        // No lane works any more: nobody sets these behind our back.
+        self.shared.needs_reset.store(false, Ordering::SeqCst);
+        self.shared.interrupt_status.store(0, Ordering::SeqCst);
         self.driver_features = 0;
-        self.interrupt_status = 0;
         self.device_features_sel = 0;
         self.driver_features_sel = 0;
         self.queue_sel = 0;
-        self.rings.iter_mut().for_each(Ring::reset);
+        for lane in &self.lanes {
+            lane.lock().queues.rings.iter_mut().for_each(Ring::reset);
+        }
+        self.own.rings.iter_mut().for_each(Ring::reset);
         self.device.reset();
     }
 }

@@ -1,8 +1,12 @@
 //! What of a transport moves with the guest.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
 use migration::state::{Kind, Snapshot};
 use serde::{Deserialize, Serialize};
 
+use super::lanes::{MmioLane, Queues, Shared};
 use super::{
     ACKNOWLEDGE, CONFIG_INTERRUPT, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, MAX_QUEUES, MmioParts,
     NEEDS_RESET, USED_INTERRUPT, VirtioMmio,
@@ -67,27 +71,43 @@ impl Snapshot for VirtioMmio {
             driver_features_sel,
             driver_features,
             queue_sel,
-            interrupt_status,
-            config_generation,
-            rings,
+            lanes,
+            own,
             paused: _,
             restored: _,
+            shared,
+            // Has its own section.
+            device: _,
+        } = self;
+        let Shared {
+            device_type,
             ram: _,
             irq: _,
             queue_events: _,
-            // Has its own section.
-            device,
-        } = self;
+            interrupt_status,
+            config_generation,
+            needs_reset,
+        } = &**shared;
+        let mut queues = Vec::new();
+        for lane in lanes {
+            queues.extend(lane.lock().queues.rings.iter().map(Ring::save));
+        }
+        queues.extend(own.rings.iter().map(Ring::save));
+        let needs_reset = if needs_reset.load(Ordering::SeqCst) {
+            NEEDS_RESET
+        } else {
+            0
+        };
         MmioState {
-            device_type: device.device_type(),
-            status: *status,
+            device_type: *device_type,
+            status: *status | needs_reset,
             device_features_sel: *device_features_sel,
             driver_features_sel: *driver_features_sel,
             driver_features: *driver_features,
             queue_sel: *queue_sel,
-            interrupt_status: *interrupt_status,
-            config_generation: *config_generation,
-            queues: rings.iter().map(Ring::save).collect(),
+            interrupt_status: interrupt_status.load(Ordering::SeqCst),
+            config_generation: config_generation.load(Ordering::SeqCst),
+            queues,
         }
     }
 
@@ -130,20 +150,38 @@ impl Snapshot for VirtioMmio {
                     Ring::restore(queue, max_size, event_idx, &ram)
                         .map_err(|why| format!("queue {index}: {why}"))
                 });
+        let mut rings = rings.collect::<Result<Vec<_>, _>>()?.into_iter();
+        let shared = Arc::new(Shared {
+            device_type: state.device_type,
+            ram,
+            irq,
+            queue_events,
+            interrupt_status: state.interrupt_status.into(),
+            config_generation: state.config_generation.into(),
+            needs_reset: (state.status & NEEDS_RESET != 0).into(),
+        });
+        let mut first = 0;
+        let mut lanes = Vec::new();
+        for lane in device.lanes() {
+            let rings: Vec<_> = rings.by_ref().take(lane.queues()).collect();
+            let queues = Queues { first, rings };
+            first += lane.queues();
+            lanes.push(MmioLane::new(shared.clone(), lane, queues));
+        }
         let mut transport = Self {
-            status: state.status,
+            status: state.status & !NEEDS_RESET,
             device_features_sel: state.device_features_sel,
             driver_features_sel: state.driver_features_sel,
             driver_features: state.driver_features,
             queue_sel: state.queue_sel,
-            interrupt_status: state.interrupt_status,
-            config_generation: state.config_generation,
-            rings: rings.collect::<Result<_, _>>()?,
+            lanes,
+            own: Queues {
+                first,
+                rings: rings.collect(),
+            },
             paused: true,
             restored: true,
-            ram,
-            irq,
-            queue_events,
+            shared,
             device,
         };
         transport.take_up()?;

@@ -125,7 +125,7 @@ fn queues_are_set_up_between_features_and_driver_ok() {
     assert_eq!(machine.get(reg::VIRTIO_MMIO_QUEUE_READY), 1);
     machine.put(reg::VIRTIO_MMIO_QUEUE_NUM, 8);
     assert_eq!(
-        machine.mmio.rings[0].size(),
+        machine.mmio.own.rings[0].size(),
         16,
         "ready queues keep their settings"
     );

@@ -1,4 +1,4 @@
-//! What a network card is plugged into: a descriptor that gives and takes one frame a call, each with the
+//! What a network card is plugged into: descriptors that give and take one frame a call, each with the
 //! 12-byte header of virtio 1.2, 5.1.6 in front of it.
 #![allow(unsafe_code, reason = "readv and writev on guest memory")]
 
@@ -18,8 +18,14 @@ pub const MAX_FRAME: usize = 65_562;
 
 /// A tap, or what behaves like one.
 pub trait NetBackend: Send {
-    /// The descriptor: non-blocking; a read or write is one frame.
-    fn fd(&self) -> RawFd;
+    /// A descriptor for each of its queues, at least one: non-blocking; a read or write is one frame.
+    fn fds(&self) -> Vec<RawFd>;
+    /// Divides the frames to the guest among the first `count` queues, and gives none to the others. Called again after
+    /// every move.
+    ///
+    /// # Errors
+    /// The backend cannot do that.
+    fn use_queues(&mut self, count: usize) -> io::Result<()>;
     /// What it can do at most.
     fn offloads(&self) -> Offloads;
     /// Says which frames the guest takes; called again whenever that changes and after every move.
@@ -50,12 +56,19 @@ impl<'a> Iovecs<'a> {
         self.vectors.clear();
     }
 
-    /// Adds guest memory.
+    /// Adds guest memory. The result is how many pieces that made.
     ///
     /// # Errors
     /// It is not there.
-    pub fn push(&mut self, segments: &[Segment]) -> Result<(), GuestMemoryError> {
-        chain::push_iovecs(self.ram, segments, &mut self.vectors)
+    pub fn push(&mut self, segments: &[Segment]) -> Result<usize, GuestMemoryError> {
+        let before = self.vectors.len();
+        chain::push_iovecs(self.ram, segments, &mut self.vectors)?;
+        Ok(self.vectors.len() - before)
+    }
+
+    /// Takes the first pieces away.
+    pub fn remove_first(&mut self, pieces: usize) {
+        self.vectors.drain(..pieces.min(self.vectors.len()));
     }
 
     fn count(&self, vectors: usize) -> libc::c_int {

@@ -1,10 +1,11 @@
-//! The control queue (virtio 1.2, 5.1.6.5): receive modes, MAC address, offloads, the acknowledgement of an
-//! announcement.
+//! The control queue (virtio 1.2, 5.1.6.5): receive modes, MAC address, offloads, how many queue pairs are in use, the
+//! acknowledgement of an announcement.
 
 use virtio_bindings::virtio_net as cmd;
 
 use super::VirtioNet;
 use super::features::{self, Offloads};
+use super::pair;
 use crate::virtio::chain;
 use crate::virtio::device::QueueIo;
 use crate::virtio::queue::QueueError;
@@ -24,6 +25,8 @@ const ANNOUNCE: u32 = cmd::VIRTIO_NET_CTRL_ANNOUNCE;
 const ANNOUNCE_ACK: u32 = cmd::VIRTIO_NET_CTRL_ANNOUNCE_ACK;
 const GUEST_OFFLOADS: u32 = cmd::VIRTIO_NET_CTRL_GUEST_OFFLOADS;
 const GUEST_OFFLOADS_SET: u32 = cmd::VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET;
+const MQ: u32 = cmd::VIRTIO_NET_CTRL_MQ;
+const MQ_VQ_PAIRS_SET: u32 = cmd::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET;
 
 impl VirtioNet {
     /// Obeys the commands in the control queue, one burst of them.
@@ -45,6 +48,7 @@ impl VirtioNet {
             let mut command = [0; MAX_COMMAND];
             let len = chain::read(ram, self.control.readable(), 0, &mut command)?;
             let before = (self.mac, self.announcing);
+            let active = self.active;
             let status = if self.obey(&command[..len]) {
                 cmd::VIRTIO_NET_OK
             } else {
@@ -59,6 +63,10 @@ impl VirtioNet {
                 });
             }
             io.ring(index)?.push_used(ram, [(head, 1)])?;
+            // What came for a pair before it was in use found nobody.
+            for pair in active..self.active {
+                io.run_again(pair::QUEUES * pair);
+            }
             if before != (self.mac, self.announcing) {
                 io.config_changed();
             }
@@ -92,6 +100,9 @@ impl VirtioNet {
             (GUEST_OFFLOADS, GUEST_OFFLOADS_SET) if has(features::CTRL_GUEST_OFFLOADS) => data
                 .first_chunk()
                 .is_some_and(|bits| self.set_guest_offloads(u64::from_le_bytes(*bits))),
+            (MQ, MQ_VQ_PAIRS_SET) if has(features::MQ) => data
+                .first_chunk()
+                .is_some_and(|count| self.set_pairs(u16::from_le_bytes(*count).into())),
             _ => false,
         }
     }
@@ -107,7 +118,20 @@ impl VirtioNet {
             return false;
         }
         self.guest_offloads = Some(offloads);
+        self.direct_pairs();
         true
+    }
+
+    /// As many pairs as there are, at least one (5.1.6.5.5).
+    fn set_pairs(&mut self, count: usize) -> bool {
+        if !(1..=self.pairs.len()).contains(&count) {
+            return false;
+        }
+        let done = self.use_pairs(count);
+        if let Err(error) = &done {
+            tracing::warn!("the guest cannot use {count} queue pairs: {error}");
+        }
+        done.is_ok()
     }
 }
 

@@ -70,6 +70,8 @@ pub const CTRL_RX: u64 = 1 << bit::VIRTIO_NET_F_CTRL_RX;
 pub const CTRL_RX_EXTRA: u64 = 1 << bit::VIRTIO_NET_F_CTRL_RX_EXTRA;
 /// The driver announces itself when asked to.
 pub const GUEST_ANNOUNCE: u64 = 1 << bit::VIRTIO_NET_F_GUEST_ANNOUNCE;
+/// There is more than one queue pair.
+pub const MQ: u64 = 1 << bit::VIRTIO_NET_F_MQ;
 /// The driver may change the MAC address.
 pub const CTRL_MAC_ADDR: u64 = 1 << bit::VIRTIO_NET_F_CTRL_MAC_ADDR;
 
@@ -77,7 +79,7 @@ pub const CTRL_MAC_ADDR: u64 = 1 << bit::VIRTIO_NET_F_CTRL_MAC_ADDR;
 pub const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN;
 
 /// Which features need which (5.1.3.1): one of the second for the first to make sense.
-const NEEDS: [(u64, u64); 12] = [
+const NEEDS: [(u64, u64); 13] = [
     (GUEST_TSO4, GUEST_CSUM),
     (GUEST_TSO6, GUEST_CSUM),
     (GUEST_ECN, GUEST_TSO4 | GUEST_TSO6),
@@ -87,6 +89,7 @@ const NEEDS: [(u64, u64); 12] = [
     (CTRL_RX, CTRL_VQ),
     (CTRL_RX_EXTRA, CTRL_VQ),
     (GUEST_ANNOUNCE, CTRL_VQ),
+    (MQ, CTRL_VQ),
     (CTRL_MAC_ADDR, CTRL_VQ),
     (CTRL_GUEST_OFFLOADS, CTRL_VQ),
     (CTRL_GUEST_OFFLOADS, GUEST_CSUM),
@@ -99,8 +102,8 @@ pub fn consistent(features: u64) -> bool {
         .all(|(feature, needs)| features & feature == 0 || features & needs != 0)
 }
 
-/// What is offered with a backend of these offloads.
-pub fn offered(offloads: Offloads, mtu: bool) -> u64 {
+/// What is offered with a backend of these offloads and a queue for each of so many pairs.
+pub fn offered(offloads: Offloads, pairs: usize, mtu: bool) -> u64 {
     let has = |bit: u32, features: u64| if offloads.0 & bit != 0 { features } else { 0 };
     MAC | MRG_RXBUF
         | STATUS
@@ -109,6 +112,7 @@ pub fn offered(offloads: Offloads, mtu: bool) -> u64 {
         | CTRL_RX_EXTRA
         | GUEST_ANNOUNCE
         | CTRL_MAC_ADDR
+        | if pairs > 1 { MQ } else { 0 }
         | if mtu { MTU } else { 0 }
         | has(libc::TUN_F_CSUM, CSUM | GUEST_CSUM | CTRL_GUEST_OFFLOADS)
         | has(libc::TUN_F_TSO4, HOST_TSO4 | GUEST_TSO4)
@@ -123,14 +127,16 @@ mod tests {
     #[test]
     fn every_offer_is_consistent() {
         for offloads in [Offloads::NONE, Offloads::CHECKSUM, Offloads::ALL] {
-            assert!(consistent(offered(offloads, true)), "{offloads:?}");
+            for pairs in [1, 2] {
+                assert!(consistent(offered(offloads, pairs, true)), "{offloads:?}");
+            }
         }
     }
 
     #[test]
     fn a_feature_without_what_it_needs_is_not() {
         for (feature, needs) in NEEDS {
-            let all = offered(Offloads::ALL, true);
+            let all = offered(Offloads::ALL, 2, true);
             assert!(!consistent(all & !needs | feature), "{feature:#x}");
         }
     }
@@ -138,7 +144,7 @@ mod tests {
     #[test]
     fn guest_features_become_tun_bits() {
         assert_eq!(
-            Offloads::for_guest(offered(Offloads::ALL, false)),
+            Offloads::for_guest(offered(Offloads::ALL, 1, false)),
             Offloads::ALL
         );
         assert_eq!(

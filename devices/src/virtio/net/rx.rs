@@ -1,8 +1,8 @@
 //! Frames to the guest: read from the backend straight into guest memory (virtio 1.2, 5.1.6.3, 5.1.6.4).
 //!
-//! How long the next frame is shows only when it has been read. So as many buffers are taken as the longest
-//! frame may need, and a piece of our own memory behind them catches what does not fit. Such a frame is held, and goes to the
-//! guest when that has made more buffers available; it moves with the guest.
+//! How long the next frame is shows only when it has been read. So as many buffers are taken as the longest frame of late
+//! has needed, and a piece of our own memory behind them catches what does not fit. Such a frame is held, and goes to the
+//! guest by more buffers, if need be when that has made them available; it moves with the guest.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,6 +16,12 @@ use crate::virtio::queue::{QueueError, Ring};
 
 /// Where `num_buffers` is in the header.
 const NUM_BUFFERS: u64 = 10;
+/// Room for a frame without segmentation, and its header: at least so much is taken.
+const USUAL: u64 = 2048;
+/// With every frame what is expected of the next falls by this part. Segmented frames of one flow come with short ones of
+/// others in between, and a long one that was not expected costs two copies; taking twenty buffers for a short one costs
+/// their lookup.
+const FADING: u64 = 64;
 /// The most segments taken for one frame; below IOV_MAX (1024), also if some lie across two memory regions.
 const MAX_SEGMENTS: usize = 500;
 /// Bytes of what catches the end of a frame: more than any tap gives at once, even behind an empty buffer.
@@ -30,8 +36,19 @@ pub struct Delivery {
     pub fd: RawFd,
     /// Whether one may fill several buffers (MRG_RXBUF).
     pub mergeable: bool,
-    /// How long one may be, with its header; longer ones come through more slowly.
-    pub expected: usize,
+    /// How long one is at most, with its header, as far as is known; longer ones come through more slowly.
+    pub longest: usize,
+}
+
+impl Delivery {
+    /// Before a driver has said which features it takes.
+    pub fn nothing_known(fd: RawFd) -> Self {
+        Self {
+            fd,
+            mergeable: false,
+            longest: MAX_FRAME,
+        }
+    }
 }
 
 /// The receive half of a queue pair.
@@ -42,6 +59,10 @@ pub struct Rx {
     /// Their bytes.
     room: u64,
     segments: usize,
+    /// Into how many pieces of an I/O vector each was put; not yet for the last ones.
+    pieces: VecDeque<usize>,
+    /// About how long the longest frame of late was.
+    likely: u64,
     /// Scratch: chains to reuse, entries for the used ring, the end of a long frame.
     spare: Vec<Chain>,
     used: Vec<(u16, u32)>,
@@ -127,6 +148,9 @@ impl Rx {
             let step = if self.held.is_empty() {
                 self.receive(ram, ring, how, &mut iovecs)?
             } else {
+                // It takes any of the buffers.
+                self.pieces.clear();
+                iovecs.clear();
                 self.hand_over_held(ram, ring, how)?
             };
             match step {
@@ -174,6 +198,7 @@ impl Rx {
         ring.unpop(u16::try_from(self.taken.len()).unwrap_or(u16::MAX));
         self.spare.extend(self.taken.drain(..));
         (self.room, self.segments) = (0, 0);
+        self.pieces.clear();
     }
 
     /// Asks for a notification of the next buffer; goes on at once if there is one already.
@@ -193,13 +218,13 @@ impl Rx {
         how: Delivery,
         iovecs: &mut Iovecs<'_>,
     ) -> Result<Step, QueueError> {
-        self.take(ram, ring, how.expected as u64, how.mergeable)?;
+        let expected = self.likely.max(USUAL).min(how.longest as u64);
+        self.take(ram, ring, expected, how.mergeable)?;
         if self.taken.is_empty() {
             return Self::wait_for_buffers(ram, ring);
         }
-        iovecs.clear();
-        for chain in &self.taken {
-            iovecs.push(chain.writable())?;
+        for chain in self.taken.iter().skip(self.pieces.len()) {
+            self.pieces.push_back(iovecs.push(chain.writable())?);
         }
         self.overflow.resize(MAX_OVERFLOW, 0);
         let read = match iovecs.read(how.fd, &mut self.overflow) {
@@ -208,10 +233,12 @@ impl Rx {
             Err(error) => return self.no_frame(ram, &error),
         };
         self.mark_dirty(ram, read)?;
+        self.likely = read.max(self.likely - self.likely / FADING);
         if read < HEADER as u64 {
             self.drop_frame("it is shorter than its header");
         } else if read <= self.room {
-            self.hand_over(ram, ring, read)?;
+            let buffers = self.hand_over(ram, ring, read)?;
+            iovecs.remove_first(self.pieces.drain(..buffers).sum());
         } else {
             self.hold(ram, read)?;
         }
@@ -239,7 +266,13 @@ impl Rx {
     }
 
     /// Gives the first buffers taken, with a frame of `bytes` bytes in them, to the guest.
-    fn hand_over(&mut self, ram: &GuestRam, ring: &mut Ring, bytes: u64) -> Result<(), QueueError> {
+    /// The result is how many that were.
+    fn hand_over(
+        &mut self,
+        ram: &GuestRam,
+        ring: &mut Ring,
+        bytes: u64,
+    ) -> Result<usize, QueueError> {
         let mut left = bytes;
         self.used.clear();
         for chain in &self.taken {
@@ -265,7 +298,7 @@ impl Rx {
         }
         self.frames += 1;
         self.bytes += bytes.saturating_sub(HEADER as u64);
-        Ok(())
+        Ok(self.used.len())
     }
 
     /// Keeps a frame that filled all buffers taken and went on in the overflow.

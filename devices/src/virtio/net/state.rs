@@ -5,15 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use super::backend::NetBackend;
 use super::control::is_unicast;
-use super::rx::Rx;
+use super::pair::{Pair, SharedPair};
+use super::rx::{Delivery, Rx};
 use super::tx::Tx;
-use super::{QueuePair, VirtioNet, features};
+use super::{MAX_PAIRS, VirtioNet, features};
 use crate::virtio::chain::Chain;
 
 /// The least MTU that may be announced (virtio 1.2, 5.1.4.1).
 const MIN_MTU: u16 = 68;
-/// Queue pairs of a card.
-const PAIRS: usize = 1;
 
 /// A card's identity, and what its driver has made of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +29,7 @@ pub struct NetState {
     pub announcing: bool,
     /// The offloads that the driver takes now, as feature bits, once it is up.
     pub guest_offloads: Option<u64>,
-    /// For each queue pair the received frame that had no room yet; empty for none.
+    /// For each queue pair in use, one at least, the received frame that had no room yet; empty for none.
     pub held: Vec<Vec<u8>>,
 }
 
@@ -41,17 +40,17 @@ impl NetState {
             default_mac: mac,
             mac,
             mtu,
-            features: features::offered(backend.offloads(), mtu.is_some()),
+            features: features::offered(backend.offloads(), backend.fds().len(), mtu.is_some()),
             announcing: false,
             guest_offloads: None,
-            held: vec![Vec::new(); PAIRS],
+            held: vec![Vec::new()],
         }
     }
 }
 
 /// What a card needs besides its state.
 pub struct NetParts {
-    /// What it is plugged into.
+    /// What it is plugged into; the card has a queue pair for each of its queues.
     pub backend: Box<dyn NetBackend>,
 }
 
@@ -72,10 +71,12 @@ impl Snapshot for VirtioNet {
             announcing,
             guest_offloads,
             pairs,
+            active,
             control: _,
             backend: _,
             queue_sizes: _,
         } = self;
+        let held = |pair: &SharedPair| pair.lock().rx.held().to_vec();
         NetState {
             default_mac: *default_mac,
             mac: *mac,
@@ -83,7 +84,7 @@ impl Snapshot for VirtioNet {
             features: *features,
             announcing: *announcing,
             guest_offloads: *guest_offloads,
-            held: pairs.iter().map(|pair| pair.rx.held().to_vec()).collect(),
+            held: pairs.iter().take(*active).map(held).collect(),
         }
     }
 
@@ -107,7 +108,14 @@ impl Snapshot for VirtioNet {
         if mtu.is_some_and(|mtu| mtu < MIN_MTU) {
             return Err(format!("MTU {mtu:?} is below {MIN_MTU}"));
         }
-        let possible = features::offered(backend.offloads(), mtu.is_some());
+        let queues = backend.fds();
+        if queues.is_empty() || queues.len() > MAX_PAIRS.into() {
+            return Err(format!(
+                "{} queues of the tap: a card has 1 to {MAX_PAIRS} pairs",
+                queues.len()
+            ));
+        }
+        let possible = features::offered(backend.offloads(), queues.len(), mtu.is_some());
         if features & !possible != 0 || !features::consistent(features) {
             return Err(format!(
                 "the card offers features {features:#x}, this host's tap allows {possible:#x}"
@@ -120,17 +128,21 @@ impl Snapshot for VirtioNet {
                 "offloads {offloads:#x} are in use, features {features:#x} on offer"
             ));
         }
-        if held.len() != PAIRS {
+        let active = held.len();
+        if !(1..=queues.len()).contains(&active) {
             return Err(format!(
-                "{} queue pairs, where this build has {PAIRS}",
-                held.len()
+                "{active} queue pairs are in use, of {}",
+                queues.len()
             ));
         }
-        let pairs = held.into_iter().map(|held| {
-            Ok(QueuePair {
-                rx: Rx::restore(held)?,
+        let mut held = held.into_iter();
+        let pairs = queues.iter().enumerate().map(|(index, &fd)| {
+            Ok(SharedPair::new(Pair {
+                rx: Rx::restore(held.next().unwrap_or_default())?,
                 tx: Tx::default(),
-            })
+                how: Delivery::nothing_known(fd),
+                active: index < active,
+            }))
         });
         Ok(Self {
             default_mac,
@@ -141,9 +153,10 @@ impl Snapshot for VirtioNet {
             announcing,
             guest_offloads,
             pairs: pairs.collect::<Result<_, String>>()?,
+            active,
             control: Chain::default(),
             backend,
-            queue_sizes: super::queue_sizes(PAIRS),
+            queue_sizes: super::queue_sizes(queues.len()),
         })
     }
 }

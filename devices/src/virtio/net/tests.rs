@@ -4,6 +4,10 @@ use migration::state::VmState;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+
+mod kinds;
+mod pairs;
+
 use crate::virtio::testing::{
     Driver, Machine, Network, Wire, assert_changes_are_marked, clean, contents, wire,
 };
@@ -31,7 +35,7 @@ struct Setup {
 }
 
 fn all() -> u64 {
-    features::offered(Offloads::ALL, false) | VERSION_1 | EVENT_IDX | INDIRECT
+    features::offered(Offloads::ALL, 1, false) | VERSION_1 | EVENT_IDX | INDIRECT
 }
 
 fn set_up(features: u64, size: u16) -> Setup {

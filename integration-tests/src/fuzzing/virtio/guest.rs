@@ -258,8 +258,11 @@ pub fn wire() -> (Wire, Network) {
 }
 
 impl NetBackend for Wire {
-    fn fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+    fn fds(&self) -> Vec<RawFd> {
+        vec![self.0.as_raw_fd()]
+    }
+    fn use_queues(&mut self, _: usize) -> io::Result<()> {
+        Ok(())
     }
     fn offloads(&self) -> Offloads {
         Offloads::ALL

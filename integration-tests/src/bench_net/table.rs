@@ -1,0 +1,107 @@
+//! The figures for people: a line for each traffic, a column a program, and how they compare.
+
+use std::fmt::Write;
+
+use super::plan::Row;
+
+/// The table, and what was wanted of it.
+pub fn table(rows: &[Row]) -> String {
+    let mut programs: Vec<&str> = Vec::new();
+    let mut lines: Vec<(&str, usize, &str)> = Vec::new();
+    for row in rows {
+        if !programs.contains(&row.program) {
+            programs.push(row.program);
+        }
+        let line = (row.direction, row.guests, row.protocol);
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    let mut text = format!("{:<13}{:>7}  {:<11}", "", "guests", "");
+    for program in &programs {
+        let _ = write!(text, "{:>24}", format!("{program}, (CPU s/Gbit)"));
+    }
+    let _ = writeln!(text, "{:>12}{:>12}", "ferry/qemu", "ferry/vhost");
+    for (direction, guests, protocol) in lines {
+        let find = |program: &str| {
+            rows.iter().find(|row| {
+                (row.program, row.direction, row.guests, row.protocol)
+                    == (program, direction, guests, protocol)
+            })
+        };
+        let _ = write!(text, "{direction:<13}{guests:>7}  {protocol:<11}");
+        for program in &programs {
+            let cell = find(program).map_or_else(String::new, |row| {
+                format!("{} ({:.3})", rate(row.bits_per_s), row.cpu_s_per_gbit)
+            });
+            let _ = write!(text, "{cell:>24}");
+        }
+        for other in ["qemu", "qemu-vhost"] {
+            let cell = match (find("ferry"), find(other)) {
+                (Some(ours), Some(theirs)) => format!("{:.2}", ours.bits_per_s / theirs.bits_per_s),
+                _ => String::new(),
+            };
+            let _ = write!(text, "{cell:>12}");
+        }
+        text.push('\n');
+    }
+    text + &together(rows)
+}
+
+/// What four of Ferry's guests carry together, of what one carries.
+fn together(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for four in rows.iter().filter(|row| row.guests == 4) {
+        let one = rows.iter().find(|row| {
+            (row.program, row.direction, row.guests, row.protocol)
+                == (four.program, four.direction, 1, four.protocol)
+        });
+        if let (Some(one), "ferry") = (one, four.program) {
+            let percent = 100.0 * four.bits_per_s / one.bits_per_s;
+            let _ = writeln!(
+                text,
+                "{} {}: four guests carry {percent:.0} % of what one carries",
+                four.direction, four.protocol
+            );
+        }
+    }
+    text
+}
+
+/// Bits a second, in three figures or so.
+fn rate(bits: f64) -> String {
+    match bits {
+        0.0..1e6 => format!("{:.1} kbit/s", bits / 1e3),
+        1e6..1e9 => format!("{:.1} Mbit/s", bits / 1e6),
+        _ => format!("{:.2} Gbit/s", bits / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_stand_side_by_side() {
+        let row = |program, guests, bits_per_s| Row {
+            program,
+            direction: "guest->host",
+            guests,
+            protocol: "TCP_STREAM",
+            bits_per_s,
+            cpu_s_per_gbit: 0.5,
+        };
+        let rows = [
+            row("ferry", 1, 2e9),
+            row("qemu", 1, 1e9),
+            row("ferry", 4, 1.8e9),
+        ];
+        let text = table(&rows);
+        let line = text.lines().nth(1).unwrap_or_default();
+        assert!(
+            line.contains("2.00 Gbit/s (0.500)") && line.ends_with("2.00            "),
+            "{text}"
+        );
+        assert!(text.contains("four guests carry 90 %"), "{text}");
+    }
+}
