@@ -21,18 +21,30 @@ fn balloon(ferry: &Ferry, what: &str) -> u64 {
         .unwrap_or_else(|| panic!("{status:#}"))
 }
 
-/// Waits until a figure of the balloon is right.
-fn until(ferry: &Ferry, what: &str, right: impl Fn(u64) -> bool) -> u64 {
+/// What the process of a Ferry has in memory; nearly all of it is the guest's.
+fn resident(ferry: &Ferry) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/statm", ferry.pid())).unwrap();
+    let pages = text.split(' ').nth(1).unwrap();
+    pages.parse::<u64>().unwrap() * 4096
+}
+
+/// Waits until a figure is right.
+fn until(what: &str, figure: impl Fn() -> u64, right: impl Fn(u64) -> bool) {
     let began = Instant::now();
     loop {
-        let bytes = balloon(ferry, what);
+        let bytes = figure();
         if right(bytes) {
             println!("{what}: {} MiB after {:.1?}", bytes / MIB, began.elapsed());
-            return bytes;
+            return;
         }
-        assert!(began.elapsed() < 2 * STEP, "{what} is {bytes}");
+        assert!(began.elapsed() < 2 * STEP, "{what}: {bytes}");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Waits until so much is in the balloon.
+fn until_actual(ferry: &Ferry, right: impl Fn(u64) -> bool) {
+    until("in the balloon", || balloon(ferry, "actual_bytes"), right);
 }
 
 fn resize(ferry: &Ferry, size: &str) {
@@ -80,21 +92,24 @@ linux_test! {
         let (mut here, without) = move_on(&mut here, there, &to_b, &[]);
         assert!(without > filled * MIB, "{without}");
 
-        // What is free is reported by and by, a part of it every two seconds.
+        // What is free is reported by and by, a part of it every two seconds, and gone from the host's memory then.
+        let before = resident(&here);
+        assert!(before > filled * MIB, "{before}");
         tell(&agent, "balloon");
-        until(&here, "reported_bytes", |bytes| bytes >= filled * MIB / 4);
+        until("in memory", || resident(&here), |bytes| bytes + filled * MIB / 2 < before);
+        assert!(balloon(&here, "reported_bytes") > filled * MIB / 2);
         // Inflated in part while it is moved: what was sent and is given away then is zeros there as well.
         resize(&here, &format!("{}M", filled / 2));
-        until(&here, "actual_bytes", |bytes| bytes >= filled * MIB / 8);
+        until_actual(&here, |bytes| bytes >= filled * MIB / 8);
         let there = guest.receive(&world.a, &to_a).unwrap();
         let (here, with) = move_on(&mut here, there, &to_a, &["--verify"]);
         println!("{filled} MiB filled and freed: {} MiB on the wire without a balloon, {} MiB with", without / MIB, with / MIB);
         assert!(with + filled * MIB / 4 < without, "{with} with a balloon, {without} without");
 
         // The target went along; what was given away is the guest's again once it wants it.
-        until(&here, "actual_bytes", |bytes| bytes == filled / 2 * MIB);
+        until_actual(&here, |bytes| bytes == filled / 2 * MIB);
         resize(&here, "0");
-        until(&here, "actual_bytes", |bytes| bytes == 0);
+        until_actual(&here, |bytes| bytes == 0);
         tell(&agent, &fill);
         assert_eq!(tell(&agent, "cache check")["mib"], filled);
         let check = tell(&agent, "check");
