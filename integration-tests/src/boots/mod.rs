@@ -16,6 +16,7 @@ use crate::{Error, chain};
 use vmm::boot::DEFAULT_CMDLINE;
 use vmm::study::child::spawn_bound;
 
+pub use footprint::Own;
 pub use summary::{Figures, Summary};
 
 /// The first that the init of `guest-images` prints.
@@ -34,8 +35,8 @@ const WORDS: &str = "quiet";
 pub struct Boot {
     /// From the start of the process to the first line of init.
     time: Duration,
-    /// Resident memory of the process that is not the guest's, then, in bytes.
-    own_bytes: u64,
+    /// Resident memory of the process that is not the guest's, then.
+    own: Own,
 }
 
 /// Boots each of the two so often, in turn; each boot is told as it is done.
@@ -148,14 +149,14 @@ impl Boot {
     fn now(start: Instant, pid: u32) -> Result<Self, Error> {
         Ok(Self {
             time: start.elapsed(),
-            own_bytes: footprint::beside(pid, MEMORY_MIB << 20)?,
+            own: footprint::beside(pid, MEMORY_MIB << 20)?,
         })
     }
 }
 
 impl std::fmt::Display for Boot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (ms, kib) = (self.time.as_millis(), self.own_bytes >> 10);
+        let (ms, kib) = (self.time.as_millis(), self.own.bytes >> 10);
         write!(
             f,
             "{ms:>6} ms to init, {kib:>7} KiB beside the guest's memory"

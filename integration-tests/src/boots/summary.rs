@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::Boot;
+use super::{Boot, Own};
 
 /// The most that a Ferry with one vCPU may have in RAM beside the guest's memory: 5 MiB.
 const OWN_LIMIT: u64 = 5 << 20;
@@ -33,8 +33,8 @@ pub struct Figures {
     pub boot_ms: Vec<f64>,
     /// The median of that.
     pub median_ms: f64,
-    /// Resident memory beside the guest's at that time, in bytes.
-    pub own_bytes: Vec<u64>,
+    /// Resident memory beside the guest's at that time.
+    pub own: Vec<Own>,
 }
 
 impl Figures {
@@ -45,7 +45,7 @@ impl Figures {
         Self {
             median_ms: sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN),
             boot_ms,
-            own_bytes: boots.iter().map(|boot| boot.own_bytes).collect(),
+            own: boots.iter().map(|boot| boot.own).collect(),
         }
     }
 }
@@ -53,7 +53,8 @@ impl Figures {
 impl Summary {
     pub(super) fn new(ferry: &[Boot], qemu: &[Boot], qemu_version: String) -> Self {
         let (ferry, qemu) = (Figures::new(ferry), Figures::new(qemu));
-        let own_bytes = ferry.own_bytes.iter().copied().max().unwrap_or(u64::MAX);
+        let own_bytes = ferry.own.iter().map(|own| own.bytes).max();
+        let own_bytes = own_bytes.unwrap_or(u64::MAX);
         Self {
             time_of_qemu: ferry.median_ms / qemu.median_ms,
             own_bytes,
@@ -69,23 +70,20 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<10}{:>16}{:>10}{:>10}{:>22}",
-            "", "ms to init, median", "least", "most", "KiB beside the guest"
+            "{:<8}{:>20}{:>8}{:>8}{:>23}{:>12}",
+            "", "ms to init, median", "least", "most", "KiB beside the guest", "in files"
         )?;
         for (name, figures) in [("Ferry", &self.ferry), ("QEMU", &self.qemu)] {
-            let of =
-                |fold: fn(f64, f64) -> f64| figures.boot_ms.iter().copied().fold(f64::NAN, fold);
-            let own = figures
-                .own_bytes
-                .iter()
-                .max()
-                .map_or(0, |bytes| bytes >> 10);
+            let own = figures.own.iter().max().copied().unwrap_or_default();
+            let times = figures.boot_ms.iter().copied();
             writeln!(
                 f,
-                "{name:<10}{:>18.0}{:>10.0}{:>10.0}{own:>22}",
+                "{name:<8}{:>20.0}{:>8.0}{:>8.0}{:>23}{:>12}",
                 figures.median_ms,
-                of(f64::min),
-                of(f64::max)
+                times.clone().fold(f64::NAN, f64::min),
+                times.fold(f64::NAN, f64::max),
+                own.bytes >> 10,
+                own.files >> 10
             )?;
         }
         writeln!(
