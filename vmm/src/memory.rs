@@ -4,6 +4,7 @@
     reason = "KVM is handed the host addresses of guest memory, and madvise a mapping"
 )]
 
+mod program;
 mod release;
 
 use std::fs::File;
@@ -26,6 +27,7 @@ use vm_memory::{
 use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
 
+pub use program::forget_text;
 pub use release::release;
 
 type GuestRegion = vm_memory::GuestRegionMmap<Marks>;

@@ -268,6 +268,7 @@ impl Supervisor {
         };
         let mut manager = EventManager::<Supervisor>::new().map_err(loop_error)?;
         let id = manager.add_subscriber(self);
+        crate::memory::forget_text();
         loop {
             manager.run().map_err(loop_error)?;
             let supervisor = manager.subscriber_mut(id).map_err(loop_error)?;
