@@ -99,7 +99,7 @@ fn parameters_of_the_bare_guest() {
         ("ws=16:1000", ["ends at 1016 MiB", "more --memory"]),
         ("rate=5", ["vCPU 0", "a rate needs a working set"]),
         ("cpu1.role=compute", ["has 1 vCPU(s)", "--cpus"]),
-        ("cpus=17", ["17 vCPUs", "take 1 to 16"]),
+        ("cpus=17", ["\"cpus=17\"", "a number from 1 to 16"]),
         (
             "pattern=zigzag",
             ["\"pattern=zigzag\"", "uniform, sweep or zipf"],

@@ -136,7 +136,7 @@ impl Kind {
                 FENCE,
                 FORGET,
             ],
-            Kind::Stream => &[CONNECTIONS, PLACEMENT, ARM],
+            Kind::Stream => &[CONNECTIONS, PLACEMENT, ARM, HUGE],
             Kind::Verify => &[],
             Kind::Dial => &[CONNECTIONS, FURTHER],
             Kind::Resolve => &[FURTHER, RESOLVER],
@@ -537,6 +537,9 @@ const MAKE_VM: Group = &[
     call(libc::SYS_sysinfo),
     equal(libc::SYS_madvise, 2, libc::MADV_HUGEPAGE),
 ];
+
+/// The memory that a probe of the link fills is as a guest's.
+const HUGE: Group = &[equal(libc::SYS_madvise, 2, libc::MADV_HUGEPAGE)];
 
 /// What getaddrinfo(3) does: its files (Landlock says which), name servers, and which addresses this host has.
 const RESOLVER: Group = &[
