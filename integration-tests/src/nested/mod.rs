@@ -14,6 +14,7 @@
 //! would outside. One boot serves many commands, one after another; what a command leaves running is ended.
 //! When the runner goes away, so does QEMU; nothing is left on disk but the cached kernel.
 
+mod errand;
 mod frames;
 mod host;
 mod initramfs;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, programs};
 
+pub use errand::{Errand, default_summary, write_summary};
 pub use frames::{Command, Ended, Ready};
 pub use host::{Host, Options, Stream};
 pub use place::{Place, command_like_ours, enter_with, inside, run_or_enter};

@@ -1,0 +1,86 @@
+//! A program that looks at Linux guests and leaves a summary. It runs where those do: here, or in a nested host, which it
+//! enters as the program that it is, with its own arguments.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Options, Place, enter_with};
+use crate::bench::qemu::Package;
+use crate::{Error, chain, programs};
+
+/// What such a program needs of a nested host.
+#[derive(Debug, Clone, Copy)]
+pub struct Errand<'a> {
+    /// What it is called.
+    pub name: &'a str,
+    /// Where its summary goes. The folder is all that a nested host may write.
+    pub summary: &'a Path,
+    /// It hangs if it takes longer.
+    pub timeout: Duration,
+    /// Memory of the nested host, if it is more than usual.
+    pub memory_mib: Option<u32>,
+    /// It runs QEMU, which is got out here: inside there is no network.
+    pub qemu: bool,
+}
+
+impl Errand<'_> {
+    /// Does it; `here` is the work, and says whether all was as it should be.
+    pub fn run(&self, here: impl FnOnce() -> Result<bool, Error>) -> ExitCode {
+        let place = Place::choose();
+        let result = match place {
+            Place::Native(_) => here(),
+            Place::Nested(_) => {
+                println!("{place}");
+                self.enter()
+            }
+        };
+        match result {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("{}: {}", self.name, chain(&error));
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn enter(&self) -> Result<bool, Error> {
+        if self.qemu {
+            Package::find()?;
+        }
+        let folder = self.summary.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(|e| Error::file("make", folder, e))?;
+        let mut options = Options {
+            share: Some(folder.to_owned()),
+            timeout: self.timeout,
+            ..Options::new(programs::nested_host()?)
+        };
+        options.memory_mib = self.memory_mib.unwrap_or(options.memory_mib);
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        Ok(enter_with(&words, &options)?.status() == 0)
+    }
+}
+
+/// Where a program's summary goes if nobody says otherwise: `target/NAME/summary.json`.
+pub fn default_summary(name: &str) -> PathBuf {
+    let target = programs::target().unwrap_or_else(|| "target".into());
+    target.join(name).join("summary.json")
+}
+
+/// Writes a summary as JSON, its folder with it.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_summary(path: &Path, summary: &impl Serialize) -> Result<(), Error> {
+    let failed = |e| Error::file("write", path, e);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|e| Error::file("make", folder, e))?;
+    }
+    let text = serde_json::to_vec_pretty(summary).map_err(|e| failed(e.into()))?;
+    fs::write(path, text).map_err(failed)
+}
