@@ -54,16 +54,22 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// The driver broke the ring; the device needs a reset.
     fn process_queue(&mut self, io: &mut QueueIo<'_>, index: usize) -> Result<(), QueueError>;
-    /// The backend has become readable or writable: does one burst of work.
+    /// The backend has become readable or writable: does one burst of work. A device that works on its queues alone has none.
     ///
     /// # Errors
     /// The driver broke the ring; the device needs a reset.
-    fn process_backend(&mut self, io: &mut QueueIo<'_>) -> Result<(), QueueError>;
+    fn process_backend(&mut self, _io: &mut QueueIo<'_>) -> Result<(), QueueError> {
+        Ok(())
+    }
     /// The descriptor to poll, edge-triggered, for reading and writing.
-    fn backend_fd(&self) -> Option<RawFd>;
-    /// The guest has moved: tells the network where it is now. Says whether the configuration space
+    fn backend_fd(&self) -> Option<RawFd> {
+        None
+    }
+    /// The guest has moved: tells the network where it is now, if it is on one. Says whether the configuration space
     /// changed, of which the driver is then told.
-    fn announce(&mut self) -> bool;
+    fn announce(&mut self) -> bool {
+        false
+    }
     /// What the device counted in this process, by name.
     fn counters(&self) -> Vec<(&'static str, u64)>;
     /// Adds the device's own section.

@@ -1,7 +1,5 @@
 //! Entropy source (virtio 1.2, 5.4): fills the guest's buffers from the host's random number generator.
 
-use std::os::fd::RawFd;
-
 use migration::state::{Kind, Snapshot, StateError, VmState};
 use serde::{Deserialize, Serialize};
 
@@ -89,18 +87,6 @@ impl VirtioDevice for VirtioRng {
         }
         io.run_again(index);
         Ok(())
-    }
-
-    fn process_backend(&mut self, _io: &mut QueueIo<'_>) -> Result<(), QueueError> {
-        Ok(())
-    }
-
-    fn backend_fd(&self) -> Option<RawFd> {
-        None
-    }
-
-    fn announce(&mut self) -> bool {
-        false
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

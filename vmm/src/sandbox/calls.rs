@@ -124,6 +124,7 @@ impl Kind {
             Kind::Receiver => &[
                 CONNECTIONS,
                 FAULTS,
+                HUGE,
                 PLACEMENT,
                 LISTEN,
                 DESCRIPTORS,
@@ -533,12 +534,11 @@ const MAKE_VM: Group = &[
     ioctl(KVM_SET_IRQCHIP),
     ioctl(KVM_SET_PIT2),
     ioctl(KVM_SET_CLOCK),
-    // How much memory the host has; and its memory in huge pages.
+    // How much memory the host has.
     call(libc::SYS_sysinfo),
-    equal(libc::SYS_madvise, 2, libc::MADV_HUGEPAGE),
 ];
 
-/// The memory that a probe of the link fills is as a guest's.
+/// Memory in huge pages: a guest's, and what a probe of the link fills as if it were one's.
 const HUGE: Group = &[equal(libc::SYS_madvise, 2, libc::MADV_HUGEPAGE)];
 
 /// What getaddrinfo(3) does: its files (Landlock says which), name servers, and which addresses this host has.

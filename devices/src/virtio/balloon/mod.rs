@@ -15,7 +15,6 @@ mod ranges;
 mod state;
 
 use std::io;
-use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use migration::state::{Snapshot, StateError, VmState};
@@ -234,18 +233,6 @@ impl VirtioDevice for VirtioBalloon {
             // Of a feature that was not negotiated: there is no such queue.
             None => Ok(()),
         }
-    }
-
-    fn process_backend(&mut self, _io: &mut QueueIo<'_>) -> Result<(), QueueError> {
-        Ok(())
-    }
-
-    fn backend_fd(&self) -> Option<RawFd> {
-        None
-    }
-
-    fn announce(&mut self) -> bool {
-        false
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

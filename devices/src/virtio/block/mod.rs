@@ -13,7 +13,6 @@ pub mod features;
 mod request;
 mod state;
 
-use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -182,18 +181,6 @@ impl VirtioDevice for VirtioBlock {
         }
         io.run_again(index);
         Ok(())
-    }
-
-    fn process_backend(&mut self, _io: &mut QueueIo<'_>) -> Result<(), QueueError> {
-        Ok(())
-    }
-
-    fn backend_fd(&self) -> Option<RawFd> {
-        None
-    }
-
-    fn announce(&mut self) -> bool {
-        false
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

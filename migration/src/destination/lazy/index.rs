@@ -64,6 +64,8 @@ pub(super) struct Index {
 /// A file that is being looked through.
 struct Looked<'a> {
     whole: &'a Whole,
+    /// How long the file is.
+    len: u64,
     at: u64,
     round: u32,
     /// Pages of the round so far.
@@ -98,6 +100,7 @@ impl Index {
         };
         let mut looked = Looked {
             whole: &whole,
+            len: whole.len()?,
             at: start,
             round: 0,
             admitted: 0,
@@ -144,9 +147,9 @@ impl Index {
         };
         let end = looked.at;
         let last = looked.frame()?;
-        let behind = looked.at;
+        let (behind, len) = (looked.at, looked.len);
         match last {
-            Frame::End { bytes, digest } if bytes == end && whole.len()? == behind => {
+            Frame::End { bytes, digest } if bytes == end && len == behind => {
                 (whole.bytes, whole.digest) = (bytes, digest);
             }
             Frame::End { bytes, .. } => {
@@ -217,9 +220,8 @@ impl Looked<'_> {
 
     /// Goes on by so many bytes, which have to be there.
     fn pass(&mut self, bytes: u64) -> Result<(), RestoreError> {
-        let end = self.at.checked_add(bytes);
-        match (end, self.whole.len()?) {
-            (Some(end), len) if end <= len => {
+        match self.at.checked_add(bytes) {
+            Some(end) if end <= self.len => {
                 self.at = end;
                 Ok(())
             }

@@ -244,8 +244,11 @@ impl Lazy {
         let (at, bytes, pages, packing) = (piece.at, piece.bytes, piece.pages(), piece.packing);
         let step = match packing {
             Some(codec) => {
-                self.digest_up_to(at + bytes)?;
+                self.digest_up_to(at)?;
+                // What was packed is in the buffer then, whoever had it unpacked.
                 self.unpack(number, codec)?;
+                self.way.digest.write(&self.packed);
+                self.way.bytes += bytes;
                 pages
             }
             None => {
