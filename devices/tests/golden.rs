@@ -7,6 +7,7 @@ mod golden_file;
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use devices::GuestRam;
 use devices::heartbeat::{HeartbeatPort, HeartbeatState};
@@ -189,6 +190,7 @@ fn mmio_parts() -> MmioParts {
         ram: GuestRam::from_ranges(&regions).unwrap(),
         irq: eventfd(),
         queue_events: (0..3).map(|_| eventfd()).collect(),
+        page: Arc::default(),
         device: Box::new(VirtioNet::restore(net(), net_parts()).unwrap()),
     }
 }

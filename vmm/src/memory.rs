@@ -5,6 +5,7 @@
 )]
 
 mod program;
+mod registers;
 mod release;
 
 use std::fs::File;
@@ -28,6 +29,7 @@ use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
 
 pub use program::forget_text;
+pub use registers::show_registers;
 pub use release::release;
 
 type GuestRegion = vm_memory::GuestRegionMmap<Marks>;

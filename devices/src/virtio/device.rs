@@ -106,7 +106,6 @@ pub struct QueueIo<'a> {
     first: usize,
     rings: &'a mut [Ring],
     again: u64,
-    config_changed: bool,
 }
 
 impl<'a> QueueIo<'a> {
@@ -117,7 +116,6 @@ impl<'a> QueueIo<'a> {
             first,
             rings,
             again: 0,
-            config_changed: false,
         }
     }
 
@@ -151,13 +149,8 @@ impl<'a> QueueIo<'a> {
         self.again |= 1 << index;
     }
 
-    /// Says that the configuration space changed by the driver's own doing.
-    pub fn config_changed(&mut self) {
-        self.config_changed = true;
-    }
-
-    /// What the device said: the queues to process again, one a bit, and whether the configuration changed.
-    pub fn said(self) -> (u64, bool) {
-        (self.again, self.config_changed)
+    /// The queues that the device asked to be processed again, one a bit.
+    pub fn said(self) -> u64 {
+        self.again
     }
 }

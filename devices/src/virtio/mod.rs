@@ -32,6 +32,8 @@ pub(crate) mod testing;
 pub use balloon::{BalloonParts, BalloonState, VirtioBalloon};
 pub use block::{BlockParts, BlockState, VirtioBlock};
 pub use device::{Lane, VirtioDevice};
-pub use mmio::{INTERRUPT_ACK, MMIO_LEN, MmioLane, MmioParts, MmioState, QUEUE_NOTIFY, VirtioMmio};
+pub use mmio::{
+    INTERRUPT_ACK, MMIO_LEN, MmioLane, MmioParts, MmioState, QUEUE_NOTIFY, RegisterPage, VirtioMmio,
+};
 pub use net::{NetParts, NetState, VirtioNet};
 pub use rng::VirtioRng;

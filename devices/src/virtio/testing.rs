@@ -263,6 +263,7 @@ pub fn parts(ram: &GuestRam, device: Box<dyn VirtioDevice>) -> (MmioParts, Event
             .iter()
             .map(|event| event.try_clone().unwrap())
             .collect(),
+        page: Arc::default(),
         device,
     };
     (parts, irq, events)

@@ -1,5 +1,7 @@
 //! What devices are assembled from here: eventfds that nobody waits for, and output that goes nowhere.
 
+use std::sync::Arc;
+
 use devices::serial::SerialParts;
 use devices::virtio::block::{DiskOptions, disk::Disk};
 use devices::virtio::{MmioParts, VirtioDevice};
@@ -30,6 +32,7 @@ pub fn mmio(ram: &GuestRam, device: Box<dyn VirtioDevice>) -> MmioParts {
         ram: ram.clone(),
         irq: eventfd(),
         queue_events: device.queue_sizes().iter().map(|_| eventfd()).collect(),
+        page: Arc::default(),
         device,
     }
 }

@@ -73,6 +73,9 @@ impl BlankVm {
             let bytes = shape.layout.bytes();
             GuestError::new(format!("give KVM {bytes} bytes of guest memory"), e)
         })?;
+        // Before there are interrupt controllers: with them every slot takes KVM milliseconds.
+        let registers = memory::show_registers(kvm, &vm, making.backends.len())
+            .map_err(|e| GuestError::new("show the guest its devices' registers", e))?;
         kvm::create_interrupt_controllers(&vm).map_err(kvm_error("make a VM"))?;
         let (fds, caps) = create_vcpus(kvm, &vm, &mut shape)?;
         let log = making.log.make(&vm, &ram, &shape.layout, &fds)?;
@@ -83,7 +86,7 @@ impl BlankVm {
             making.serial_out,
             making.serial_room,
             shape.heartbeat,
-            making.backends,
+            making.backends.into_iter().zip(registers.iter().cloned()),
         )?;
         let description = shape.describe()?;
         let core = Core {
@@ -96,6 +99,7 @@ impl BlankVm {
             description,
             events: making.events,
             history: History::default(),
+            _registers: registers,
         };
         Ok(Self {
             core,

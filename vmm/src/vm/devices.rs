@@ -14,7 +14,9 @@ use devices::virtio::balloon::{BalloonParts, Levels, VirtioBalloon};
 use devices::virtio::block::{BlockParts, VirtioBlock, disk::Disk};
 use devices::virtio::net::{NetParts, Tap, VirtioNet};
 use devices::virtio::rng::VirtioRng;
-use devices::virtio::{INTERRUPT_ACK, MmioParts, QUEUE_NOTIFY, VirtioDevice, VirtioMmio};
+use devices::virtio::{
+    INTERRUPT_ACK, MmioParts, QUEUE_NOTIFY, RegisterPage, VirtioDevice, VirtioMmio,
+};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use migration::guest::{GuestError, GuestRam, Heartbeat};
 use migration::state::VmState;
@@ -80,6 +82,7 @@ struct SlotParts {
     backend: Backend,
     irq: EventFd,
     queues: Vec<EventFd>,
+    page: Arc<RegisterPage>,
 }
 
 /// Everything that devices are assembled from, and that does not travel.
@@ -104,7 +107,7 @@ fn again(fd: &EventFd) -> Result<EventFd, GuestError> {
 }
 
 impl DeviceParts {
-    /// Wires up the serial port and the given backends, slot 0 first.
+    /// Wires up the serial port and the given backends, slot 0 first, each with the page of its registers.
     ///
     /// # Errors
     /// KVM refuses an irqfd or an ioeventfd, or no file descriptor is left.
@@ -113,12 +116,12 @@ impl DeviceParts {
         serial_out: Box<dyn Write + Send>,
         serial_room: EventFd,
         heartbeat: bool,
-        backends: Vec<Backend>,
+        backends: impl Iterator<Item = (Backend, Arc<RegisterPage>)>,
     ) -> Result<Self, GuestError> {
         let serial_irq = irqfd(vm, layout::SERIAL_GSI)?;
         let slots = (0..)
             .zip(backends)
-            .map(|(slot, backend)| SlotParts::wire(vm, slot, backend))
+            .map(|(slot, (backend, page))| SlotParts::wire(vm, slot, backend, page))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             serial_irq,
@@ -190,7 +193,12 @@ fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd, GuestError> {
 }
 
 impl SlotParts {
-    fn wire(vm: &VmFd, slot: u32, backend: Backend) -> Result<Self, GuestError> {
+    fn wire(
+        vm: &VmFd,
+        slot: u32,
+        backend: Backend,
+        page: Arc<RegisterPage>,
+    ) -> Result<Self, GuestError> {
         let irq = irqfd(vm, layout::slot_gsi(slot))?;
         let doorbell = IoEventAddress::Mmio(layout::slot_address(slot) + QUEUE_NOTIFY);
         let mut queues = Vec::new();
@@ -216,6 +224,7 @@ impl SlotParts {
             backend,
             irq,
             queues,
+            page,
         })
     }
 
@@ -225,6 +234,7 @@ impl SlotParts {
             backend,
             irq,
             queues,
+            page,
         } = self;
         let restore = |e| GuestError::new(format!("restore virtio slot {slot}"), e);
         let net = matches!(backend, Backend::Net { .. });
@@ -287,6 +297,7 @@ impl SlotParts {
             ram: ram.clone(),
             irq,
             queue_events: queues.iter().map(again).collect::<Result<_, _>>()?,
+            page,
             device,
         };
         let mmio = match state {

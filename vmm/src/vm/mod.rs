@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use ::devices::heartbeat::HeartbeatPort;
 use ::devices::serial::Serial;
-use ::devices::virtio::VirtioMmio;
+use ::devices::virtio::{RegisterPage, VirtioMmio};
 use kvm_ioctls::VmFd;
 use migration::dirty::DirtyLog;
 use migration::guest::{
@@ -72,6 +72,8 @@ struct Core {
     events: EventSender,
     /// What the guest did lately, where it counts that.
     history: work::History,
+    /// What the guest reads of its devices: as memory, behind `vm`, which goes first.
+    _registers: Vec<Arc<RegisterPage>>,
 }
 
 /// What may be looked at and used without owning the VM: for status, the console, and announcements.

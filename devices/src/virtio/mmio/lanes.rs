@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{CONFIG_INTERRUPT, USED_INTERRUPT, signal};
+use super::page::RegisterPage;
+use super::{CONFIG_INTERRUPT, NEEDS_RESET, USED_INTERRUPT, signal};
 use crate::GuestRam;
 use crate::virtio::device::{Lane, QueueIo};
 use crate::virtio::queue::{QueueError, Ring};
@@ -20,12 +20,9 @@ pub(super) struct Shared {
     pub(super) irq: EventFd,
     /// One a queue.
     pub(super) queue_events: Vec<EventFd>,
-    /// Interrupts that the driver has not acknowledged. A lane sets a bit behind the entries that it is about; a driver
-    /// acknowledges before it looks for those.
-    pub(super) interrupt_status: AtomicU32,
-    pub(super) config_generation: AtomicU32,
-    /// The driver broke a queue, and has not reset the device.
-    pub(super) needs_reset: AtomicBool,
+    /// What the driver reads. A lane sets an interrupt there behind the entries that it is about; a driver acknowledges before
+    /// it looks for those.
+    pub(super) page: Arc<RegisterPage>,
 }
 
 impl Shared {
@@ -37,10 +34,7 @@ impl Shared {
     ) {
         let mut io = QueueIo::new(&self.ram, queues.first, &mut queues.rings);
         let done = burst(&mut io);
-        let (again, config_changed) = io.said();
-        if config_changed {
-            self.config_changed();
-        }
+        let again = io.said();
         for (index, event) in self.queue_events.iter().enumerate() {
             if again >> index & 1 == 1 {
                 signal(event);
@@ -64,7 +58,7 @@ impl Shared {
 
     /// The device is out of order until the driver resets it (2.1.2). `true` the first time.
     pub(super) fn give_up(&self, why: &str) -> bool {
-        let first = !self.needs_reset.swap(true, Ordering::SeqCst);
+        let first = self.page.add_status(NEEDS_RESET) & NEEDS_RESET == 0;
         if first {
             let kind = self.device_type;
             tracing::warn!("virtio device of type {kind} needs a reset by its driver: {why}");
@@ -72,17 +66,8 @@ impl Shared {
         first
     }
 
-    pub(super) fn is_broken(&self) -> bool {
-        self.needs_reset.load(Ordering::SeqCst)
-    }
-
-    /// What the driver reads there is another configuration than before.
-    pub(super) fn config_changed(&self) {
-        self.config_generation.fetch_add(1, Ordering::SeqCst);
-    }
-
     pub(super) fn interrupt(&self, why: u32) {
-        self.interrupt_status.fetch_or(why, Ordering::SeqCst);
+        self.page.add_interrupts(why);
         signal(&self.irq);
     }
 }
@@ -165,7 +150,7 @@ impl MmioLane {
             lane,
             works,
         } = &mut *locked;
-        let works = *works && !self.shared.is_broken();
+        let works = *works && !self.shared.page.is_broken();
         if works {
             burst(queues, &mut **lane, &self.shared);
         }

@@ -7,6 +7,7 @@
 //! It is taken before a lane's, never after; but for that both are leaves: nothing else is locked while they are held.
 
 mod lanes;
+mod page;
 mod registers;
 mod snapshot;
 
@@ -18,11 +19,12 @@ use virtio_bindings::{virtio_config, virtio_mmio, virtio_ring};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::lanes::{Queues, Shared};
-use super::device::VirtioDevice;
+use super::device::{QueueIo, VirtioDevice};
 use super::queue::Ring;
 use crate::GuestRam;
 
 pub use lanes::MmioLane;
+pub use page::RegisterPage;
 pub use snapshot::MmioState;
 
 /// Bytes of address space of the registers and the configuration space; a slot may have more.
@@ -66,14 +68,14 @@ pub struct MmioParts {
     pub irq: EventFd,
     /// One eventfd a queue, non-blocking: what the ioeventfds signal and the I/O thread waits for.
     pub queue_events: Vec<EventFd>,
+    /// Where the registers can be read from, untouched. The VMM may show it to the guest.
+    pub page: Arc<RegisterPage>,
     /// The device, of the same state.
     pub device: Box<dyn VirtioDevice>,
 }
 
 /// A virtio device behind the memory-mapped transport. New or restored it is paused.
 pub struct VirtioMmio {
-    /// The device status (2.1), but for NEEDS_RESET.
-    status: u32,
     device_features_sel: u32,
     driver_features_sel: u32,
     /// What the driver accepted; final once the status has FEATURES_OK.
@@ -93,7 +95,7 @@ impl std::fmt::Debug for VirtioMmio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("VirtioMmio")
             .field("device_type", &self.device.device_type())
-            .field("status", &self.status)
+            .field("status", &self.status())
             .field("driver_features", &self.driver_features)
             .field("own", &self.own)
             .field("paused", &self.paused)
@@ -115,7 +117,12 @@ impl VirtioMmio {
         if !self.works() {
             return;
         }
-        let device = &mut self.device;
+        let (device, page) = (&mut self.device, &self.shared.page);
+        let work = |io: &mut QueueIo<'_>| {
+            let done = device.process_queue(io, index);
+            page.show_config(&**device);
+            done
+        };
         match self
             .lanes
             .iter()
@@ -126,14 +133,12 @@ impl VirtioMmio {
             Some(lane) => {
                 let queues = &mut lane.lock().queues;
                 if queues.ring(index).is_some_and(|ring| ring.ready()) {
-                    self.shared
-                        .work(queues, |io| device.process_queue(io, index));
+                    self.shared.work(queues, work);
                 }
             }
             None => {
                 if self.own.ring(index).is_some_and(|ring| ring.ready()) {
-                    self.shared
-                        .work(&mut self.own, |io| device.process_queue(io, index));
+                    self.shared.work(&mut self.own, work);
                 }
             }
         }
@@ -182,7 +187,7 @@ impl VirtioMmio {
 
     /// Whether a driver has set the device up.
     pub fn is_active(&self) -> bool {
-        self.status & DRIVER_OK != 0
+        self.status() & DRIVER_OK != 0
     }
 
     /// Lets the device rest: on return it writes no guest memory and raises no interrupt, whatever happens.
@@ -216,7 +221,7 @@ impl VirtioMmio {
     /// The configuration space changed by the host's doing, and the driver is told. Not while the device rests: what
     /// it is then is being saved.
     pub fn config_changed(&mut self) {
-        self.shared.config_changed();
+        self.shared.page.show_config(&*self.device);
         if self.works() {
             self.shared.interrupt(CONFIG_INTERRUPT);
         }
@@ -238,7 +243,12 @@ impl VirtioMmio {
 
     /// Whether the driver uses the device and neither side has given it up.
     fn in_use(&self) -> bool {
-        self.status & (DRIVER_OK | FAILED) == DRIVER_OK && !self.shared.is_broken()
+        self.status() & (DRIVER_OK | FAILED | NEEDS_RESET) == DRIVER_OK
+    }
+
+    /// The device status (2.1).
+    fn status(&self) -> u32 {
+        self.shared.page.status()
     }
 
     /// Tells every lane whether it works now.
@@ -267,7 +277,7 @@ impl VirtioMmio {
 
     /// The device is out of order until the driver resets it. Said once: it does no work until then.
     fn needs_reset(&mut self, why: &str) {
-        if self.shared.give_up(why) && self.status & DRIVER_OK != 0 {
+        if self.shared.give_up(why) && self.status() & DRIVER_OK != 0 {
             self.shared.interrupt(CONFIG_INTERRUPT);
         }
     }

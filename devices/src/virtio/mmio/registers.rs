@@ -1,7 +1,5 @@
 //! The register file (virtio 1.2, 4.2.2) and the status state machine (2.1, 3.1.1).
 
-use std::sync::atomic::Ordering;
-
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio as reg;
 
@@ -9,34 +7,21 @@ use super::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET, Vi
 use crate::bus::{Action, BusDevice};
 use crate::virtio::queue::{Ring, RingState};
 
-/// "virt" in little-endian.
-const MAGIC: u32 = 0x7472_6976;
-/// Version 2: not the legacy interface.
-const VERSION: u32 = 2;
-/// "FRRY" in little-endian; drivers do not look at it.
-const VENDOR: u32 = 0x5952_5246;
 const CONFIG_SPACE: u64 = reg::VIRTIO_MMIO_CONFIG as u64;
 /// All bits that a driver may set in the status.
 const DRIVER_STATUS: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED;
 
 impl BusDevice for VirtioMmio {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
-            return self.device.read_config(offset, data);
-        }
-        // Registers are accessed by aligned 32-bit reads and no others (4.2.2.2).
-        match (data, u32::try_from(offset)) {
-            ([a, b, c, d], Ok(offset)) => {
-                [*a, *b, *c, *d] = self.read_register(offset).to_le_bytes()
-            }
-            (data, _) => data.fill(0),
-        }
+        self.shared.page.read(offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Action {
         if let Some(offset) = offset.checked_sub(CONFIG_SPACE) {
             self.device.write_config(offset, data);
+            self.shared.page.show_config(&*self.device);
         } else if let (Ok(value), Ok(offset)) = (data.try_into(), u32::try_from(offset)) {
+            // Registers are accessed by aligned 32-bit writes and no others (4.2.2.2).
             self.write_register(offset, u32::from_le_bytes(value));
         }
         Action::None
@@ -69,44 +54,15 @@ impl VirtioMmio {
         self.with_ring(usize::try_from(self.queue_sel).ok()?, act)
     }
 
-    /// The status as the driver reads it.
-    pub(super) fn status(&self) -> u32 {
-        let needs_reset = if self.shared.is_broken() {
-            NEEDS_RESET
-        } else {
-            0
-        };
-        self.status | needs_reset
-    }
-
-    fn read_register(&mut self, offset: u32) -> u32 {
-        match offset {
-            reg::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            reg::VIRTIO_MMIO_VERSION => VERSION,
-            reg::VIRTIO_MMIO_DEVICE_ID => self.device.device_type(),
-            reg::VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            reg::VIRTIO_MMIO_DEVICE_FEATURES => {
-                half(self.device_features(), self.device_features_sel)
-            }
-            reg::VIRTIO_MMIO_QUEUE_NUM_MAX => {
-                let size = self.with_selected(|ring| ring.max_size());
-                size.unwrap_or(0).into()
-            }
-            reg::VIRTIO_MMIO_QUEUE_READY => {
-                let ready = self.with_selected(|ring| ring.ready());
-                ready.unwrap_or(false).into()
-            }
-            reg::VIRTIO_MMIO_INTERRUPT_STATUS => {
-                self.shared.interrupt_status.load(Ordering::SeqCst)
-            }
-            reg::VIRTIO_MMIO_STATUS => self.status(),
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => {
-                self.shared.config_generation.load(Ordering::SeqCst)
-            }
-            // No shared memory region exists: length and address are all ones (4.2.2.1).
-            reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            _ => 0,
-        }
+    /// Shows what the driver's selections mean now.
+    pub(super) fn show_selected(&mut self) {
+        let features = half(self.device_features(), self.device_features_sel);
+        let queue = self.with_selected(|ring| (ring.max_size(), ring.ready()));
+        let (size, ready) = queue.unwrap_or((0, false));
+        let page = &self.shared.page;
+        page.put(reg::VIRTIO_MMIO_DEVICE_FEATURES, features);
+        page.put(reg::VIRTIO_MMIO_QUEUE_NUM_MAX, size.into());
+        page.put(reg::VIRTIO_MMIO_QUEUE_READY, ready.into());
     }
 
     fn write_register(&mut self, offset: u32, value: u32) {
@@ -116,23 +72,21 @@ impl VirtioMmio {
             reg::VIRTIO_MMIO_DRIVER_FEATURES => self.accept(value),
             reg::VIRTIO_MMIO_QUEUE_SEL => self.queue_sel = value,
             reg::VIRTIO_MMIO_QUEUE_READY => self.set_queue_ready(value),
-            reg::VIRTIO_MMIO_QUEUE_NOTIFY => self.notified(value),
-            reg::VIRTIO_MMIO_INTERRUPT_ACK => {
-                self.shared
-                    .interrupt_status
-                    .fetch_and(!value, Ordering::SeqCst);
-            }
+            // Often; and nothing that is shown changes by them but what the second says.
+            reg::VIRTIO_MMIO_QUEUE_NOTIFY => return self.notified(value),
+            reg::VIRTIO_MMIO_INTERRUPT_ACK => return self.shared.page.acknowledge(value),
             reg::VIRTIO_MMIO_STATUS => self.set_status(value),
             reg::VIRTIO_MMIO_QUEUE_NUM..=reg::VIRTIO_MMIO_QUEUE_USED_HIGH => {
                 self.set_queue(offset, value)
             }
             _ => {}
         }
+        self.show_selected();
     }
 
     /// The driver accepts 32 features. Once FEATURES_OK is set it may not change its mind (3.1.1).
     fn accept(&mut self, features: u32) {
-        if self.status & (DRIVER | FEATURES_OK) == DRIVER {
+        if self.status() & (DRIVER | FEATURES_OK) == DRIVER {
             set_half(
                 &mut self.driver_features,
                 self.driver_features_sel,
@@ -143,7 +97,7 @@ impl VirtioMmio {
 
     fn set_queue(&mut self, offset: u32, value: u32) {
         // The driver sets its queues up between FEATURES_OK and DRIVER_OK (3.1.1, 7).
-        if self.status & (FEATURES_OK | DRIVER_OK) != FEATURES_OK {
+        if self.status() & (FEATURES_OK | DRIVER_OK) != FEATURES_OK {
             return;
         }
         self.with_selected(|ring| {
@@ -173,7 +127,7 @@ impl VirtioMmio {
 
     fn set_queue_ready(&mut self, value: u32) {
         let event_idx = self.event_idx();
-        let setting_up = self.status & (FEATURES_OK | DRIVER_OK) == FEATURES_OK;
+        let setting_up = self.status() & (FEATURES_OK | DRIVER_OK) == FEATURES_OK;
         let shared = self.shared.clone();
         let done = self.with_selected(|ring| match value {
             0 => {
@@ -201,21 +155,22 @@ impl VirtioMmio {
         if value == 0 {
             return self.reset();
         }
-        let old = self.status & DRIVER_STATUS;
+        let old = self.status() & DRIVER_STATUS;
         // No bit may be cleared but by a reset; no unknown one set.
         if value & old != old || value & !(DRIVER_STATUS | NEEDS_RESET) != 0 {
             return;
         }
         let new = value & DRIVER_STATUS & !old;
-        self.status |= new & (ACKNOWLEDGE | DRIVER | FAILED);
-        let known = self.status & (ACKNOWLEDGE | DRIVER) == ACKNOWLEDGE | DRIVER;
-        if new & FEATURES_OK != 0 && known && self.status & FAILED == 0 && self.features_fit() {
-            self.status |= FEATURES_OK;
+        let add = |bits| self.shared.page.add_status(bits) | bits;
+        let status = add(new & (ACKNOWLEDGE | DRIVER | FAILED));
+        let known = ACKNOWLEDGE | DRIVER;
+        if new & FEATURES_OK != 0 && status & (known | FAILED) == known && self.features_fit() {
+            add(FEATURES_OK);
         }
         if new & DRIVER_OK != 0
             && self.status() & (FEATURES_OK | FAILED | NEEDS_RESET) == FEATURES_OK
         {
-            self.status |= DRIVER_OK;
+            add(DRIVER_OK);
             self.activate();
         }
         self.direct_lanes();
@@ -244,11 +199,12 @@ impl VirtioMmio {
     }
 
     fn reset(&mut self) {
-        self.status = 0;
+        let page = self.shared.page.clone();
+        page.put(reg::VIRTIO_MMIO_STATUS, 0);
         self.direct_lanes();
-        // No lane works any more: nobody sets these behind our back.
-        self.shared.needs_reset.store(false, Ordering::SeqCst);
-        self.shared.interrupt_status.store(0, Ordering::SeqCst);
+        // No lane works any more, and what one may have set meanwhile goes, too.
+        page.put(reg::VIRTIO_MMIO_STATUS, 0);
+        page.put(reg::VIRTIO_MMIO_INTERRUPT_STATUS, 0);
         self.driver_features = 0;
         self.device_features_sel = 0;
         self.driver_features_sel = 0;
@@ -258,5 +214,6 @@ impl VirtioMmio {
         }
         self.own.rings.iter_mut().for_each(Ring::reset);
         self.device.reset();
+        page.show_config(&*self.device);
     }
 }

@@ -1,7 +1,6 @@
 //! What of a transport moves with the guest.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use migration::state::{Kind, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -66,7 +65,6 @@ impl Snapshot for VirtioMmio {
 
     fn save(&self) -> MmioState {
         let Self {
-            status,
             device_features_sel,
             driver_features_sel,
             driver_features,
@@ -84,29 +82,22 @@ impl Snapshot for VirtioMmio {
             ram: _,
             irq: _,
             queue_events: _,
-            interrupt_status,
-            config_generation,
-            needs_reset,
+            page,
         } = &**shared;
         let mut queues = Vec::new();
         for lane in lanes {
             queues.extend(lane.lock().queues.rings.iter().map(Ring::save));
         }
         queues.extend(own.rings.iter().map(Ring::save));
-        let needs_reset = if needs_reset.load(Ordering::SeqCst) {
-            NEEDS_RESET
-        } else {
-            0
-        };
         MmioState {
             device_type: *device_type,
-            status: *status | needs_reset,
+            status: page.status(),
             device_features_sel: *device_features_sel,
             driver_features_sel: *driver_features_sel,
             driver_features: *driver_features,
             queue_sel: *queue_sel,
-            interrupt_status: interrupt_status.load(Ordering::SeqCst),
-            config_generation: config_generation.load(Ordering::SeqCst),
+            interrupt_status: page.interrupts(),
+            config_generation: page.generation(),
             queues,
         }
     }
@@ -116,6 +107,7 @@ impl Snapshot for VirtioMmio {
             ram,
             irq,
             queue_events,
+            page,
             device,
         } = parts;
         let sizes = device.queue_sizes();
@@ -156,10 +148,13 @@ impl Snapshot for VirtioMmio {
             ram,
             irq,
             queue_events,
-            interrupt_status: state.interrupt_status.into(),
-            config_generation: state.config_generation.into(),
-            needs_reset: (state.status & NEEDS_RESET != 0).into(),
+            page,
         });
+        let page = shared.page.clone();
+        page.begin(state.device_type);
+        page.add_status(state.status);
+        page.add_interrupts(state.interrupt_status);
+        page.begin_config(&*device, state.config_generation);
         let mut first = 0;
         let mut lanes = Vec::new();
         for lane in device.lanes() {
@@ -169,7 +164,6 @@ impl Snapshot for VirtioMmio {
             lanes.push(MmioLane::new(shared.clone(), lane, queues));
         }
         let mut transport = Self {
-            status: state.status & !NEEDS_RESET,
             device_features_sel: state.device_features_sel,
             driver_features_sel: state.driver_features_sel,
             driver_features: state.driver_features,
@@ -185,6 +179,7 @@ impl Snapshot for VirtioMmio {
             device,
         };
         transport.take_up()?;
+        transport.show_selected();
         Ok(transport)
     }
 }
@@ -212,7 +207,7 @@ fn check_bits(state: &MmioState) -> Result<(), String> {
 impl VirtioMmio {
     /// Goes on where the driver was: the features fit this device, and its backend takes them.
     fn take_up(&mut self) -> Result<(), String> {
-        if self.status & FEATURES_OK != 0 && !self.features_fit() {
+        if self.status() & FEATURES_OK != 0 && !self.features_fit() {
             return Err(format!(
                 "the guest uses features {:#x}, this host's device offers {:#x}",
                 self.driver_features,

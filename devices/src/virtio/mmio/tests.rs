@@ -43,13 +43,23 @@ fn a_driver_finds_a_modern_device() {
 }
 
 #[test]
-fn registers_are_accessed_by_aligned_words_only() {
+fn registers_are_read_as_memory_and_written_by_aligned_words_only() {
     let mut machine = machine();
-    for (offset, len) in [(0, 1), (0, 2), (0, 8), (1, 4), (0x72, 2)] {
+    let reads: [(u64, &[u8]); 7] = [
+        (0, b"v"),
+        (0, b"vi"),
+        (0, b"virt\x02\0\0\0"),
+        (1, b"irt\x02"),
+        (0x72, &[0; 2]),
+        (0xfff, &[0; 8]),
+        (u64::MAX, &[0]),
+    ];
+    for (offset, expected) in reads {
         let mut data = [0xaa; 8];
-        machine.mmio.read(offset, &mut data[..len]);
-        assert_eq!(data[..len], [0; 8][..len], "{offset:#x} {len}");
-        let _ = machine.mmio.write(offset, &[1; 8][..len]);
+        let data = &mut data[..expected.len()];
+        machine.mmio.read(offset, data);
+        assert_eq!(data, expected, "{offset:#x}");
+        let _ = machine.mmio.write(offset, &[1; 8][..expected.len()]);
     }
     let _ = machine.mmio.write(0x70, &[1]);
     assert_eq!(status(&mut machine), 0);

@@ -47,7 +47,6 @@ impl VirtioNet {
             let head = self.control.head();
             let mut command = [0; MAX_COMMAND];
             let len = chain::read(ram, self.control.readable(), 0, &mut command)?;
-            let before = (self.mac, self.announcing);
             let active = self.active;
             let status = if self.obey(&command[..len]) {
                 cmd::VIRTIO_NET_OK
@@ -66,9 +65,6 @@ impl VirtioNet {
             // What came for a pair before it was in use found nobody.
             for pair in active..self.active {
                 io.run_again(pair::QUEUES * pair);
-            }
-            if before != (self.mac, self.announcing) {
-                io.config_changed();
             }
         }
         io.run_again(index);
