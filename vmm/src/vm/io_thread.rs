@@ -12,6 +12,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use migration::guest::GuestError;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::batch::prefer_batches;
 use crate::sandbox::{self, Kind};
 
 /// Event data: the backend of the device, beside its lanes.
@@ -145,12 +146,17 @@ impl IoThread {
             end: end.try_clone().map_err(|e| GuestError::new(act(), e))?,
             ended: false,
         };
+        let has_lane = lane.is_some();
         let mut manager =
             EventManager::<Io>::new().map_err(|e| GuestError::new(act(), e.to_string()))?;
         let id = manager.add_subscriber(io);
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
+                // Frames come in streams; what waits for a disk waits for each request.
+                if has_lane {
+                    prefer_batches();
+                }
                 sandbox::enter(Kind::Virtio);
                 loop {
                     if let Err(error) = manager.run() {

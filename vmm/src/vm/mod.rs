@@ -8,6 +8,7 @@
 //! never while it waits for a vCPU.
 
 mod balloon;
+mod batch;
 mod blank;
 mod devices;
 mod disks;
