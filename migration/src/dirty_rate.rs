@@ -5,7 +5,7 @@
 //!
 //! Every page is armed once and looked at until the end, so the guest pays one fault for each page that it writes,
 //! however often it does; by dirty rings one more each time that a ring is half full and handed back, which arms what it names. Pages written while
-//! they are being armed, about 2 ms a GiB, count in the first window. Where that is too dear, a sample is armed, one page of each so many
+//! they are being armed, about 2 ms a GiB, count in the first window, which is so long that it hardly matters. Where that is too dear, a sample is armed, one page of each so many
 //! neighbours, and what is seen of it stands for all: the guest pays for the sample alone, and sets of few pages are known less well. Rings also tell who writes: a page is that vCPU's which wrote it first.
 
 use std::time::{Duration, Instant};
@@ -19,8 +19,8 @@ use crate::dirty::{DirtyLog, Tracking};
 use crate::guest::GuestError;
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
 
-/// The shortest window.
-pub const SHORTEST: Duration = Duration::from_millis(125);
+/// The shortest window: as long as one of the last rounds of a move. What a guest writes again and again, whatever it does, shows in no longer one.
+pub const SHORTEST: Duration = Duration::from_nanos(7_812_500);
 /// The longest window that may be asked for.
 pub const LONGEST: Duration = Duration::from_secs(64);
 /// The longest window unless another is asked for.
@@ -29,6 +29,8 @@ pub const DEFAULT: Duration = Duration::from_secs(8);
 pub const THINNEST: u32 = 1024;
 /// Pages (64 MiB) armed in one go: vCPUs cannot fault pages in meanwhile.
 const ARMED: u64 = 16_384;
+/// A window is so many times as long as arming took, or it is left out: what is written meanwhile is in it, too.
+const TELLING: u32 = 8;
 
 /// A time for which the guest was watched, and what it wrote in it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,6 +106,7 @@ fn watch(
     let mut written = PageSet::empty(layout.pages());
     log.take(&mut written)?;
     let armed = sampled(layout.pages(), sample);
+    let arming = Instant::now();
     for piece in written.pieces(layout, ARMED) {
         log.rearm(&armed, piece)?;
     }
@@ -114,7 +117,10 @@ fn watch(
     // What a log that knows who writes has not given away, it counts once.
     let before = log.written_by_vcpu();
     let began = Instant::now();
-    for window in windows {
+    let least = began.duration_since(arming) * TELLING;
+    let longest = windows.last();
+    let telling = |window: &&Duration| **window >= least || Some(*window) == longest;
+    for window in windows.iter().filter(telling) {
         cancel.sleep(window.saturating_sub(began.elapsed()))?;
         let watched = began.elapsed();
         let kept = before.is_some() && log.peek(&mut written)?;
@@ -179,13 +185,16 @@ mod tests {
             |ms: &[u64]| -> Vec<_> { ms.iter().map(|&ms| Duration::from_millis(ms)).collect() };
         assert_eq!(
             windows(DEFAULT),
-            ms(&[125, 250, 500, 1000, 2000, 4000, 8000])
+            [SHORTEST, SHORTEST * 2, SHORTEST * 4, SHORTEST * 8]
+                .into_iter()
+                .chain(ms(&[125, 250, 500, 1000, 2000, 4000, 8000]))
+                .collect::<Vec<_>>()
         );
         assert_eq!(
-            windows(Duration::from_millis(600)),
+            windows(Duration::from_millis(600))[4..],
             ms(&[125, 250, 500, 600])
         );
-        assert_eq!(windows(Duration::from_millis(20)), ms(&[20]));
+        assert_eq!(windows(Duration::from_millis(5)), ms(&[5]));
     }
 
     /// A guest that writes another page before each look; pages that were not armed are never seen.

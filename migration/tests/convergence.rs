@@ -280,7 +280,9 @@ fn who_computes_or_writes_little_is_left_alone_where_the_log_knows_who_writes() 
                     // Without that all of them pay.
                     let blind = knows(false);
                     assert!(blind.lost_by_vcpu[0] > Duration::ZERO, "{blind:?}");
-                    assert_eq!(blind.lost_by_vcpu[0], blind.lost_by_vcpu[2], "{blind:?}");
+                    // But for where each is between two slices.
+                    let apart = blind.lost_by_vcpu[0].abs_diff(blind.lost_by_vcpu[2]);
+                    assert!(apart <= Duration::from_millis(50), "{blind:?}");
                 }
             }
         }

@@ -193,6 +193,31 @@ fn what_is_done_at_the_end_of_a_round() {
             limits(),
             Expect::Switch("hardly"),
         ),
+        // Of the last 50 ms the guest wrote in 5 ms as if it were not held down, and little before.
+        (
+            "held down, a short round says nothing by itself",
+            vec![
+                r(gib, 3_328, 97),
+                r(3_328, 600, 97),
+                r(600, 150, 97),
+                r(150, 170, 97),
+            ],
+            0,
+            limits(),
+            Expect::Next,
+        ),
+        (
+            "not held down, it does",
+            vec![
+                r(gib, 3_328, 0),
+                r(3_328, 600, 0),
+                r(600, 150, 0),
+                r(150, 170, 0),
+            ],
+            0,
+            limits(),
+            Expect::Switch("hardly"),
+        ),
         (
             "throttled less, it pays",
             vec![r(gib, 2_000, 50), r(2_000, 1_300, 50)],

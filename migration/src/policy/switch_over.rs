@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Facts, Limits, precise};
+use crate::guest::ThrottlePercent;
 use crate::options::OnTimeout;
 use crate::pages::PAGE_SIZE;
 use crate::predict::{self, Costs};
@@ -26,6 +27,9 @@ const SHRINKS: (u64, u64) = (3, 4);
 const HOPELESS: usize = 5;
 /// A round more is worth its while if it shortens the blackout by so much, and by a tenth.
 const WORTH: Duration = Duration::from_millis(1);
+/// How fast a guest writes that is held down in slices of a few milliseconds shows in no less time than this: a round that is
+/// over sooner may have been all sleep, or none.
+const SLICES: Duration = Duration::from_millis(50);
 /// What is left goes up and down with what the guest does. So many rounds at most are spent on coming back to
 /// the least there was lately.
 const WAITS: usize = 3;
@@ -42,8 +46,11 @@ pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limit
     if predicted <= limits.downtime {
         let pays = bound.is_none()
             && match stalled {
-                0 => pays(last, predicted, costs),
-                _ => !at_minimum(rounds, costs),
+                0 => pays(rounds, last, predicted, costs),
+                _ if !at_minimum(rounds, costs) => true,
+                // It may have been no more than the slices of the throttle.
+                1..=WAITS if held_down(last) => pays(rounds, last, predicted, costs),
+                _ => false,
             };
         return match pays {
             true => Decision::NextRound,
@@ -79,8 +86,8 @@ pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limit
 /// The blackout would be short enough. Is it worth another round to make it shorter still? The limit is not
 /// there to be used up; but where the guest is throttled, a round costs it work, and more than twice as much
 /// of that as it gains is too much.
-fn pays(last: &Facts, predicted: Duration, costs: &Costs) -> bool {
-    let next = predict::blackout(expected_remainder(last, costs), costs);
+fn pays(rounds: &[Facts], last: &Facts, predicted: Duration, costs: &Costs) -> bool {
+    let next = predict::blackout(expected_remainder(rounds, last, costs), costs);
     let gain = predicted.saturating_sub(next);
     let round = predict::transfer(last.remainder.saturating_mul(PAGE_SIZE), costs.bandwidth);
     let cost = round / 100 * u32::from(last.throttle.get());
@@ -115,11 +122,20 @@ fn within_limit(last: &Facts, predicted: Duration, limits: &Limits) -> Decision 
 }
 
 /// How many pages the next round would leave: it takes as long as sending what is left now, and pages are
-/// written as fast as in the last one.
-fn expected_remainder(last: &Facts, costs: &Costs) -> u64 {
+/// written as fast as in the last one, or as lately while the guest is held down.
+fn expected_remainder(rounds: &[Facts], last: &Facts, costs: &Costs) -> u64 {
     let bytes = last.remainder.saturating_mul(PAGE_SIZE);
     let next = predict::transfer(bytes, costs.bandwidth) + costs.round_trip + costs.sync;
-    let rate = precise(last.remainder) / last.duration.as_secs_f64().max(1e-6);
+    let seconds = |time: Duration| time.as_secs_f64().max(1e-6);
+    let (mut written, mut time) = (precise(last.remainder), seconds(last.duration));
+    let before = rounds.iter().rev().skip(1);
+    for round in before.take_while(|round| held_down(last) && held_down(round)) {
+        let missing = (SLICES.as_secs_f64() - time).max(0.0);
+        let share = (missing / seconds(round.duration)).min(1.0);
+        written += precise(round.remainder) * share;
+        time += seconds(round.duration) * share;
+    }
+    let rate = written / time;
     // Never more than there is now: a working set is rewritten, it does not grow.
     let expected = (rate * next.as_secs_f64()).ceil();
     if expected >= precise(last.remainder) {
@@ -130,6 +146,11 @@ fn expected_remainder(last: &Facts, costs: &Costs) -> u64 {
         let expected = expected as u64;
         expected
     }
+}
+
+/// Whether the guest was held down at the end of a round.
+fn held_down(round: &Facts) -> bool {
+    round.throttle > ThrottlePercent::default()
 }
 
 /// How many rounds ago the remainder last reached a new minimum.

@@ -5,10 +5,12 @@
 //! takes as long; and times and numbers do not hang on how many pages a cell has.
 
 mod live;
+mod slices;
 
 use std::time::Duration;
 
 use self::live::Live;
+use self::slices::Slices;
 use super::costs::{self, Costs, RUN_HEADER};
 use super::model::GuestModel;
 use super::random::Random;
@@ -107,6 +109,9 @@ pub fn simulate(
         limits,
         throttle: Throttle::default(),
         now: 0.0,
+        slices: (0..guest.vcpus())
+            .map(|_| Slices::new(random.unit()))
+            .collect(),
         lost: vec![0.0; guest.vcpus()],
         logged: vec![0.0; guest.vcpus()],
         knows_writers: setting.knows_writers,
@@ -129,6 +134,7 @@ struct Run<'a> {
     throttle: Throttle,
     now: f64,
     /// Of each vCPU.
+    slices: Vec<Slices>,
     lost: Vec<f64>,
     /// Pages that each vCPU has logged.
     logged: Vec<f64>,
@@ -245,7 +251,9 @@ impl Run<'_> {
     fn pass(&mut self, seconds: f64) {
         let (from, to) = (self.now, self.now + seconds);
         for (vcpu, lost) in self.lost.iter_mut().enumerate() {
-            let speed = self.guest.speed(self.throttle.share(vcpu));
+            let share = self.guest.speed(self.throttle.share(vcpu));
+            let slice = self.throttle.slice.as_secs_f64();
+            let speed = self.slices[vcpu].pass(seconds, share, slice);
             let mut longest: f64 = 0.0;
             let mut writes = false;
             let of_vcpu = |part: &&mut Live<'_>| usize::from(part.part.vcpu) == vcpu;
