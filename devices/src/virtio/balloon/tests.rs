@@ -125,6 +125,12 @@ fn a_driver_finds_its_target_and_says_how_far_it_is() {
     world.machine.mmio.config_changed();
     assert_eq!(world.machine.interrupt(), CONFIG_INTERRUPT);
     assert_eq!(config(&mut world, 0), 3);
+    // Counted before and behind the change: whoever read half of each does not find the same number twice.
+    let generation = |world: &mut World| world.machine.get(reg::VIRTIO_MMIO_CONFIG_GENERATION);
+    assert_eq!(generation(&mut world), 2);
+    world.machine.mmio.config_changed();
+    assert_eq!(generation(&mut world), 2, "nothing changed");
+    assert_eq!(world.machine.interrupt(), CONFIG_INTERRUPT);
     assert!(!world.levels.want(1 << 44), "2^32 pages");
     assert_eq!(world.levels.target(), 3 * PAGE);
     world.machine.put(reg::VIRTIO_MMIO_CONFIG + 4, 2);
