@@ -262,11 +262,13 @@ fn the_dirty_rate_is_measured_of_a_guest_that_then_moves() {
         .iter()
         .map(|window| window["pages"].as_u64().unwrap()))
     .collect();
-    println!("pages written within 125 ms, 250 ms and so on to 2 s: {pages:?}");
-    assert_eq!(pages.len(), 5);
+    println!("pages written within 8 ms, 16 ms and so on to 2 s: {pages:?}");
+    // The shortest ones are left out where arming took long.
+    assert!((5..=9).contains(&pages.len()), "{pages:?}");
     assert!(pages.is_sorted(), "{pages:?}");
     // Its working set, again and again, and little beside.
-    assert!((1000..=64 * 256 + 64).contains(&pages[4]), "{pages:?}");
+    let all = pages.last().copied().unwrap_or(0);
+    assert!((1000..=64 * 256 + 64).contains(&all), "{pages:?}");
     assert!(off(&lab.guest.status().unwrap()));
 
     // Nothing else that needs the log begins meanwhile, and a cancel ends it.
