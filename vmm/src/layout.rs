@@ -11,7 +11,8 @@
 //!   0xc000_0000  +--------------------------------------------+  LOW_RAM_END = 3 GiB
 //!                | nothing                                    |
 //!   0xd000_0000  +--------------------------------------------+  VIRTIO_MMIO_START
-//!                | 16 virtio-mmio slots of 4 KiB each         |
+//!                | 16 virtio-mmio slots of 4 KiB each;        |
+//!                | those in use are read-only memory          |
 //!   0xd001_0000  +--------------------------------------------+  = start + 16 * 0x1000
 //!                | nothing                                    |
 //!   0xfec0_0000  +--------------------------------------------+  IOAPIC_START (in KVM)

@@ -69,6 +69,7 @@ fn a_register_is_read_inside_and_written_outside() {
     let acknowledged = slot_address(SLOT) + INTERRUPT_ACK.0;
     assert_eq!(read(&mut vcpu, DEVICE_ID), (4, acknowledged, 4));
     assert_eq!(read(&mut vcpu, INTERRUPT_STATUS), (0, acknowledged, 0));
+    assert_eq!(read(&mut vcpu, 0xffc).0, 0, "nothing else is there");
     // What the host changes the guest sees at once, though it never comes out for it.
     device.resume();
     device.config_changed();
