@@ -83,6 +83,14 @@ fn what_is_done_at_the_end_of_a_round() {
         ..limits()
     };
     let r = round;
+    let short_at_last = |throttle| {
+        vec![
+            r(gib, 3_328, throttle),
+            r(3_328, 600, throttle),
+            r(600, 150, throttle),
+            r(150, 170, throttle),
+        ]
+    };
     let stuck = || vec![r(gib, 60_000, 99); 7];
     let rows: Vec<(&str, Vec<Facts>, u64, Limits, Expect)> = vec![
         ("nothing known", vec![], 0, limits(), Expect::Next),
@@ -196,24 +204,14 @@ fn what_is_done_at_the_end_of_a_round() {
         // Of the last 50 ms the guest wrote in 5 ms as if it were not held down, and little before.
         (
             "held down, a short round says nothing by itself",
-            vec![
-                r(gib, 3_328, 97),
-                r(3_328, 600, 97),
-                r(600, 150, 97),
-                r(150, 170, 97),
-            ],
+            short_at_last(97),
             0,
             limits(),
             Expect::Next,
         ),
         (
             "not held down, it does",
-            vec![
-                r(gib, 3_328, 0),
-                r(3_328, 600, 0),
-                r(600, 150, 0),
-                r(150, 170, 0),
-            ],
+            short_at_last(0),
             0,
             limits(),
             Expect::Switch("hardly"),

@@ -79,5 +79,6 @@ fn a_register_is_read_inside_and_written_outside() {
         assert_eq!(done, Action::None);
         assert_eq!(read(&mut vcpu, 0x70).0, status);
     }
+    // The pages are the last to go.
     drop((vcpu, vm));
 }

@@ -37,7 +37,7 @@ const WAITS: usize = 3;
 /// What to do after the rounds so far, of which there is at least one (else there is nothing to know, and
 /// the answer is a round).
 pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limits) -> Decision {
-    let Some(last) = rounds.last() else {
+    let Some((last, before)) = rounds.split_last() else {
         return Decision::NextRound;
     };
     let predicted = predict::blackout(last.remainder, costs);
@@ -46,10 +46,10 @@ pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limit
     if predicted <= limits.downtime {
         let pays = bound.is_none()
             && match stalled {
-                0 => pays(rounds, last, predicted, costs),
-                _ if !at_minimum(rounds, costs) => true,
+                0 => pays(last, before, predicted, costs),
+                _ if !at_minimum(last, before, costs) => true,
                 // It may have been no more than the slices of the throttle.
-                1..=WAITS if held_down(last) => pays(rounds, last, predicted, costs),
+                1..=WAITS if held_down(last) => pays(last, before, predicted, costs),
                 _ => false,
             };
         return match pays {
@@ -71,7 +71,7 @@ pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limit
     let helpless = |round: &Facts| round.throttle >= limits.throttle;
     if stalled >= HOPELESS && rounds.iter().rev().take(HOPELESS).all(helpless) {
         // Beyond the limit in any case, but then as little as can be.
-        if limits.on_timeout == OnTimeout::SwitchOver && !at_minimum(rounds, costs) {
+        if limits.on_timeout == OnTimeout::SwitchOver && !at_minimum(last, before, costs) {
             return Decision::NextRound;
         }
         let bound = format!(
@@ -86,8 +86,8 @@ pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limit
 /// The blackout would be short enough. Is it worth another round to make it shorter still? The limit is not
 /// there to be used up; but where the guest is throttled, a round costs it work, and more than twice as much
 /// of that as it gains is too much.
-fn pays(rounds: &[Facts], last: &Facts, predicted: Duration, costs: &Costs) -> bool {
-    let next = predict::blackout(expected_remainder(rounds, last, costs), costs);
+fn pays(last: &Facts, before: &[Facts], predicted: Duration, costs: &Costs) -> bool {
+    let next = predict::blackout(expected_remainder(last, before, costs), costs);
     let gain = predicted.saturating_sub(next);
     let round = predict::transfer(last.remainder.saturating_mul(PAGE_SIZE), costs.bandwidth);
     let cost = round / 100 * u32::from(last.throttle.get());
@@ -96,10 +96,7 @@ fn pays(rounds: &[Facts], last: &Facts, predicted: Duration, costs: &Costs) -> b
 
 /// Whether there is about as little left as there was in any of the last rounds, or waiting for that has been
 /// in vain.
-fn at_minimum(rounds: &[Facts], costs: &Costs) -> bool {
-    let Some((last, before)) = rounds.split_last() else {
-        return true;
-    };
+fn at_minimum(last: &Facts, before: &[Facts], costs: &Costs) -> bool {
     let lately = before.iter().rev().take(WAITS).map(|round| round.remainder);
     let least = lately.min().unwrap_or(last.remainder);
     let (now, then) = (
@@ -123,13 +120,13 @@ fn within_limit(last: &Facts, predicted: Duration, limits: &Limits) -> Decision 
 
 /// How many pages the next round would leave: it takes as long as sending what is left now, and pages are
 /// written as fast as in the last one, or as lately while the guest is held down.
-fn expected_remainder(rounds: &[Facts], last: &Facts, costs: &Costs) -> u64 {
+fn expected_remainder(last: &Facts, before: &[Facts], costs: &Costs) -> u64 {
     let bytes = last.remainder.saturating_mul(PAGE_SIZE);
     let next = predict::transfer(bytes, costs.bandwidth) + costs.round_trip + costs.sync;
     let seconds = |time: Duration| time.as_secs_f64().max(1e-6);
     let (mut written, mut time) = (precise(last.remainder), seconds(last.duration));
-    let before = rounds.iter().rev().skip(1);
-    for round in before.take_while(|round| held_down(last) && held_down(round)) {
+    let lately = before.iter().rev();
+    for round in lately.take_while(|round| held_down(last) && held_down(round)) {
         let missing = (SLICES.as_secs_f64() - time).max(0.0);
         let share = (missing / seconds(round.duration)).min(1.0);
         written += precise(round.remainder) * share;

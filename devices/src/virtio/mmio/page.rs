@@ -29,8 +29,9 @@ const WORDS: usize = 1024;
 pub struct RegisterPage([AtomicU32; WORDS]);
 
 impl Default for RegisterPage {
+    /// Registers of no device.
     fn default() -> Self {
-        Self::new()
+        Self([const { AtomicU32::new(0) }; WORDS])
     }
 }
 
@@ -44,11 +45,6 @@ impl std::fmt::Debug for RegisterPage {
 }
 
 impl RegisterPage {
-    /// Registers of no device.
-    pub fn new() -> Self {
-        Self([const { AtomicU32::new(0) }; WORDS])
-    }
-
     /// What does not change is there from now on.
     pub(super) fn begin(&self, device_type: u32) {
         self.put(reg::VIRTIO_MMIO_MAGIC_VALUE, MAGIC);

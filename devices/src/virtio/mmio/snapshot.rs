@@ -143,6 +143,10 @@ impl Snapshot for VirtioMmio {
                         .map_err(|why| format!("queue {index}: {why}"))
                 });
         let mut rings = rings.collect::<Result<Vec<_>, _>>()?.into_iter();
+        page.begin(state.device_type);
+        page.add_status(state.status);
+        page.add_interrupts(state.interrupt_status);
+        page.begin_config(&*device, state.config_generation);
         let shared = Arc::new(Shared {
             device_type: state.device_type,
             ram,
@@ -150,11 +154,6 @@ impl Snapshot for VirtioMmio {
             queue_events,
             page,
         });
-        let page = shared.page.clone();
-        page.begin(state.device_type);
-        page.add_status(state.status);
-        page.add_interrupts(state.interrupt_status);
-        page.begin_config(&*device, state.config_generation);
         let mut first = 0;
         let mut lanes = Vec::new();
         for lane in device.lanes() {
