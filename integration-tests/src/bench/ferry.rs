@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::guest_ram::GuestRam;
 use super::setting::FerrySetting;
-use super::trial::{Pair, Told};
+use super::trial::{Failure, Pair, Told};
 use super::{Place, Scenario};
 use crate::Error;
 use crate::ferry::{Ferry, Hosts};
@@ -119,7 +119,7 @@ impl Pair for FerryPair {
         Self::ram(&self.destination)
     }
 
-    fn migrate(&mut self) -> Result<Told, Error> {
+    fn migrate(&mut self) -> Result<Told, Failure> {
         let args: Vec<&str> = self.migrate.iter().map(String::as_str).collect();
         let report = self
             .source

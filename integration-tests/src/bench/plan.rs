@@ -37,8 +37,34 @@ pub struct Figures {
     pub limits: Limits,
     /// Every move.
     pub rows: Vec<Row>,
+    /// Every setting that a move did not end with. It is not tried again.
+    pub endless: Vec<Endless>,
     /// What did not take part, and why.
     pub left_out: Vec<String>,
+}
+
+/// A move that was ended since it did not end by itself.
+#[derive(Debug, Clone, Serialize)]
+pub struct Endless {
+    /// What was moved.
+    pub scenario: &'static str,
+    /// By which program.
+    pub program: &'static str,
+    /// How it was asked to.
+    pub setting: String,
+    /// After so many seconds.
+    pub after_s: f64,
+    /// Passes over the guest's memory until then.
+    pub rounds: u64,
+    /// Bytes sent until then.
+    pub wire_bytes: u64,
+}
+
+impl Endless {
+    fn is(&self, scenario: &Scenario, setting: &Setting) -> bool {
+        (self.scenario, self.program, self.setting.as_str())
+            == (scenario.name, setting.program(), setting.name())
+    }
 }
 
 impl Plan {
@@ -76,6 +102,7 @@ impl Plan {
                     .iter()
                     .filter(|setting| self.programs.iter().any(|name| name == setting.program()))
                     .filter(|setting| run < setting.most_runs().min(scenario.most_runs))
+                    .filter(|setting| !figures.endless.iter().any(|one| one.is(scenario, setting)))
                     .collect();
                 // Nobody shall be the first every time.
                 if run % 2 == 1 {
@@ -95,6 +122,21 @@ impl Plan {
                     let row = || trial::run(scenario, setting, &package, &place, run);
                     match (row(), setting) {
                         (Ok(row), _) => figures.rows.push(row),
+                        (
+                            Err(Failure::Endless {
+                                after,
+                                rounds,
+                                wire_bytes,
+                            }),
+                            _,
+                        ) => figures.endless.push(Endless {
+                            scenario: scenario.name,
+                            program,
+                            setting: name.to_owned(),
+                            after_s: after.as_secs_f64(),
+                            rounds,
+                            wire_bytes,
+                        }),
                         // A QEMU that dies is its own affair, and told; a guest that it loses is not.
                         (Err(Failure::Program(error)), Setting::Qemu(_)) => {
                             figures.left_out.push(format!("{what}: {error}"));

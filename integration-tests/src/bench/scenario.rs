@@ -1,5 +1,7 @@
 //! What is moved: guests, what they do meanwhile, and over which link. The names are a contract.
 
+use std::time::Duration;
+
 use super::setting::{AUTO_CONVERGE, DEFAULTS, MULTIFD_2, MULTIFD_4, ONE_STREAM, QemuSetting};
 
 /// What the guest's memory holds from 8 MiB up.
@@ -29,6 +31,15 @@ impl Link {
             Self::Loopback => "loopback",
             Self::Shaped(rate) => rate,
         }
+    }
+
+    /// How long a move over it may take before it counts as one that does not end: over loopback the slowest that does takes
+    /// 8 s (QEMU's defaults, 128 MiB/s), at 1 Gbit/s 75 s.
+    pub fn patience(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Loopback => 60,
+            Self::Shaped(_) => 300,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The table: medians and ranges, ratios and shares.
 
 use super::limits::Limits;
-use super::plan::Figures;
+use super::plan::{Endless, Figures};
 use super::{Link, Row, Scenario, Temperature};
 
 /// A figure that is shown with its range over the runs.
@@ -23,6 +23,9 @@ pub fn table(figures: &Figures, scenarios: &[&Scenario]) -> String {
         if !rows.is_empty() {
             text += &block(scenario, &rows, &figures.limits);
         }
+        let endless = figures.endless.iter();
+        let of_this = endless.filter(|endless| endless.scenario == scenario.name);
+        text.extend(of_this.map(endless_line));
     }
     text += &limits(&figures.limits);
     for left_out in &figures.left_out {
@@ -99,6 +102,21 @@ fn block(scenario: &Scenario, rows: &[&Row], limits: &Limits) -> String {
         );
     }
     text + &resident(rows)
+}
+
+/// A setting that no row came of.
+fn endless_line(endless: &Endless) -> String {
+    let program = match endless.program {
+        "ferry" => "Ferry",
+        _ => "QEMU",
+    };
+    format!(
+        "  {program}, {}: did not end within {:.0} s, {} rounds and {} MiB\n",
+        endless.setting,
+        endless.after_s,
+        endless.rounds,
+        endless.wire_bytes >> 20
+    )
 }
 
 /// How much less the guest did, where it does anything.

@@ -48,8 +48,8 @@ pub trait Pair {
     /// Moves the guest; returns as soon as it lives on the destination.
     ///
     /// # Errors
-    /// It does not.
-    fn migrate(&mut self) -> Result<Told, Error>;
+    /// It does not, or not in time.
+    fn migrate(&mut self) -> Result<Told, Failure>;
     /// Ends the source, if it does not do that by itself.
     ///
     /// # Errors
@@ -89,6 +89,16 @@ pub enum Failure {
         setting: String,
         /// What is wrong with it.
         what: String,
+    },
+    /// The move was still going on when it was ended.
+    #[error("the move was still going on after {after:?}, {rounds} rounds and {wire_bytes} bytes")]
+    Endless {
+        /// When.
+        after: Duration,
+        /// Passes over the guest's memory until then.
+        rounds: u64,
+        /// Bytes sent until then.
+        wire_bytes: u64,
     },
     /// A program did not do what it was asked.
     #[error("{0}")]

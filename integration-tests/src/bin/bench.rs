@@ -66,6 +66,7 @@ fn bench(cli: &Cli) -> Result<(), Error> {
         machine: Machine::this(),
         limits: Limits::default(),
         rows: Vec::new(),
+        endless: Vec::new(),
         left_out: Vec::new(),
     };
     let began = Instant::now();

@@ -12,14 +12,11 @@ use serde_json::{Value, json};
 
 use super::guest_ram::{GuestRam, locate};
 use super::setting::QemuSetting;
-use super::trial::{Pair, Told};
+use super::trial::{Failure, Pair, Told};
 use super::{Place, Scenario};
 use crate::Error;
 use machine::Machine;
 pub use package::Package;
-
-/// The longest move: 4 GiB at 1 Gbit/s take 36 s, 1 GiB with the defaults 8 s.
-const LONGEST: Duration = Duration::from_secs(300);
 
 /// A guest in a QEMU, and another QEMU that waits for it.
 #[derive(Debug)]
@@ -29,6 +26,7 @@ pub struct QemuPair<'a> {
     setting: &'a QemuSetting,
     target: String,
     bytes: u64,
+    patience: Duration,
 }
 
 impl<'a> QemuPair<'a> {
@@ -58,6 +56,7 @@ impl<'a> QemuPair<'a> {
             setting,
             target,
             bytes: scenario.mib << 20,
+            patience: scenario.link.patience(),
         })
     }
 
@@ -100,19 +99,26 @@ impl Pair for QemuPair<'_> {
         self.find(self.destination.pid())
     }
 
-    fn migrate(&mut self) -> Result<Told, Error> {
+    fn migrate(&mut self) -> Result<Told, Failure> {
         let source = &mut self.source;
         source.execute("migrate", json!({ "uri": self.target }))?;
         let ended = |data: &Value| data["status"] == "completed" || data["status"] == "failed";
-        source.wait_event("MIGRATION", LONGEST, ended)?;
+        let waited = source.wait_event("MIGRATION", self.patience, ended);
         let figures = source.execute("query-migrate", json!({}))?;
+        let ram = |name: &str| figures["ram"][name].as_u64().unwrap_or_default();
+        if waited.is_err() && figures["status"] == "active" {
+            return Err(Failure::Endless {
+                after: self.patience,
+                rounds: ram("dirty-sync-count"),
+                wire_bytes: ram("transferred"),
+            });
+        }
+        waited?;
         if figures["status"] != "completed" {
-            return Err(Error::Unexpected(format!(
-                "QEMU's migration failed: {figures}"
-            )));
+            let why = format!("QEMU's migration failed: {figures}");
+            return Err(Error::Unexpected(why).into());
         }
         let ms = |name: &str| figures[name].as_f64().unwrap_or(f64::NAN);
-        let ram = |name: &str| figures["ram"][name].as_u64().unwrap_or_default();
         Ok(Told {
             wall_ms: ms("total-time"),
             blackout_ms: ms("downtime"),
