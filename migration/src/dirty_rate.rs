@@ -4,9 +4,11 @@
 //! after a minute, and what a round of a move leaves behind depends on how long the round takes.
 //!
 //! Every page is armed once and looked at until the end, so the guest pays one fault for each page that it writes,
-//! however often it does; by dirty rings one more each time that a ring is half full and handed back, which arms what it names. Pages written while
+//! however often it does, and some for the few that are armed again to see whether it writes in bursts ([`Rhythm`]); by dirty rings one more each time that a ring is half full and handed back, which arms what it names. Pages written while
 //! they are being armed, about 2 ms a GiB, count in the first window, which is so long that it hardly matters. Where that is too dear, a sample is armed, one page of each so many
 //! neighbours, and what is seen of it stands for all: the guest pays for the sample alone, and sets of few pages are known less well. Rings also tell who writes: a page is that vCPU's which wrote it first.
+
+mod rhythm;
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,8 @@ use crate::clock::millis;
 use crate::dirty::{DirtyLog, Tracking};
 use crate::guest::GuestError;
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
+use rhythm::Stepping;
+pub use rhythm::{Bursts, Rhythm, Steps};
 
 /// The shortest window: as long as one of the last rounds of a move. What a guest writes again and again, whatever it does, shows in no longer one.
 pub const SHORTEST: Duration = Duration::from_nanos(7_812_500);
@@ -46,6 +50,20 @@ pub struct Window {
     pub pages_by_vcpu: Option<Vec<u64>>,
 }
 
+impl Window {
+    /// That of so many pages in so much time.
+    fn of(watched: Duration, pages: u64, pages_by_vcpu: Option<Vec<u64>>) -> Self {
+        let bytes = u128::from(pages) * u128::from(PAGE_SIZE);
+        let per_second = bytes * 1_000_000_000 / watched.as_nanos().max(1);
+        Self {
+            window_ms: millis(watched),
+            pages,
+            bytes_per_s: u64::try_from(per_second).unwrap_or(u64::MAX),
+            pages_by_vcpu,
+        }
+    }
+}
+
 /// Why there is no curve.
 #[derive(Debug, Error)]
 pub enum RateError {
@@ -62,6 +80,15 @@ pub enum RateError {
     Cancelled(#[from] Cancelled),
 }
 
+/// What a watch came to, beside its windows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watched {
+    /// The pages that were written; of a sample, those of the sample.
+    pub written: PageSet,
+    /// How the writing came and went; nothing is known of that where only a sample was watched, and from rings.
+    pub steps: Steps,
+}
+
 /// The windows up to `longest`: each twice as long as the one before, the last as long as asked for.
 pub fn windows(longest: Duration) -> Vec<Duration> {
     let doubled = std::iter::successors(Some(SHORTEST), |window| Some(*window * 2));
@@ -71,8 +98,8 @@ pub fn windows(longest: Duration) -> Vec<Duration> {
 }
 
 /// Watches a guest for the longest of `windows`, which ascend, and tells each as it ends. Ends early, without an
-/// error, when `tell` says that nobody listens any more. The log is off before and after. Gives the pages that were
-/// written; of a `sample` of one page in so many, if that is more than 1, those of the sample, while windows tell what that makes of all.
+/// error, when `tell` says that nobody listens any more. The log is off before and after. With a `sample` of one page in so many, if that
+/// is more than 1, windows tell what that makes of all.
 ///
 /// # Errors
 /// The log cannot be used, or the measurement was cancelled; the guest runs on.
@@ -83,16 +110,16 @@ pub fn measure(
     sample: u32,
     cancel: &CancelToken,
     tell: &mut dyn FnMut(Window) -> bool,
-) -> Result<PageSet, RateError> {
+) -> Result<Watched, RateError> {
     if sample > 1 && log.tracking() == Tracking::Ring {
         return Err(RateError::Sample);
     }
     log.start()?;
     let watched = watch(log, layout, windows, sample, cancel, tell);
     let stopped = log.stop();
-    let written = watched?;
+    let watched = watched?;
     stopped?;
-    Ok(written)
+    Ok(watched)
 }
 
 fn watch(
@@ -102,7 +129,7 @@ fn watch(
     sample: u32,
     cancel: &CancelToken,
     tell: &mut dyn FnMut(Window) -> bool,
-) -> Result<PageSet, RateError> {
+) -> Result<Watched, RateError> {
     let mut written = PageSet::empty(layout.pages());
     log.take(&mut written)?;
     let armed = sampled(layout.pages(), sample);
@@ -120,7 +147,21 @@ fn watch(
     let least = began.duration_since(arming) * TELLING;
     let longest = windows.last();
     let telling = |window: &&Duration| **window >= least || Some(*window) == longest;
+    // What a ring names is armed as it is taken, and of a sample there is no sample.
+    let steps = before.is_none() && sample <= 1;
+    let mut stepping = steps.then(|| Stepping::new(layout.pages()));
+    let mut named = PageSet::empty(layout.pages());
     for window in windows.iter().filter(telling) {
+        while let Some(stepping) = stepping.as_mut().filter(|steps| steps.due() <= *window) {
+            cancel.sleep(stepping.due().saturating_sub(began.elapsed()))?;
+            named.clear();
+            log.take(&mut named)?;
+            written.union(&named);
+            let again = stepping.over(began.elapsed(), &named, &written);
+            for piece in again.pieces(layout, ARMED) {
+                log.rearm(again, piece)?;
+            }
+        }
         cancel.sleep(window.saturating_sub(began.elapsed()))?;
         let watched = began.elapsed();
         let kept = before.is_some() && log.peek(&mut written)?;
@@ -129,21 +170,16 @@ fn watch(
         }
         written.subtract(&others);
         let pages = written.len() * u64::from(sample.max(1));
-        let bytes = u128::from(pages) * u128::from(PAGE_SIZE);
-        let per_second = bytes * 1_000_000_000 / watched.as_nanos().max(1);
-        let told = tell(Window {
-            window_ms: millis(watched),
-            pages,
-            bytes_per_s: u64::try_from(per_second).unwrap_or(u64::MAX),
-            pages_by_vcpu: (before.as_deref())
-                .filter(|_| kept)
-                .and_then(|before| since(before, log)),
-        });
-        if !told {
+        let by_vcpu = before.as_deref().filter(|_| kept);
+        let by_vcpu = by_vcpu.and_then(|before| since(before, log));
+        if !tell(Window::of(watched, pages, by_vcpu)) {
             break;
         }
     }
-    Ok(written)
+    Ok(Watched {
+        written,
+        steps: stepping.map(Stepping::into_steps).unwrap_or_default(),
+    })
 }
 
 /// One page of each `sample` neighbours, not the same of each: guests write in strides.
@@ -270,7 +306,7 @@ mod tests {
         }
 
         fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
-            assert!(set.len() == 1024 || set.len() == 64);
+            assert!([1024, 64, 2, 1].contains(&set.len()));
             self.0.lock().unwrap().armed += range.end - range.start;
             Ok(())
         }
@@ -354,7 +390,7 @@ mod tests {
         // Of pages 0 and 1, which are written, at most one is in it.
         let seen = measure(&log, &layout(), &times, 16, &cancel, &mut tell).unwrap();
         let both = sampled(1024, 16).runs(0..2, 9).count() as u64;
-        assert_eq!((seen.len(), last), (both, 16 * both));
+        assert_eq!((seen.written.len(), last), (both, 16 * both));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use migration::dirty::Tracking;
-use migration::dirty_rate::Window;
+use migration::dirty_rate::{Bursts, Rhythm, Window};
 use migration::options::Options;
 use migration::predict::{
     Estimate, LinkModel, Memory, Part, Prediction, Question, Writes, predict,
@@ -222,6 +222,7 @@ fn every_status_fits() {
                 tap: Some("tap0".to_owned()),
                 mac: Some("52:54:00:12:34:56".to_owned()),
                 disk: None,
+                queues: Some(4),
             },
             DeviceStatus {
                 kind: "virtio-blk".to_owned(),
@@ -229,6 +230,7 @@ fn every_status_fits() {
                 tap: None,
                 mac: None,
                 disk: Some("/srv/guest.img".to_owned()),
+                queues: Some(1),
             },
             DeviceStatus {
                 kind: "serial".to_owned(),
@@ -236,6 +238,7 @@ fn every_status_fits() {
                 tap: None,
                 mac: None,
                 disk: None,
+                queues: None,
             },
         ],
         dirty_log: Some(DirtyLogStatus {
@@ -363,11 +366,25 @@ fn every_line_of_a_measurement_fits_and_is_read_back() {
         pages_by_vcpu: Some(vec![9, 0, 7]),
         ..window.clone()
     };
+    let rhythm = Rhythm {
+        burst_ms: 1000.0,
+        every_ms: 2937.5,
+    };
     for line in [
-        RateEvent::Window { window },
+        RateEvent::Window {
+            window: window.clone(),
+        },
         RateEvent::Window { window: by_vcpu },
         RateEvent::Done {
             memory_bytes: 1 << 30,
+            bursts: None,
+        },
+        RateEvent::Done {
+            memory_bytes: 1 << 30,
+            bursts: Some(Bursts {
+                rhythm,
+                windows: vec![window.clone()],
+            }),
         },
         RateEvent::Failed {
             reason: "why".to_owned(),

@@ -53,6 +53,8 @@ pub struct Bursts {
     pub on: Duration,
     /// From the beginning of one to that of the next.
     pub every: Duration,
+    /// So much of that is over when the move begins.
+    pub since: Duration,
 }
 
 impl GuestModel {
@@ -116,7 +118,11 @@ impl Part {
     /// The same in bursts.
     pub fn in_bursts(self, on: Duration, every: Duration) -> Self {
         Self {
-            bursts: Some(Bursts { on, every }),
+            bursts: Some(Bursts {
+                on,
+                every,
+                since: Duration::ZERO,
+            }),
             ..self
         }
     }
@@ -147,14 +153,18 @@ impl Part {
 }
 
 impl Bursts {
-    /// Of the time from the beginning until `at`, the seconds in which there was writing.
+    /// Of the time from the beginning of the move until `at`, the seconds in which there was writing.
     pub(super) fn written_until(&self, at: f64) -> f64 {
         let (on, every) = (self.on.as_secs_f64(), self.every.as_secs_f64());
         if every <= on {
             return at;
         }
-        let bursts = (at / every).floor();
-        bursts * on + (at - bursts * every).min(on)
+        let of = |time: f64| {
+            let bursts = (time / every).floor();
+            bursts * on + (time - bursts * every).min(on)
+        };
+        let since = self.since.as_secs_f64();
+        of(since + at) - of(since)
     }
 }
 
@@ -168,14 +178,23 @@ mod tests {
         let third = Bursts {
             on: seconds(1),
             every: seconds(3),
+            since: seconds(0),
         };
         let table = [(0.0, 0.0), (0.5, 0.5), (2.0, 1.0), (3.5, 1.5), (30.0, 10.0)];
         for (at, written) in table {
             assert!((third.written_until(at) - written).abs() < 1e-9, "{at}");
         }
+        let late = Bursts {
+            since: Duration::from_millis(2500),
+            ..third
+        };
+        for (at, written) in [(0.5, 0.0), (1.0, 0.5), (3.0, 1.0), (4.0, 1.5)] {
+            assert!((late.written_until(at) - written).abs() < 1e-9, "{at}");
+        }
         let always = Bursts {
             on: seconds(3),
             every: seconds(0),
+            since: seconds(1),
         };
         assert_eq!(always.written_until(7.0), 7.0);
     }

@@ -12,6 +12,7 @@ use super::question::Question;
 use super::simulation::{Simulated, whole};
 use super::trials::{Trials, estimate};
 use crate::clock::millis;
+use crate::dirty_rate::Rhythm;
 use crate::options::{Options, StateCosts, ThrottlePolicy};
 use crate::pages::PAGE_SIZE;
 use crate::policy::Decision;
@@ -111,6 +112,9 @@ pub struct Prediction {
     pub round_trip_ms: f64,
     /// How far the curve of the guest that was simulated is from the one measured, in percent.
     pub curve_error_percent: f64,
+    /// The bursts in which the guest writes; nothing if it writes all the time, or if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bursts: Option<Rhythm>,
 }
 
 /// Says what a move will cost. The same for the same question; takes about a second at most, whatever the guest's size.
@@ -214,6 +218,7 @@ fn told(question: &Question, trials: &Trials) -> Prediction {
         },
         round_trip_ms: round_trip,
         curve_error_percent: question.writes.error * 100.0,
+        bursts: question.bursts,
     }
 }
 

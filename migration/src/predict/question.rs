@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::curve::Writes;
-use super::model::{GuestModel, Part};
+use super::model::{Bursts, GuestModel, Part};
+use crate::dirty_rate::Rhythm;
 use crate::options::{MIN_BANDWIDTH, Options};
 use crate::pages::{MAX_MEMORY, PAGE_SIZE};
 
@@ -84,6 +85,8 @@ pub struct Question {
     /// Where in its memory it writes: the share of the pages that are never written which lie before those that are, 0 to
     /// 1; `None` for not known. What is sent late in the first round is written less often behind it.
     pub before: Option<f64>,
+    /// When it writes, if not all the time: `writes` is then what it does in its bursts. Where in one the move begins is up to chance.
+    pub bursts: Option<Rhythm>,
     /// The share of its time that the busiest vCPU runs, above 0 and at most 1; see [`GuestModel::busy`].
     pub busy: f64,
     /// The way to the destination.
@@ -104,6 +107,7 @@ impl Question {
             memory,
             writes,
             before: None,
+            bursts: None,
             busy: 1.0,
             link,
             options,
@@ -152,9 +156,17 @@ impl Question {
         }
     }
 
-    /// The guest with these writes, and so much of its memory that is never written before those pages: a share of all
-    /// that is not, 0 to 1.
-    pub(super) fn guest(&self, writes: &[Part], before: f64) -> GuestModel {
+    /// The guest with these writes, so much of its memory that is never written before those pages: a share of all
+    /// that is not, 0 to 1; and, if it writes in bursts, with so much of the time from one to the next over: likewise.
+    pub(super) fn guest(&self, writes: &[Part], before: f64, since: f64) -> GuestModel {
+        let bursts = self.bursts.and_then(|rhythm| {
+            let span = |ms: f64| Duration::try_from_secs_f64(ms / 1e3).ok();
+            Some(Bursts {
+                on: span(rhythm.burst_ms)?,
+                every: span(rhythm.every_ms)?,
+                since: span(rhythm.every_ms * since)?,
+            })
+        });
         let touched = self.touched();
         let mut left = touched;
         let written: Vec<Part> = (writes.iter())
@@ -164,6 +176,7 @@ impl Question {
                 let mut part = *part;
                 // A class of which only a part fits is written as often, page by page.
                 part.cut(pages);
+                part.bursts = bursts;
                 part
             })
             .filter(|part| part.pages > 0)
@@ -204,14 +217,14 @@ mod tests {
             link,
             Options::default(),
         );
-        let guest = question.guest(&writes, 0.25);
+        let guest = question.guest(&writes, 0.25, 0.0);
         assert_eq!(guest.pages(), 800);
         assert_eq!(guest.parts[0].pages, 100);
         assert_eq!(guest.parts[0].zero, 0.5);
         assert_eq!(question.zero_pages(), 200);
         // More is written than there is.
         question.memory.touched = 200;
-        let guest = question.guest(&writes, 0.5);
+        let guest = question.guest(&writes, 0.5, 0.0);
         assert_eq!(guest.pages(), 200);
         let rates: Vec<_> = guest.parts.iter().map(Part::writes_per_s).collect();
         assert_eq!(rates, [0.0, 50.0, 10.0, 0.0]);

@@ -42,7 +42,8 @@ impl Trials {
             let mut random = Random::new(question.seed);
             let mut run = |writes: &[Part], bandwidth: u64| {
                 let anywhere = random.unit();
-                let guest = question.guest(writes, question.before.unwrap_or(anywhere));
+                let since = question.bursts.map_or(0.0, |_| random.unit());
+                let guest = question.guest(writes, question.before.unwrap_or(anywhere), since);
                 let setting = Setting {
                     seed: random.seed(),
                     grain: GRAIN,

@@ -80,11 +80,19 @@ impl Args {
                     }
                     windows.push(window);
                 }
-                RateEvent::Done { memory_bytes } => {
+                RateEvent::Done {
+                    memory_bytes,
+                    bursts,
+                } => {
                     if self.json {
                         let sample = request.sample.unwrap_or(1);
-                        let all = json!({ "memory_bytes": memory_bytes, "sample": sample, "windows": windows });
+                        let mut all = json!({ "memory_bytes": memory_bytes, "sample": sample, "windows": windows });
+                        if let Some(bursts) = bursts {
+                            all["bursts"] = json!(bursts);
+                        }
                         print(&format!("{all:#}\n"));
+                    } else if let Some(bursts) = bursts {
+                        print(&ui::rhythm_line(&bursts.rhythm, Style::of_stdout()));
                     }
                     return Ok(());
                 }

@@ -1,6 +1,6 @@
 //! What the asker of a move, a measurement or a prediction hears while it goes on: one JSON object a line, its end last.
 
-use migration::dirty_rate::Window;
+use migration::dirty_rate::{Bursts, Window};
 use migration::event::Event;
 use migration::predict::{Estimate, Prediction};
 use migration::report::{Report, Round};
@@ -146,6 +146,9 @@ pub enum RateEvent {
     Done {
         /// Guest memory, in bytes.
         memory_bytes: u64,
+        /// The bursts in which the guest writes; nothing if it writes all the time, or if that is not known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bursts: Option<Bursts>,
     },
     /// The last line: it came to nothing, or was cancelled. The guest runs on.
     Failed {

@@ -87,6 +87,9 @@ pub struct DeviceStatus {
     /// Where this host has it, for a disk. One that an older ferry answers about has none.
     #[serde(default)]
     pub disk: Option<String>,
+    /// How many queue pairs a network device has, or queues a disk.
+    #[serde(default)]
+    pub queues: Option<u16>,
 }
 
 /// How written pages are found.

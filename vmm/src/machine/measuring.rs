@@ -30,8 +30,9 @@ pub fn spawn(
         let mut tell = |window| asker.send(RateEvent::Window { window }).is_ok();
         let done = dirty_rate::measure(&*log, &layout, &windows, sample, &cancel, &mut tell);
         let last = match done {
-            Ok(_) => RateEvent::Done {
+            Ok(watched) => RateEvent::Done {
                 memory_bytes: layout.bytes(),
+                bursts: watched.steps.bursts(),
             },
             Err(RateError::Cancelled(_)) => RateEvent::Failed {
                 reason: "the measurement was cancelled".to_owned(),

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Instant;
 
 use migration::cancel::{CancelToken, Cancelled};
-use migration::dirty_rate::{self, RateError, Window};
+use migration::dirty_rate::{self, RateError, Rhythm, Window};
 use migration::guest::{GuestRam, RunningGuest};
 use migration::pages::{MemoryLayout, PageSet};
 use migration::predict::{Curve, Estimate, Memory, Question, Survey, predict, survey};
@@ -101,6 +101,18 @@ pub fn spawn(
     .map(|_| events)
 }
 
+/// What was seen of a guest.
+struct Guest {
+    /// How it writes.
+    curve: Curve,
+    /// When, if not all the time: the curve is that of its bursts then.
+    bursts: Option<Rhythm>,
+    /// How busy its busiest vCPU is meanwhile, above 0 and at most 1.
+    busy: f64,
+    /// Which pages it wrote.
+    pages: PageSet,
+}
+
 /// A guest and a link that are looked at.
 struct Study<'a> {
     log: &'a dyn migration::dirty::DirtyLog,
@@ -119,7 +131,12 @@ impl Study<'_> {
         tell: &mut dyn FnMut(PredictEvent) -> bool,
     ) -> Result<Question, PredictError> {
         let options = self.request.wanted.options();
-        let (curve, busy, pages) = self.watch(tell)?;
+        let Guest {
+            curve,
+            bursts,
+            busy,
+            pages,
+        } = self.watch(tell)?;
         let Survey { memory, before } = survey(self.ram, self.layout, &pages)?;
         let Memory {
             bytes,
@@ -139,17 +156,14 @@ impl Study<'_> {
         let writes = curve.fit(touched.max(written(&curve)));
         Ok(Question {
             busy,
+            bursts,
             before,
             by_descriptor: self.target.is_local(),
             ..Question::new(memory, writes, measured.link, options)
         })
     }
 
-    /// How the guest writes, how busy its busiest vCPU is meanwhile, above 0 and at most 1, and which pages it wrote.
-    fn watch(
-        &self,
-        tell: &mut dyn FnMut(PredictEvent) -> bool,
-    ) -> Result<(Curve, f64, PageSet), PredictError> {
+    fn watch(&self, tell: &mut dyn FnMut(PredictEvent) -> bool) -> Result<Guest, PredictError> {
         let lengths = dirty_rate::windows(self.request.watch().longest());
         let mut windows = Vec::new();
         let mut heard = true;
@@ -160,15 +174,25 @@ impl Study<'_> {
             heard = tell(PredictEvent::Window { window });
             heard
         };
-        let pages =
-            dirty_rate::measure(self.log, self.layout, &lengths, 1, self.cancel, &mut hear)?;
+        let seen = dirty_rate::measure(self.log, self.layout, &lengths, 1, self.cancel, &mut hear)?;
         let watched = began.elapsed();
         listening(heard)?;
         let ran =
             (before.iter().zip(ran())).filter_map(|(before, now)| now?.checked_sub((*before)?));
         let most = ran.max().unwrap_or(watched).as_secs_f64();
-        let busy = (most / watched.as_secs_f64().max(1e-6)).clamp(0.01, 1.0);
-        Ok((Curve::measured(&windows)?, busy, pages))
+        let busy = most / watched.as_secs_f64().max(1e-6);
+        let (bursts, windows) = match seen.steps.bursts() {
+            Some(bursts) => (Some(bursts.rhythm), bursts.windows),
+            None => (None, windows),
+        };
+        // A guest that rests between bursts does not do so in them.
+        let share = bursts.map_or(1.0, |rhythm| rhythm.share());
+        Ok(Guest {
+            curve: Curve::measured(&windows)?,
+            bursts,
+            busy: (busy / share).clamp(0.01, 1.0),
+            pages: seen.written,
+        })
     }
 }
 

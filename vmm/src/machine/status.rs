@@ -68,6 +68,7 @@ fn devices(view: &View, cards: &[CardInfo]) -> Vec<DeviceStatus> {
         tap: None,
         mac: None,
         disk: None,
+        queues: None,
     }];
     for (slot, kind) in (0u32..).zip(&view.slots) {
         let card = match kind {
@@ -89,6 +90,11 @@ fn devices(view: &View, cards: &[CardInfo]) -> Vec<DeviceStatus> {
             tap: card.map(|c| c.tap.clone()),
             mac: card.and_then(|c| c.mac.clone()),
             disk: disk.map(|path| path.display().to_string()),
+            queues: match kind {
+                SlotKind::Net(card) => Some(card.pairs),
+                SlotKind::Block(disk) => Some(disk.queues),
+                SlotKind::Rng | SlotKind::Balloon => None,
+            },
         });
     }
     list

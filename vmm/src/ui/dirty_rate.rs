@@ -1,10 +1,17 @@
 //! The curve of a guest's writing, a line a window, each as it is known.
 
-use migration::dirty_rate::Window;
+use migration::dirty_rate::{Rhythm, Window};
 use migration::pages::PAGE_SIZE;
 
 use super::number::{bytes, count, millis, rate};
 use super::style::{Colour, Style};
+
+/// What is said below the table of a guest that writes in bursts.
+pub fn rhythm_line(rhythm: &Rhythm, style: Style) -> String {
+    let (burst, every) = (millis(rhythm.burst_ms), millis(rhythm.every_ms));
+    let text = format!("  It writes in bursts of {burst}, one every {every}.");
+    style.paint(Colour::Bold, &text) + "\n"
+}
 
 /// A line of the table, with the head above the first.
 pub fn rate_line(window: &Window, first: bool, style: Style) -> String {

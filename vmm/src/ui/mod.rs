@@ -14,7 +14,7 @@ mod study;
 mod style;
 mod text;
 
-pub use dirty_rate::rate_line;
+pub use dirty_rate::{rate_line, rhythm_line};
 pub use number::{bytes, count, millis, rate};
 pub use prediction::prediction_table;
 pub use progress::{MoveView, Notes, round_line};

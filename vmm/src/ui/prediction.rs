@@ -109,6 +109,10 @@ impl Table {
         }
         let pages = pages.join(", ");
         self.row("memory", &bytes(prediction.memory_bytes), &pages);
+        if let Some(rhythm) = prediction.bursts {
+            let every = format!("one every {}", millis(rhythm.every_ms));
+            self.row("writes in bursts of", &millis(rhythm.burst_ms), &every);
+        }
         if prediction.curve_error_percent >= 5.0 {
             let percent = format!("{:.0} %", prediction.curve_error_percent);
             self.row(

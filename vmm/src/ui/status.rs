@@ -90,6 +90,15 @@ fn device_line(device: &DeviceStatus) -> String {
     if let Some(disk) = &device.disk {
         let _ = write!(line, ", {}", plain(disk));
     }
+    // One is what everybody expects.
+    if let Some(queues) = device.queues.filter(|queues| *queues > 1) {
+        let what = if device.disk.is_some() {
+            "queues"
+        } else {
+            "queue pairs"
+        };
+        let _ = write!(line, ", {queues} {what}");
+    }
     line
 }
 

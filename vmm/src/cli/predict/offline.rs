@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use migration::dirty_rate::Window;
+use migration::dirty_rate::{Bursts, Rhythm, Window};
 use migration::options::Options;
 use migration::pages::{MAX_MEMORY, PAGE_SIZE};
 use migration::predict::{Curve, CurveError, LinkModel, Memory, Part, Question, Writes};
@@ -17,6 +17,8 @@ use crate::units::{Rate, Size, Span, UnitError};
 
 /// The longest file with a curve.
 const MAX_FILE: u64 = 1 << 20;
+/// The most from one burst to the next: hardly any watch sees more.
+const MOST_BETWEEN_BURSTS_MS: f64 = 60_000.0;
 /// The flags that belong to a running guest.
 const RUNNING: [&str; 2] = ["control", "target"];
 
@@ -105,7 +107,7 @@ pub(super) enum DescribedError {
 }
 
 /// Text that is no curve.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, Error, PartialEq)]
 pub(super) enum CurveText {
     #[error("{0:?} is not TIME:PAGES: write 125ms:2507,250ms:5030")]
     Point(String),
@@ -113,6 +115,10 @@ pub(super) enum CurveText {
     Time(#[from] UnitError),
     #[error("not the JSON of `ferry dirty-rate --json`: {0}")]
     Json(String),
+    #[error(
+        "bursts of {0} ms, one every {1} ms: they are above 0, and every one is over before the next begins, within a minute"
+    )]
+    Bursts(f64, f64),
     #[error(transparent)]
     Curve(#[from] CurveError),
 }
@@ -149,12 +155,29 @@ fn points(text: &str) -> Result<Curve, CurveText> {
 #[derive(Deserialize)]
 struct Printed {
     windows: Vec<Window>,
+    bursts: Option<Bursts>,
+}
+
+/// A curve, and when the guest writes so, if not all the time.
+type CurveAndRhythm = (Curve, Option<Rhythm>);
+
+impl Printed {
+    fn curve(self) -> Result<CurveAndRhythm, CurveText> {
+        let Some(Bursts { rhythm, windows }) = self.bursts else {
+            return Ok((Curve::measured(&self.windows)?, None));
+        };
+        let Rhythm { burst_ms, every_ms } = rhythm;
+        if !(0.0 < burst_ms && burst_ms < every_ms && every_ms <= MOST_BETWEEN_BURSTS_MS) {
+            return Err(CurveText::Bursts(burst_ms, every_ms));
+        }
+        Ok((Curve::measured(&windows)?, Some(rhythm)))
+    }
 }
 
 impl CurveFlag {
-    fn curve(&self) -> Result<Curve, DescribedError> {
+    fn curve(&self) -> Result<CurveAndRhythm, DescribedError> {
         let path = match self {
-            Self::Given(curve) => return Ok(curve.clone()),
+            Self::Given(curve) => return Ok((curve.clone(), None)),
             Self::File(path) => path.clone(),
         };
         let mut text = String::new();
@@ -166,8 +189,8 @@ impl CurveFlag {
         let curve = match text.trim_start().starts_with('{') {
             true => serde_json::from_str(&text)
                 .map_err(|error| CurveText::Json(error.to_string()))
-                .and_then(|Printed { windows }| Ok(Curve::measured(&windows)?)),
-            false => points(&text),
+                .and_then(Printed::curve),
+            false => points(&text).map(|curve| (curve, None)),
         };
         curve.map_err(|source| DescribedError::File { path, source })
     }
@@ -203,18 +226,23 @@ impl Described {
             touched: touched.max(set.unwrap_or(0)),
             zero: f64::from(self.zero.unwrap_or(0)) / 100.0,
         };
-        let writes = match (&self.dirty_curve, self.dirty_rate) {
-            (Some(curve), _) => curve.curve()?.fit(memory.touched),
+        let (writes, bursts) = match (&self.dirty_curve, self.dirty_rate) {
+            (Some(curve), _) => {
+                let (curve, bursts) = curve.curve()?;
+                (curve.fit(memory.touched), bursts)
+            }
             (None, Some(Rate(rate))) => {
                 let per_s = rate as f64 / PAGE_SIZE as f64;
-                Writes::known(self.pattern.parts(set.unwrap_or(memory.touched), per_s))
+                let parts = self.pattern.parts(set.unwrap_or(memory.touched), per_s);
+                (Writes::known(parts), None)
             }
-            (None, None) => Writes::known(Vec::new()),
+            (None, None) => (Writes::known(Vec::new()), None),
         };
         let rtt = self
             .rtt
             .map_or(Duration::from_micros(100), |Span(time)| time);
         Ok(Question {
+            bursts,
             busy: f64::from(self.busy.unwrap_or(100)) / 100.0,
             ..Question::new(memory, writes, LinkModel::of(rate, rtt), options)
         })
@@ -255,11 +283,38 @@ mod tests {
             let flag: CurveFlag = path.to_str().unwrap().parse().unwrap();
             flag.curve()
         };
-        assert_eq!(file("a", "125ms:2507\n250ms:5030\n").unwrap(), expected);
+        assert_eq!(
+            file("a", "125ms:2507\n250ms:5030\n").unwrap(),
+            (expected.clone(), None)
+        );
         let json = r#"{"memory_bytes": 1, "windows": [
             {"window_ms": 125.0, "pages": 2507, "bytes_per_s": 1},
             {"window_ms": 250.0, "pages": 5030, "bytes_per_s": 1}]}"#;
-        assert_eq!(file("b", json).unwrap(), expected);
+        assert_eq!(file("b", json).unwrap(), (expected.clone(), None));
+        let with_bursts = |burst_ms: f64, every_ms: f64| {
+            let bursts =
+                format!(r#", "bursts": {{"burst_ms": {burst_ms}, "every_ms": {every_ms},"#);
+            let other = json.replacen("2507", "1", 1);
+            let windows = json.split_once("\"windows\"").unwrap().1;
+            let (own, _) = other.rsplit_once('}').unwrap();
+            file("d", &format!("{own}{bursts} \"windows\"{windows}}}"))
+        };
+        // The curve of the bursts counts then.
+        let rhythm = Rhythm {
+            burst_ms: 1000.0,
+            every_ms: 3000.0,
+        };
+        assert_eq!(
+            with_bursts(1000.0, 3000.0).unwrap(),
+            (expected, Some(rhythm))
+        );
+        for (burst_ms, every_ms) in [(0.0, 5.0), (5.0, 5.0), (-1.0, 5.0), (1.0, 1e9)] {
+            let error = with_bursts(burst_ms, every_ms).unwrap_err();
+            assert!(
+                crate::cli::error::chain(&error).contains("bursts of"),
+                "{error:?}"
+            );
+        }
         for text in [
             "",
             "{}",

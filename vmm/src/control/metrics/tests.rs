@@ -13,6 +13,7 @@ fn whole() -> Metrics {
         tap: Some(tap.into()),
         mac: None,
         disk: None,
+        queues: Some(1),
     };
     let counters = vec![
         ("rx_bytes", 10),
