@@ -19,6 +19,7 @@ use crate::cancel::{CancelToken, Cancelled};
 use crate::clock::session_id;
 use crate::confined::{self, Role};
 use crate::options::Options;
+use crate::placement::Processors;
 use crate::predict::{LinkModel, Spread};
 use crate::source::Pacer;
 use crate::wire::channel::{Channel, ChannelError};
@@ -176,6 +177,11 @@ pub fn measure(
     let mut all = vec![Stream::new(first)];
     for index in 1..granted.min(streams) {
         all.push(Stream::new(dialer.join(index)?));
+    }
+    // As a move does it.
+    let shared = all.iter().all(Stream::is_on_this_host) && Processors::shared(granted).is_some();
+    if shared {
+        all.iter().for_each(Stream::share_processor);
     }
     let first = &mut all[0];
     let mut round_trip = Duration::MAX;

@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::sysinfo::sysinfo;
 use vm_memory::{MmapRegion, VolatileMemory};
 
 use super::ReceiveError;
@@ -22,9 +23,11 @@ use crate::wire::iov::In;
 pub(super) const SINCE: u16 = 2;
 /// How long a source may measure: several times what ours takes.
 const LONGEST: Duration = Duration::from_secs(4);
-/// Memory for the bytes of all streams together, whatever is sent: little beside a guest, and more than a processor's cache
-/// keeps. With 64 MiB the pages that are given back and taken again are still in it.
-const MEMORY: usize = 256 << 20;
+/// Memory for the bytes of all streams together, whatever is sent: more than a processor's cache keeps of it. With 64 MiB the
+/// pages that are given back and taken again are still in a large one.
+const MEMORY: u64 = 256 << 20;
+/// Of the memory that this host has free no larger part is used.
+const PART: u64 = 8;
 /// Huge pages are of that size, and there should be some.
 const LEAST: usize = 4 << 20;
 
@@ -71,7 +74,9 @@ fn listen<H>(
         .channels()?,
     };
     let alarm = means.alarm;
-    let share = (MEMORY / usize::from(streams)).max(LEAST);
+    let free = sysinfo().map_or(0, |info| info.ram_unused());
+    let memory = usize::try_from((free / PART).min(MEMORY)).unwrap_or(LEAST);
+    let share = (memory / usize::from(streams)).max(LEAST);
     let (told, ends) = mpsc::channel();
     thread::scope(|scope| {
         let first = std::iter::once((true, channel));

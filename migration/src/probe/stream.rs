@@ -102,6 +102,16 @@ impl Stream {
         }
     }
 
+    /// Whether the other end is on this host, over loopback.
+    pub fn is_on_this_host(&self) -> bool {
+        self.channel.shared_processor().is_some()
+    }
+
+    /// Both ends run on one processor.
+    pub fn share_processor(&self) {
+        self.channel.share_processor();
+    }
+
     pub fn peer(&self) -> &str {
         self.channel.peer()
     }

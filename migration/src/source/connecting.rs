@@ -230,6 +230,10 @@ impl Link {
         if self.main.channel.shared_processor().is_some() {
             self.processors = Processors::shared(self.streams());
         }
+        if self.processors.is_some() {
+            let lines = std::iter::once(&self.main).chain(&self.others);
+            lines.for_each(|line| line.channel.share_processor());
+        }
         self.measure_round_trip()
     }
 

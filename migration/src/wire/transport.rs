@@ -13,9 +13,9 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::iov::{self, In, Out};
 
-/// What a sender may have under way over loopback, in bytes; the kernel doubles it (socket(7)). Below that a packet of
-/// loopback's size (64 KiB) no longer fits in beside another, and each waits for the last to be acknowledged.
-const LOOPBACK_BUFFER: usize = 64 << 10;
+/// What a sender may have under way to a processor that it shares, in bytes; the kernel doubles it (socket(7)). Below that a packet
+/// of loopback's size (64 KiB) no longer fits in beside another, and each waits for the last to be acknowledged.
+const SHARED_BUFFER: usize = 64 << 10;
 
 /// What a transport has to be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +116,11 @@ pub trait Transport: Send + Debug {
         None
     }
 
+    /// Lets little be under way at a time, where both ends run on one processor: so it is still in that one's cache when it is read,
+    /// and the kernel takes it in at once instead of leaving it to a thread that a busy host keeps waiting. Ends with a processor each
+    /// would wait for each other. It is a wish.
+    fn share_processor(&self) {}
+
     /// Where bytes are kept instead of carried: makes what was taken so far last.
     ///
     /// # Errors
@@ -145,9 +150,6 @@ impl Transport for TcpStream {
             // Nothing is congested on the way to oneself, and BBR's pacing halves what two streams carry
             // there. Where the system has no cubic, its own choice stays.
             let _ = socket.set_tcp_congestion(b"cubic");
-            // Little is under way at a time, so that it is still in the processor's cache when it is read, and the
-            // kernel takes it in at once instead of leaving it to a thread that a busy host keeps waiting.
-            let _ = socket.set_send_buffer_size(LOOPBACK_BUFFER);
         }
         // Where nothing is under way that could stay unacknowledged, the kernel asks by itself: a stream that waits for
         // its next page notices a dead host too. Its unit is a second.
@@ -171,6 +173,10 @@ impl Transport for TcpStream {
         let peer = self.peer_addr().ok()?;
         let cpu = || SockRef::from(self).cpu_affinity().ok();
         peer.ip().is_loopback().then(cpu)?
+    }
+
+    fn share_processor(&self) {
+        let _ = SockRef::from(self).set_send_buffer_size(SHARED_BUFFER);
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {

@@ -191,6 +191,11 @@ impl Channel {
         self.transport.shared_processor()
     }
 
+    /// Both ends run on one processor from now on; see [`Transport::share_processor`].
+    pub(crate) fn share_processor(&self) {
+        self.transport.share_processor();
+    }
+
     /// Bytes that the kernel has taken so far.
     pub fn sent_bytes(&self) -> u64 {
         self.sent

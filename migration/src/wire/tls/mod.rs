@@ -350,6 +350,10 @@ impl Transport for Tls {
         self.inner.shared_processor()
     }
 
+    fn share_processor(&self) {
+        self.inner.share_processor();
+    }
+
     fn poll_fd(&self) -> BorrowedFd<'_> {
         self.inner.poll_fd()
     }
