@@ -29,7 +29,7 @@ test: deps lint build images ## lint, all tests, whole VMs included; less than 2
 BENCH ?=
 
 .PHONY: bench
-bench: deps build ## move guests by Ferry and by QEMU, verify each and print what it cost; about 20 minutes
+bench: deps build ## move guests by Ferry and by QEMU, verify each and print what it cost; about 25 minutes
 	$(CARGO) run --release --quiet -p integration-tests --bin bench -- $(BENCH)
 
 # For example: make bench-net BENCH_NET='--programs ferry,qemu --guests 1'
