@@ -388,11 +388,11 @@ mod tests {
 
     #[test]
     fn an_uneven_link_is_known_less_well() {
-        let came: Vec<_> = (1..=100)
+        let came: Vec<_> = (1..=320)
             .map(|n| {
                 (
                     ms(10 * n),
-                    if n / 10 % 2 == 0 {
+                    if n / 20 % 2 == 0 {
                         2_000_000
                     } else {
                         1_000_000
