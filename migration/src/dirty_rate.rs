@@ -21,7 +21,7 @@ use crate::dirty::{DirtyLog, Tracking};
 use crate::guest::GuestError;
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
 use rhythm::Stepping;
-pub use rhythm::{Bursts, Rhythm, Steps};
+pub use rhythm::{Bursts, Rhythm};
 
 /// The shortest window: as long as one of the last rounds of a move. What a guest writes again and again, whatever it does, shows in no longer one.
 pub const SHORTEST: Duration = Duration::from_nanos(7_812_500);
@@ -85,8 +85,8 @@ pub enum RateError {
 pub struct Watched {
     /// The pages that were written; of a sample, those of the sample.
     pub written: PageSet,
-    /// How the writing came and went; nothing is known of that where only a sample was watched, and from rings.
-    pub steps: Steps,
+    /// The bursts in which the guest writes; nothing if it writes all the time. Not known where only a sample was watched, nor from rings.
+    pub bursts: Option<Bursts>,
 }
 
 /// The windows up to `longest`: each twice as long as the one before, the last as long as asked for.
@@ -178,7 +178,7 @@ fn watch(
     }
     Ok(Watched {
         written,
-        steps: stepping.map(Stepping::into_steps).unwrap_or_default(),
+        bursts: stepping.and_then(|stepping| stepping.bursts()),
     })
 }
 

@@ -61,7 +61,7 @@ struct Step {
 
 /// What the steps of a watch showed.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Steps(Vec<Step>);
+struct Steps(Vec<Step>);
 
 /// The steps of a watch that is under way.
 pub(super) struct Stepping {
@@ -110,9 +110,9 @@ impl Stepping {
         &self.sample
     }
 
-    /// All steps.
-    pub fn into_steps(self) -> Steps {
-        self.steps
+    /// How the guest's writing comes and goes, if it does.
+    pub fn bursts(&self) -> Option<Bursts> {
+        self.steps.bursts()
     }
 }
 
@@ -138,7 +138,7 @@ fn pick(set: &PageSet, turn: u64, into: &mut PageSet) {
 
 impl Steps {
     /// How the guest's writing comes and goes, if it does.
-    pub fn bursts(&self) -> Option<Bursts> {
+    fn bursts(&self) -> Option<Bursts> {
         let writes = self.writing();
         let all = || self.0.iter().zip(&writes);
         let sum = |burst: bool, figure: &dyn Fn(&Step) -> f64| -> f64 {
@@ -255,7 +255,7 @@ mod tests {
             let armed = stepping.over(now, &named, &written).clone();
             named.subtract(&armed);
         }
-        stepping.into_steps()
+        stepping.steps
     }
 
     #[test]

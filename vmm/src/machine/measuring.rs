@@ -32,7 +32,7 @@ pub fn spawn(
         let last = match done {
             Ok(watched) => RateEvent::Done {
                 memory_bytes: layout.bytes(),
-                bursts: watched.steps.bursts(),
+                bursts: watched.bursts,
             },
             Err(RateError::Cancelled(_)) => RateEvent::Failed {
                 reason: "the measurement was cancelled".to_owned(),

@@ -181,7 +181,7 @@ impl Study<'_> {
             (before.iter().zip(ran())).filter_map(|(before, now)| now?.checked_sub((*before)?));
         let most = ran.max().unwrap_or(watched).as_secs_f64();
         let busy = most / watched.as_secs_f64().max(1e-6);
-        let (bursts, windows) = match seen.steps.bursts() {
+        let (bursts, windows) = match seen.bursts {
             Some(bursts) => (Some(bursts.rhythm), bursts.windows),
             None => (None, windows),
         };
