@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::frames::{Command, Ended, Frame, Ready};
 use super::kernel::Kernel;
-use super::{CONTROL_PORT, ROOT_TAG, SHARE_TAG, default_cache, initramfs};
+use super::{CONTROL_PORT, POKE_PERIOD, POKE_PORT, ROOT_TAG, SHARE_TAG, default_cache, initramfs};
 use crate::Error;
 use vmm::study::child::spawn_bound;
 
@@ -96,9 +96,13 @@ impl Host {
         let archive = initramfs::build(&options.init, &kernel.modules)?;
         let socket = |e| Error::file("make", "(socket pair)".as_ref(), e);
         let (port, inner) = UnixStream::pair().map_err(socket)?;
-        let inner = OwnedFd::from(inner);
-        let command = qemu(options, &kernel, &archive.path(), inner.as_raw_fd())?;
-        let machine = Machine::start(command, inner, options)?;
+        let (pokes, poked) = UnixStream::pair().map_err(socket)?;
+        let inner = [inner, poked].map(OwnedFd::from);
+        let ports = [CONTROL_PORT, POKE_PORT].into_iter().zip(&inner);
+        let command = qemu(options, &kernel, &archive.path(), ports)?;
+        let machine = Machine::start(command, inner.into(), options)?;
+        pokes.set_nonblocking(true).map_err(socket)?;
+        thread::spawn(move || poke(pokes));
 
         port.set_read_timeout(Some(BOOT_LIMIT.min(options.timeout)))
             .map_err(socket)?;
@@ -161,11 +165,11 @@ impl Host {
 
 /// The command line. The machine is emulated whole (TCG): `+svm` gives it AMD's virtualization, which TCG
 /// implements with nested paging.
-fn qemu(
+fn qemu<'a>(
     options: &Options,
     kernel: &Kernel,
     archive: &str,
-    port: i32,
+    ports: impl Iterator<Item = (&'a str, &'a OwnedFd)>,
 ) -> Result<process::Command, Error> {
     let mut append = String::from("console=ttyS0 panic=-1 quiet tsc=reliable");
     let mut command = process::Command::new("qemu-system-x86_64");
@@ -182,16 +186,20 @@ fn qemu(
         .args(["-chardev", "stdio,id=console,signal=off"])
         .args(["-serial", "chardev:console"])
         .args(["-device", "virtio-serial-pci"])
-        .args(["-chardev", &format!("socket,id=control,fd={port}")])
-        .args([
-            "-device",
-            &format!("virtserialport,chardev=control,name={CONTROL_PORT}"),
-        ])
         .args(["-smp", &options.cpus.to_string()])
         .args(["-m", &format!("{}M", options.memory_mib)])
         .arg("-kernel")
         .arg(&kernel.image)
         .args(["-initrd", archive]);
+    for (name, fd) in ports {
+        let fd = fd.as_raw_fd();
+        command
+            .args(["-chardev", &format!("socket,id={name},fd={fd}")])
+            .args([
+                "-device",
+                &format!("virtserialport,chardev={name},name={name}"),
+            ]);
+    }
     share(&mut command, ROOT_TAG, "/", ",readonly=on");
     if let Some(folder) = &options.share {
         let folder = fs::canonicalize(folder).map_err(|e| Error::file("find", folder, e))?;
@@ -211,6 +219,19 @@ fn qemu(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     Ok(command)
+}
+
+/// Interrupts the machine now and then, until it is gone.
+fn poke(mut port: UnixStream) {
+    loop {
+        match port.write(&[0]) {
+            Ok(_) => {}
+            // It has not looked at those before: it boots, or stands still.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+        thread::sleep(POKE_PERIOD);
+    }
 }
 
 fn share(command: &mut process::Command, tag: &str, path: &str, extra: &str) {
@@ -234,14 +255,18 @@ struct Machine {
 }
 
 impl Machine {
-    fn start(command: process::Command, port: OwnedFd, options: &Options) -> Result<Self, Error> {
+    fn start(
+        command: process::Command,
+        ports: Vec<OwnedFd>,
+        options: &Options,
+    ) -> Result<Self, Error> {
         let timeout = options.timeout;
         let copy = options
             .console
             .as_deref()
             .map(|path| File::create(path).map_err(|e| Error::file("make", path, e)))
             .transpose()?;
-        let mut child = spawn_bound(command, vec![port]).map_err(Error::NoQemu)?;
+        let mut child = spawn_bound(command, ports).map_err(Error::NoQemu)?;
         let console = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(stdout) = child.stdout.take() {
             keep_tail(stdout, &console, copy);

@@ -4,7 +4,7 @@
 //! folder excepted), and then runs one command after another until the runner is gone.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Stdio};
@@ -21,7 +21,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, chroot};
 
 use super::frames::{ALIVE_PERIOD, Command, Ended, Frame, Ready};
-use super::{CONTROL_PORT, ROOT_TAG, SHARE_TAG};
+use super::{CONTROL_PORT, POKE_PORT, ROOT_TAG, SHARE_TAG};
 
 /// Runs as process 1. Never returns: when the runner is gone or something fails, the machine powers off.
 pub fn main() -> ! {
@@ -36,7 +36,10 @@ fn live() -> Result<(), String> {
     mount_kernel_file_systems(Path::new("/"))?;
     load_modules()?;
     enter_shared_root()?;
-    let mut port = open_port()?;
+    let mut port = open_port(CONTROL_PORT)?;
+    let mut pokes = open_port(POKE_PORT)?;
+    // Only that they come matters.
+    thread::spawn(move || io::copy(&mut pokes, &mut io::sink()));
     let _ = process::Command::new("ip")
         .args(["link", "set", "lo", "up"])
         .status();
@@ -162,13 +165,13 @@ fn read(path: &str) -> Result<String, String> {
     fs::read_to_string(path).map_err(|e| format!("read {path}: {e}"))
 }
 
-/// The virtio-serial port with our name; without udev there is no link by that name in /dev.
-fn open_port() -> Result<File, String> {
+/// The virtio-serial port of that name; without udev there is no link by that name in /dev.
+fn open_port(port: &str) -> Result<File, String> {
     let ports = Path::new("/sys/class/virtio-ports");
     let entries = fs::read_dir(ports).map_err(|e| format!("read {}: {e}", ports.display()))?;
     for entry in entries.flatten() {
         let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
-        if name.trim() == CONTROL_PORT {
+        if name.trim() == port {
             let device = Path::new("/dev").join(entry.file_name());
             return File::options()
                 .read(true)
@@ -177,7 +180,7 @@ fn open_port() -> Result<File, String> {
                 .map_err(|e| format!("open {}: {e}", device.display()));
         }
     }
-    Err(format!("no virtio port is named {CONTROL_PORT}"))
+    Err(format!("no virtio port is named {port}"))
 }
 
 fn kvm_version() -> Result<i32, String> {

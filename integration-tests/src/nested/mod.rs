@@ -5,6 +5,7 @@
 //!   this machine          QEMU, one process, no privileges          in it
 //!   ------------          ---------------------------------         ------------------------------
 //!   runner  <== frames == virtio-serial port "nested.control" ====> init (process 1) -> commands
+//!   /         == pokes === virtio-serial port "nested.poke" ------>  (thrown away)
 //!   /         -- 9p, read-only ----------------------------------->  / (writes go to memory)
 //!   a folder  -- 9p, read-write ---------------------------------->  the same path
 //!   console tail <------- ttyS0 -----------------------------------  kernel messages
@@ -23,6 +24,7 @@ mod kernel;
 mod place;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::{Error, programs};
 
@@ -33,6 +35,13 @@ pub use place::{Place, command_like_ours, enter_with, inside, run_or_enter};
 
 /// Name of the virtio-serial port between runner and init.
 const CONTROL_PORT: &str = "nested.control";
+/// Name of the virtio-serial port that is written to for the interrupts it makes, see [`POKE_PERIOD`].
+const POKE_PORT: &str = "nested.poke";
+/// How often the runner pokes the machine. QEMU 7.2 loses interrupts of the emulated processor: the local APIC holds the
+/// timer's vector, the processor's thread is never told. Any interrupt after it mends that. Where there is none, as when
+/// the guest inside waits for its device in a loop without an exit (virtio-net's control queue), the whole machine stood
+/// still for ever, the host's timer being what was lost. So it costs one period instead.
+const POKE_PERIOD: Duration = Duration::from_millis(50);
 /// 9p tag of the outer machine's root.
 const ROOT_TAG: &str = "outer-root";
 /// 9p tag of the folder that is shared for writing.
