@@ -95,6 +95,8 @@ pub trait Lane: Send {
     fn process_backend(&mut self, io: &mut QueueIo<'_>) -> Result<(), QueueError>;
     /// The descriptor to poll, edge-triggered, for reading and writing.
     fn backend_fd(&self) -> RawFd;
+    /// How many requests it has dealt with in this process.
+    fn handled(&self) -> u64;
 }
 
 /// What a device works with during one call: guest memory, its queues, and what it has to say afterwards.

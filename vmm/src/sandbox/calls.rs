@@ -107,7 +107,7 @@ impl Kind {
         match self {
             Kind::Main => &[EVENT_LOOP, WAKE_UPS, FAREWELL],
             Kind::Vcpu => &[RUN, VCPU_STATE, THROTTLE, RING, CARD, CARD_QUEUES],
-            Kind::Virtio => &[BATCH, EVENT_LOOP, CARD, CARD_QUEUES, DISK, RELEASE],
+            Kind::Virtio => &[TURNS, EVENT_LOOP, CARD, CARD_QUEUES, DISK, RELEASE],
             Kind::Source => &[
                 CONNECTIONS,
                 KEEP,
@@ -474,8 +474,11 @@ const PASSED: Group = &[call(libc::SYS_statx)];
 /// Over loopback both ends of a stream run on one processor.
 const PLACEMENT: Group = &[call(libc::SYS_sched_setaffinity), call(libc::SYS_getcpu)];
 
-/// How a device's thread is scheduled, which it says before it takes its own filter; to be a batch is no privilege.
-const BATCH: Group = &[equal(libc::SYS_sched_setscheduler, 1, libc::SCHED_BATCH)];
+/// How a card's thread is scheduled, which it changes its mind about; neither is a privilege.
+const TURNS: Group = &[
+    equal(libc::SYS_sched_setscheduler, 1, libc::SCHED_BATCH),
+    equal(libc::SYS_sched_setscheduler, 1, libc::SCHED_OTHER),
+];
 
 /// New connections outwards: TCP, and Unix sockets of this host.
 const FURTHER: Group = &[

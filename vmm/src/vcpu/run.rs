@@ -172,13 +172,19 @@ impl Vcpu {
         self.vcpu.set_immediate_exit(false);
     }
 
-    /// Sleeps as the throttle says; an order ends the sleep.
+    /// Sleeps as the throttle says; an order ends the sleep, but for one to look at the throttle.
     fn sleep_slice(&mut self) -> ControlFlow<()> {
         let Some(slice) = self.duty.due() else {
             return ControlFlow::Continue(());
         };
         let began = Instant::now();
-        let order = self.orders.recv_timeout(slice);
+        let order = loop {
+            let left = self.duty.left(slice, began.elapsed());
+            match self.orders.recv_timeout(left) {
+                Ok(Order::Look) => {}
+                other => break other,
+            }
+        };
         self.duty.slept(began.elapsed());
         match order {
             Ok(order) => self.obey(order),

@@ -188,6 +188,17 @@ impl Duty {
         }
     }
 
+    /// What is left of a slice that it has slept so much of, now that the throttle may have changed: it is not woken up for
+    /// less than a shorter slice or no throttle at all. A policy that changes its mind every millisecond would else let it run
+    /// every millisecond.
+    pub fn left(&self, slice: Duration, slept: Duration) -> Duration {
+        let wanted = self.slot.wanted();
+        match wanted.is_none() {
+            true => Duration::ZERO,
+            false => slice.min(wanted.slice).saturating_sub(slept),
+        }
+    }
+
     /// It has slept so long.
     pub fn slept(&mut self, sleep: Duration) {
         let nanos = u64::try_from(sleep.as_nanos()).unwrap_or(u64::MAX);
@@ -233,7 +244,7 @@ impl Throttle {
     }
 
     /// Sets how much each vCPU sleeps, and how long at a time; those beyond the list are let go of. Who is
-    /// asleep now is woken up.
+    /// asleep now sleeps no longer than that.
     pub fn set(&self, percents: &[ThrottlePercent], slice: Duration) {
         let none = ThrottlePercent::default();
         let percents = percents.iter().chain(std::iter::repeat(&none));
@@ -272,6 +283,22 @@ mod tests {
         let slot = Slot::default();
         slot.set(ThrottlePercent::new(1), Duration::MAX);
         assert_eq!(slot.wanted().percent, 1);
+    }
+
+    #[test]
+    fn a_throttle_that_changes_wakes_nobody_up_too_early() {
+        let slot = Arc::new(Slot::default());
+        let duty = Duty::new(Arc::clone(&slot));
+        let set = |percent, slice_us| slot.set(ThrottlePercent::new(percent), us(slice_us));
+        set(97, 5000);
+        assert_eq!(duty.left(us(6000), us(1000)), us(4000));
+        set(50, 2000);
+        assert_eq!(duty.left(us(6000), us(1000)), us(1000));
+        assert_eq!(duty.left(us(6000), us(3000)), us(0));
+        set(99, 9000);
+        assert_eq!(duty.left(us(6000), us(1000)), us(5000));
+        set(0, 9000);
+        assert_eq!(duty.left(us(6000), us(1000)), us(0));
     }
 
     #[test]

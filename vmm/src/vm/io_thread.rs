@@ -12,7 +12,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use migration::guest::GuestError;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::batch::prefer_batches;
+use super::batch::Turns;
 use crate::sandbox::{self, Kind};
 
 /// Event data: the backend of the device, beside its lanes.
@@ -33,6 +33,7 @@ struct Io {
     backend: Option<RawFd>,
     end: EventFd,
     ended: bool,
+    turns: Turns,
 }
 
 impl Io {
@@ -45,6 +46,13 @@ impl Io {
             .filter(|lane| lane.queues().contains(&index));
         if !lane.is_some_and(|lane| lane.queue_event(index)) {
             lock(&self.device).queue_event(index);
+        }
+    }
+
+    /// It was woken up for its lane. Frames come in streams; what waits for a disk waits for each request.
+    fn was_woken(&mut self) {
+        if let Some(lane) = &self.lane {
+            self.turns.take(lane.handled());
         }
     }
 }
@@ -75,13 +83,17 @@ impl MutEventSubscriber for Io {
         match events.data() {
             END => self.ended = true,
             BACKEND => lock(&self.device).backend_event(),
-            LANE_BACKEND => self.lane.iter().for_each(MmioLane::backend_event),
+            LANE_BACKEND => {
+                self.lane.iter().for_each(MmioLane::backend_event);
+                self.was_woken();
+            }
             n => {
                 let queue = usize::try_from(n).ok().and_then(|n| self.queues.get(n));
                 if let Some((index, queue)) = queue {
                     // Drained before the queue is looked at: a kick that comes later signals anew.
                     let _ = queue.read();
                     self.queue(*index);
+                    self.was_woken();
                 }
             }
         }
@@ -145,18 +157,14 @@ impl IoThread {
             backend,
             end: end.try_clone().map_err(|e| GuestError::new(act(), e))?,
             ended: false,
+            turns: Turns::default(),
         };
-        let has_lane = lane.is_some();
         let mut manager =
             EventManager::<Io>::new().map_err(|e| GuestError::new(act(), e.to_string()))?;
         let id = manager.add_subscriber(io);
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
-                // Frames come in streams; what waits for a disk waits for each request.
-                if has_lane {
-                    prefer_batches();
-                }
                 sandbox::enter(Kind::Virtio);
                 loop {
                     if let Err(error) = manager.run() {

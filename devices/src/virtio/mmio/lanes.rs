@@ -143,6 +143,11 @@ impl MmioLane {
         self.work(|queues, lane, shared| shared.work(queues, |io| lane.process_backend(io)));
     }
 
+    /// How many requests it has dealt with in this process.
+    pub fn handled(&self) -> u64 {
+        self.lock().lane.handled()
+    }
+
     fn work(&self, burst: impl FnOnce(&mut Queues, &mut dyn Lane, &Shared)) -> bool {
         let mut locked = self.lock();
         let Locked {

@@ -79,4 +79,9 @@ impl Lane for PairLane {
     fn backend_fd(&self) -> RawFd {
         self.0.lock().how.fd
     }
+
+    fn handled(&self) -> u64 {
+        let pair = self.0.lock();
+        pair.rx.frames + pair.tx.frames
+    }
 }
