@@ -271,6 +271,19 @@ fn the_dirty_rate_is_measured_of_a_guest_that_then_moves() {
     assert!((1000..=64 * 256 + 64).contains(&all), "{pages:?}");
     assert!(off(&lab.guest.status().unwrap()));
 
+    // By what pages hold, of a sample: with no log, about the same in the end.
+    let compare = ["--longest", "2s", "--contents", "--sample", "4", "--json"];
+    let output = lab.guest.command("dirty-rate", &compare).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let curve: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let last = curve["windows"].as_array().and_then(|all| all.last());
+    let seen = last.and_then(|last| last["pages"].as_u64()).unwrap();
+    println!("compared, a sample of one in four: {seen}");
+    assert!((all / 2..=all * 2).contains(&seen), "{seen} of {all}");
+    let refused = ["--contents", "--sample", "1"];
+    let output = lab.guest.command("dirty-rate", &refused).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+
     // Nothing else that needs the log begins meanwhile, and a cancel ends it.
     let measure = |longest| {
         let mut command = lab.guest.prepare("dirty-rate", &["--longest", longest]);

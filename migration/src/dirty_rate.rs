@@ -7,7 +7,9 @@
 //! however often it does, and some for the few that are armed again to see whether it writes in bursts ([`Rhythm`]); by dirty rings one more each time that a ring is half full and handed back, which arms what it names. Pages written while
 //! they are being armed, about 2 ms a GiB, count in the first window, which is so long that it hardly matters. Where that is too dear, a sample is armed, one page of each so many
 //! neighbours, and what is seen of it stands for all: the guest pays for the sample alone, and sets of few pages are known less well. Rings also tell who writes: a page is that vCPU's which wrote it first.
+//! A sample can also be read and compared ([`Contents`]), for which the guest pays nothing.
 
+mod contents;
 mod rhythm;
 
 use std::time::{Duration, Instant};
@@ -18,8 +20,9 @@ use thiserror::Error;
 use crate::cancel::{CancelToken, Cancelled};
 use crate::clock::millis;
 use crate::dirty::{DirtyLog, Tracking};
-use crate::guest::GuestError;
+use crate::guest::{GuestError, GuestRam};
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
+use contents::Contents;
 use rhythm::Stepping;
 pub use rhythm::{Bursts, Rhythm};
 
@@ -31,6 +34,8 @@ pub const LONGEST: Duration = Duration::from_secs(64);
 pub const DEFAULT: Duration = Duration::from_secs(8);
 /// A sample is not thinner than one page of so many.
 pub const THINNEST: u32 = 1024;
+/// Unless another sample is asked for, one page of so many is compared: of 8 GiB 128 MiB, in some 10 ms.
+pub const COMPARED: u32 = 64;
 /// Pages (64 MiB) armed in one go: vCPUs cannot fault pages in meanwhile.
 const ARMED: u64 = 16_384;
 /// A window is so many times as long as arming took, or it is left out: what is written meanwhile is in it, too.
@@ -120,6 +125,23 @@ pub fn measure(
     let watched = watched?;
     stopped?;
     Ok(watched)
+}
+
+/// The same by what pages hold, of a `sample` of at least one page in two: it asks nothing of the guest, and no log is on. What was written
+/// with what it held is not seen.
+///
+/// # Errors
+/// The memory is not laid out like that, or the measurement was cancelled; the guest runs on.
+pub fn compare(
+    ram: &GuestRam,
+    layout: &MemoryLayout,
+    windows: &[Duration],
+    sample: u32,
+    cancel: &CancelToken,
+    tell: &mut dyn FnMut(Window) -> bool,
+) -> Result<Watched, RateError> {
+    let contents = Contents::new(ram, layout);
+    measure(&contents, layout, windows, sample.max(2), cancel, tell)
 }
 
 fn watch(

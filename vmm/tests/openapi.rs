@@ -407,6 +407,11 @@ fn every_line_of_a_measurement_fits_and_is_read_back() {
         (json!({ "sample": 1 }), true),
         (json!({ "sample": 1024 }), true),
         (json!({ "sample": 1025 }), false),
+        (json!({ "contents": true }), true),
+        (json!({ "contents": 1 }), false),
+        (json!({ "contents": true, "sample": 2 }), true),
+        (json!({ "contents": true, "sample": 1 }), false),
+        (json!({ "contents": false, "sample": 1 }), true),
     ] {
         let server = serde_json::from_value::<DirtyRateRequest>(value.clone())
             .is_ok_and(|request| request.checked().is_ok());

@@ -168,6 +168,12 @@ pub enum RequestError {
     /// The sample is nothing, or too thin.
     #[error("a sample of one page in {0}: take 1 to {max}", max = dirty_rate::THINNEST)]
     Sample(u32),
+    /// Contents of every page are to be compared.
+    #[error(
+        "contents are compared of a sample: take one page in 2 or fewer, or leave the sample out for one in {}",
+        dirty_rate::COMPARED
+    )]
+    Compared,
     /// Something was said of TLS, but not that it is wanted.
     #[error("{0} is given without tls: give both, or neither")]
     WithoutTls(&'static str),
@@ -318,6 +324,9 @@ pub struct DirtyRateRequest {
     /// Watch one page of so many, 1 to 1,024, and tell what that makes of all; every page if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<u32>,
+    /// Compare what pages hold, of a sample of one in two or fewer, one in 64 if that is left out; no log is on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub contents: bool,
 }
 
 impl DirtyRateRequest {
@@ -334,9 +343,18 @@ impl DirtyRateRequest {
                 Some(sample) if !(1..=dirty_rate::THINNEST).contains(&sample) => {
                     Err(RequestError::Sample(sample))
                 }
+                Some(1) if self.contents => Err(RequestError::Compared),
                 _ => Ok(self),
             },
         }
+    }
+
+    /// One page of so many is watched.
+    pub fn sample(&self) -> u32 {
+        self.sample.unwrap_or(match self.contents {
+            true => dirty_rate::COMPARED,
+            false => 1,
+        })
     }
 
     /// How long to watch.
@@ -374,7 +392,7 @@ impl PredictRequest {
     pub fn watch(&self) -> DirtyRateRequest {
         DirtyRateRequest {
             longest_ms: self.watch_ms,
-            sample: None,
+            ..DirtyRateRequest::default()
         }
     }
 }

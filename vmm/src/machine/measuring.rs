@@ -23,12 +23,16 @@ pub fn spawn(
 ) -> std::io::Result<Receiver<RateEvent>> {
     let (asker, events) = mpsc::channel();
     let (log, layout) = (vm.dirty_log(), vm.describe().layout);
+    let compared = request.contents.then(|| vm.ram().clone());
     let windows = dirty_rate::windows(request.longest());
-    let sample = request.sample.unwrap_or(1);
+    let sample = request.sample();
     let measure = move || {
         sandbox::enter(Kind::DirtyRate);
         let mut tell = |window| asker.send(RateEvent::Window { window }).is_ok();
-        let done = dirty_rate::measure(&*log, &layout, &windows, sample, &cancel, &mut tell);
+        let done = match &compared {
+            Some(ram) => dirty_rate::compare(ram, &layout, &windows, sample, &cancel, &mut tell),
+            None => dirty_rate::measure(&*log, &layout, &windows, sample, &cancel, &mut tell),
+        };
         let last = match done {
             Ok(watched) => RateEvent::Done {
                 memory_bytes: layout.bytes(),
