@@ -20,9 +20,9 @@ use thiserror::Error;
 use crate::cancel::{CancelToken, Cancelled};
 use crate::clock::millis;
 use crate::dirty::{DirtyLog, Tracking};
-use crate::guest::{GuestError, GuestRam};
+use crate::guest::GuestError;
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
-use contents::Contents;
+pub use contents::Contents;
 use rhythm::Stepping;
 pub use rhythm::{Bursts, Rhythm};
 
@@ -125,23 +125,6 @@ pub fn measure(
     let watched = watched?;
     stopped?;
     Ok(watched)
-}
-
-/// The same by what pages hold, of a `sample` of at least one page in two: it asks nothing of the guest, and no log is on. What was written
-/// with what it held is not seen.
-///
-/// # Errors
-/// The memory is not laid out like that, or the measurement was cancelled; the guest runs on.
-pub fn compare(
-    ram: &GuestRam,
-    layout: &MemoryLayout,
-    windows: &[Duration],
-    sample: u32,
-    cancel: &CancelToken,
-    tell: &mut dyn FnMut(Window) -> bool,
-) -> Result<Watched, RateError> {
-    let contents = Contents::new(ram, layout);
-    measure(&contents, layout, windows, sample.max(2), cancel, tell)
 }
 
 fn watch(

@@ -149,7 +149,8 @@ impl<'a> Memory<'a> {
         (block < self.blocks()).then(|| pages(block).map(|page| self.page(&ram, page)).collect())
     }
 
-    fn page(&self, ram: &RamView<'_>, page: u64) -> u64 {
+    /// The digest of a page, of which `ram` is a view of the same memory.
+    pub(crate) fn page(&self, ram: &RamView<'_>, page: u64) -> u64 {
         if !self.touched.contains(page) {
             return self.zero_page;
         }

@@ -8,26 +8,21 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use twox_hash::XxHash3_64;
-
 use crate::dirty::DirtyLog;
 use crate::guest::{GuestError, GuestRam};
 use crate::pages::{MemoryLayout, PageSet};
 use crate::ram::RamView;
-use crate::touched::touched;
-use crate::wire::frame::Run;
+use crate::verify::Memory;
 
-/// Bytes in a page, as lengths in memory have it.
-const PAGE: usize = 4096;
-
-/// The log.
-pub(super) struct Contents<'a> {
+/// The log: for [`measure`](super::measure), of a sample.
+#[derive(Debug)]
+pub struct Contents<'a> {
     ram: &'a GuestRam,
     layout: &'a MemoryLayout,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     /// The next look names every page.
     all: bool,
@@ -49,22 +44,11 @@ impl<'a> Contents<'a> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the digest of a page is now. Memory that nobody has touched is not touched by this: it is zeros.
-    fn digests(&self) -> Result<impl FnMut(u64) -> u64, GuestError> {
+    /// What the digest of a page is now. Memory that nobody has touched is not touched by this.
+    fn digests(&self) -> Result<impl Fn(u64) -> u64, GuestError> {
+        let memory = Memory::new(self.ram, self.layout)?;
         let view = RamView::new(self.ram, self.layout)?;
-        let touched =
-            touched(self.ram, self.layout).unwrap_or_else(|_| PageSet::full(self.layout.pages()));
-        let mut bytes = [0; PAGE];
-        Ok(move |page| {
-            let run = Run {
-                first: page,
-                pages: 1,
-            };
-            if !touched.contains(page) || view.read(run, &mut bytes).is_none() {
-                bytes.fill(0);
-            }
-            XxHash3_64::oneshot(&bytes)
-        })
+        Ok(move |page| memory.page(&view, page))
     }
 }
 
@@ -82,7 +66,7 @@ impl DirtyLog for Contents<'_> {
         if std::mem::take(&mut state.all) {
             into.union(&PageSet::full(self.layout.pages()));
         }
-        let mut digest = self.digests()?;
+        let digest = self.digests()?;
         state.armed.retain(|&(page, before)| {
             let same = digest(page) == before;
             if !same {
@@ -98,7 +82,7 @@ impl DirtyLog for Contents<'_> {
     }
 
     fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
-        let mut digest = self.digests()?;
+        let digest = self.digests()?;
         let mut state = self.state();
         let again = |page: &u64| range.contains(page) && set.contains(*page);
         state.armed.retain(|(page, _)| !again(page));
@@ -119,6 +103,7 @@ mod tests {
 
     use super::*;
     use crate::pages::{PAGE_SIZE, REGION_ALIGN, Region};
+    use crate::touched::touched;
 
     #[test]
     fn a_page_is_written_when_it_holds_something_else() {

@@ -3,7 +3,7 @@
 use std::sync::mpsc::{self, Receiver};
 
 use migration::cancel::CancelToken;
-use migration::dirty_rate::{self, RateError};
+use migration::dirty_rate::{self, Contents, RateError};
 use migration::guest::RunningGuest;
 
 use super::supervisor::{FromThread, Notifier, chain};
@@ -29,10 +29,9 @@ pub fn spawn(
     let measure = move || {
         sandbox::enter(Kind::DirtyRate);
         let mut tell = |window| asker.send(RateEvent::Window { window }).is_ok();
-        let done = match &compared {
-            Some(ram) => dirty_rate::compare(ram, &layout, &windows, sample, &cancel, &mut tell),
-            None => dirty_rate::measure(&*log, &layout, &windows, sample, &cancel, &mut tell),
-        };
+        let contents = compared.as_ref().map(|ram| Contents::new(ram, &layout));
+        let log = contents.as_ref().map_or(&*log, |contents| contents as _);
+        let done = dirty_rate::measure(log, &layout, &windows, sample, &cancel, &mut tell);
         let last = match done {
             Ok(watched) => RateEvent::Done {
                 memory_bytes: layout.bytes(),
