@@ -21,13 +21,6 @@ fn balloon(ferry: &Ferry, what: &str) -> u64 {
         .unwrap_or_else(|| panic!("{status:#}"))
 }
 
-/// What the process of a Ferry has in memory; nearly all of it is the guest's.
-fn resident(ferry: &Ferry) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{}/statm", ferry.pid())).unwrap();
-    let pages = text.split(' ').nth(1).unwrap();
-    pages.parse::<u64>().unwrap() * 4096
-}
-
 /// Waits until a figure is right.
 fn until(what: &str, figure: impl Fn() -> u64, right: impl Fn(u64) -> bool) {
     let began = Instant::now();
@@ -93,10 +86,10 @@ linux_test! {
         assert!(without > filled * MIB, "{without}");
 
         // What is free is reported by and by, a part of it every two seconds, and gone from the host's memory then.
-        let before = resident(&here);
+        let before = here.resident().unwrap();
         assert!(before > filled * MIB, "{before}");
         tell(&agent, "balloon");
-        until("in memory", || resident(&here), |bytes| bytes + filled * MIB / 2 < before);
+        until("in memory", || here.resident().unwrap(), |bytes| bytes + filled * MIB / 2 < before);
         assert!(balloon(&here, "reported_bytes") > filled * MIB / 2);
         // Inflated in part while it is moved: what was sent and is given away then is zeros there as well.
         resize(&here, &format!("{}M", filled / 2));

@@ -12,14 +12,6 @@ const GUEST: PulseGuest<'_> = PulseGuest {
     mib: 1024,
 };
 
-/// What the process has in memory, in KiB.
-fn resident(ferry: &Ferry) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{}/status", ferry.pid())).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let words = line.unwrap().split_whitespace().next();
-    words.unwrap().parse().unwrap()
-}
-
 #[test]
 fn a_verified_guest_arrives_whole_by_every_way() {
     let mut ferry = GUEST.boot(None).unwrap();
@@ -34,21 +26,21 @@ fn a_verified_guest_arrives_whole_by_every_way() {
     for (port, way) in (4760..).zip(ways) {
         let target = format!("tcp:127.0.0.1:{port}");
         let next = Ferry::receive(None, &target, &[]).unwrap();
-        let before = resident(&ferry);
+        let before = ferry.resident().unwrap();
         let moved = ferry.migrate(&target, way).unwrap().completed().unwrap();
         let report = &moved.report;
         let ms = |value: &serde_json::Value| value.as_f64().unwrap();
         let (verify, blackout) = (ms(&report["verify_ms"]), ms(&report["blackout_ms"]));
         println!(
-            "{way:?}: verified in {verify:.1} ms of a blackout of {blackout:.1} ms, predicted {} ms without it; {before} KiB here, {} KiB there",
+            "{way:?}: verified in {verify:.1} ms of a blackout of {blackout:.1} ms, predicted {} ms without it; {before} bytes of memory here, {} there",
             report["predicted_blackout_ms"],
-            resident(&next)
+            next.resident().unwrap()
         );
         assert!(verify > 0.0 && verify <= blackout);
         assert!((ms(&report["blackout"]["verify_ms"]) - verify).abs() < 0.01);
         assert!(moved.stdout.contains("nor predicted"), "{}", moved.stdout);
         // More than half of the guest was never touched, and is not there now either.
-        assert!(resident(&next) < 768 << 10);
+        assert!(next.resident().unwrap() < 768 << 20);
         next.wait_beats(50).unwrap();
         let now = next.check_pulse().unwrap();
         now.follows(&last).unwrap();

@@ -4,7 +4,8 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use integration_tests::ferry::{Ferry, MemoryBound, PulseGuest};
 use integration_tests::linux_test;
@@ -71,6 +72,54 @@ linux_test! {
     fn a_receiver_without_enough_memory_costs_the_move_alone_by_version_2() {
         little_memory([4712, 4713], 2);
     }
+}
+
+/// Memory that is there before the guest: also for the next one after a move that came to nothing, and when the guest is there it is the
+/// guest's, and no more than that.
+#[test]
+fn memory_is_ready_for_a_guest_and_for_the_next() {
+    const READY: u64 = 96 << 20;
+    let target = "tcp:127.0.0.1:4714";
+    let ready = ["--prefault", "96M", "--max-memory", "128M"];
+    let mut receiver = Ferry::start(
+        None,
+        &[&["receive", "--listen", target], &ready[..]].concat(),
+    )
+    .unwrap();
+    receiver.wait_control(STEP).unwrap();
+    assert!(receiver.resident().unwrap() >= READY);
+    let guest = boot();
+    let given_up = thread::scope(|scope| {
+        let moving = scope.spawn(|| guest.migrate(target, &["--bandwidth", "8MB/s"]).unwrap());
+        let came = |line: &str| line.contains("receiving a guest");
+        receiver.messages().wait(0, STEP, came).unwrap();
+        // The guest has taken it over, and nothing is left beside that.
+        assert!(receiver.resident().unwrap() < READY);
+        guest.act("cancel").unwrap();
+        moving.join().unwrap()
+    });
+    assert_eq!(given_up.report["outcome"], "cancelled", "{given_up:?}");
+    unharmed(&guest);
+    let began = Instant::now();
+    while receiver.resident().unwrap() < READY {
+        assert!(began.elapsed() < STEP, "memory is ready once");
+        thread::sleep(Duration::from_millis(10));
+    }
+    guest
+        .migrate(target, &["--verify"])
+        .unwrap()
+        .completed()
+        .unwrap();
+    unharmed(&receiver);
+    assert!(receiver.resident().unwrap() < READY);
+
+    // Who has it by descriptor needs none of it; and it goes on as any guest does.
+    let last = Ferry::receive(None, "tcp:127.0.0.1:4715", &["--prefault", "16M"]).unwrap();
+    let moved = receiver
+        .migrate("tcp:127.0.0.1:4715", &["--verify"])
+        .unwrap();
+    moved.completed().unwrap();
+    unharmed(&last);
 }
 
 /// A disk without any room left.

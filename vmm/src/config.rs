@@ -73,6 +73,16 @@ pub enum ConfigError {
         /// The least that this kind of guest takes.
         least: u64,
     },
+    /// More than a guest may have, or not a multiple of 2 MiB.
+    #[error(
+        "--prefault {}: take a multiple of 2M up to --max-memory, which is {}", Size(*.bytes), Size(*.most)
+    )]
+    Prefault {
+        /// What was asked for.
+        bytes: u64,
+        /// The most that a guest may have.
+        most: u64,
+    },
     /// More in the balloon than there is.
     #[error(
         "a balloon of {} is larger than the guest's memory of {}: take less", Size(*.bytes), Size(*.memory)
@@ -359,6 +369,8 @@ pub struct ReceiveConfig {
     pub serial: SerialConfig,
     /// The most memory a guest may have, in bytes.
     pub max_memory: u64,
+    /// How much of it is touched before a guest comes, in bytes.
+    pub prefault: u64,
     /// How the guest's written pages are found when it is moved on.
     pub dirty_tracking: DirtyTracking,
     /// A source that does nothing for so long is dead.
@@ -498,6 +510,12 @@ impl ReceiveConfig {
     /// The first value that makes no sense.
     pub fn checked(self) -> Result<Self, ConfigError> {
         check_memory(self.max_memory, MIN_PULSE_MEMORY)?;
+        if self.prefault > self.max_memory || !self.prefault.is_multiple_of(REGION_ALIGN) {
+            return Err(ConfigError::Prefault {
+                bytes: self.prefault,
+                most: self.max_memory,
+            });
+        }
         if !PEER_TIMEOUT.contains(&self.peer_timeout) {
             return Err(ConfigError::PeerTimeout(self.peer_timeout));
         }

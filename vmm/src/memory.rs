@@ -4,6 +4,7 @@
     reason = "KVM is handed the host addresses of guest memory, and madvise a mapping"
 )]
 
+mod prefault;
 mod program;
 mod registers;
 mod release;
@@ -28,6 +29,7 @@ use vm_memory::{
 use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
 
+pub use prefault::Prefaulted;
 pub use program::forget_text;
 pub use registers::show_registers;
 pub use release::release;
@@ -57,6 +59,16 @@ pub enum MemoryError {
         /// The kernel's word.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// It cannot be touched ahead of a guest.
+    #[error(
+        "have {} of memory ready for a guest: free memory on this host, or take a smaller --prefault; kernels before Linux 5.14 cannot", crate::units::Size(*.bytes)
+    )]
+    Prefault {
+        /// How much was asked for, in bytes.
+        bytes: u64,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Files from another process are not such memory.
     #[error(
         "the memory that was handed over is not what the guest's is: {0}; run the same ferry on both ends"
@@ -79,6 +91,8 @@ pub enum Backing {
     Anonymous,
     /// Anonymous memory in huge pages of 2 MiB that the host has set aside.
     HugePages,
+    /// Anonymous memory of which so much is there already.
+    Prefaulted(Prefaulted),
     /// A memfd a region, which can be handed to another process as it is.
     Memfd,
     /// Such files, handed over by another process.
@@ -102,13 +116,18 @@ pub fn map(layout: &MemoryLayout, backing: Backing) -> Result<GuestRam, MemoryEr
         let bytes = layout.bytes();
         return Err(MemoryError::TooMuch { bytes, host });
     }
-    let huge = match backing {
+    let huge = match &backing {
         Backing::HugePages => return in_huge_pages(layout),
-        Backing::Anonymous => true,
+        Backing::Anonymous | Backing::Prefaulted(_) => true,
         Backing::Memfd | Backing::Files(_) => false,
     };
+    let mut ready = None;
     let files: Vec<Option<File>> = match backing {
         Backing::Anonymous | Backing::HugePages => layout.regions().iter().map(|_| None).collect(),
+        Backing::Prefaulted(prefaulted) => {
+            ready = Some(prefaulted);
+            layout.regions().iter().map(|_| None).collect()
+        }
         Backing::Memfd => {
             let made = layout.regions().iter().map(|region| memfd(region.bytes));
             let made: io::Result<Vec<_>> = made.map(|file| file.map(Some)).collect();
@@ -129,7 +148,10 @@ pub fn map(layout: &MemoryLayout, backing: Backing) -> Result<GuestRam, MemoryEr
     if huge {
         ram.iter().for_each(ask_for_huge_pages);
     }
-    Ok(ram)
+    match ready {
+        Some(ready) => ready.give(ram).map_err(|e| failed(e.into())),
+        None => Ok(ram),
+    }
 }
 
 /// In huge pages of 2 MiB, which regions are multiples of. They are the guest's from now on, touched or not: a guest that

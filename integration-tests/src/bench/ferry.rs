@@ -63,7 +63,7 @@ impl FerryPair {
             ])?),
             false => None,
         };
-        let (there, here) = match &hosts {
+        let (mut there, here) = match &hosts {
             Some(hosts) => (
                 vec!["--tls".to_owned(), hosts.folder("destination")],
                 vec!["--tls".to_owned(), hosts.folder("source")],
@@ -75,6 +75,9 @@ impl FerryPair {
             None => (Vec::new(), Vec::new()),
         };
         migrate.extend(here);
+        if setting.prefault {
+            there.extend(["--prefault".to_owned(), format!("{}M", scenario.mib)]);
+        }
         let args: Vec<&str> = there.iter().map(String::as_str).collect();
         let destination = Ferry::receive(place.destination(), &target, &args)?;
         Ok(Self {

@@ -167,6 +167,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "1G-idle-cold",
         temperature: Temperature::Cold,
         most_runs: 3,
+        ferry: &["default", "prefault"],
         qemu: &[MULTIFD_4, MULTIFD_2],
         ..IDLE
     },

@@ -24,6 +24,8 @@ pub struct FerrySetting {
     pub migrate: Vec<String>,
     /// What follows the size in `--memory`.
     pub memory: &'static str,
+    /// Whether the destination has touched as much memory as the guest has before it comes.
+    pub prefault: bool,
     /// Whether the two processes meet at a Unix socket.
     pub unix: bool,
     /// Whether they encrypt.
@@ -38,6 +40,7 @@ impl FerrySetting {
             name: name.to_owned(),
             migrate: migrate.split_whitespace().map(str::to_owned).collect(),
             memory: "",
+            prefault: false,
             unix: false,
             tls: false,
             needs: None,
@@ -73,6 +76,11 @@ impl FerrySetting {
                 ..Self::new("tls", "")
             }
             .needing("migrate", "--tls"),
+            Self {
+                prefault: true,
+                ..Self::new("prefault", "")
+            }
+            .needing("receive", "--prefault"),
             Self {
                 memory: ",backing=memfd",
                 unix: true,

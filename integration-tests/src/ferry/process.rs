@@ -266,6 +266,16 @@ impl Ferry {
         Ok(Migration::from_output(&output, &path))
     }
 
+    /// What the process has in memory, in bytes; nearly all of it is the guest's.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn resident(&self) -> Result<u64, Error> {
+        let path = format!("/proc/{}/status", self.pid());
+        let gone = || Error::file("read", path.as_ref(), std::io::ErrorKind::NotFound.into());
+        crate::bench::cpu::bytes_of(&path, "VmRSS:").ok_or_else(gone)
+    }
+
     /// The guest's memory, read past Ferry: a witness independent of what it says of itself.
     ///
     /// # Errors

@@ -47,6 +47,11 @@ fn places_where_nobody_can_listen() {
         (["--net", "8=tap=tap0"], "at most 8, counted from 0"),
         (["--net", "0=tap=tap0,queues=2"], "come with the guest"),
         (["--max-memory", "1M"], "a multiple of 2M from 16M"),
+        (
+            ["--prefault", "3M"],
+            "a multiple of 2M up to --max-memory, which is 8G",
+        ),
+        (["--prefault", "9G"], "up to --max-memory, which is 8G"),
     ] {
         let mut all = vec!["receive"];
         if args[0] != "--listen" {
@@ -55,6 +60,14 @@ fn places_where_nobody_can_listen() {
         all.extend(args);
         refuses(ferry(&all), USAGE, &[part]);
     }
+}
+
+#[test]
+fn memory_that_this_host_does_not_have_is_not_made_ready() {
+    let much = ["--max-memory", "8T", "--prefault", "8T"];
+    let wait = ["receive", "--listen", "tcp:127.0.0.1:4702"];
+    let said = ["cannot have 8T of memory ready", "a smaller --prefault"];
+    refuses(ferry(&[&wait[..], &much].concat()), ERROR, &said);
 }
 
 #[test]

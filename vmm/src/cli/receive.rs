@@ -62,6 +62,11 @@ pub struct Args {
     )]
     max_memory: Size,
 
+    /// Have so much memory touched before a guest comes, which gets it. Memory that has rested is slow at its first touch, and a
+    /// move waits for it otherwise; all of it is taken from the host at once
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    prefault: Option<Size>,
+
     /// How written pages are found when the guest is moved on from here: bitmap, ring or ring,entries=N, as of `ferry run`
     #[arg(long, value_name = "HOW", default_value = "bitmap")]
     dirty_tracking: DirtyTracking,
@@ -118,6 +123,7 @@ impl Args {
                 .collect(),
             serial: self.serial.0,
             max_memory: self.max_memory.0,
+            prefault: self.prefault.map_or(0, |Size(bytes)| bytes),
             dirty_tracking: self.dirty_tracking,
             peer_timeout: self.peer_timeout.0,
             once: self.once,

@@ -31,6 +31,7 @@ use crate::console::Signals;
 use crate::control::socket::OwnedSocket;
 use crate::kvm;
 use crate::log;
+use crate::memory::Prefaulted;
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls::{self, TlsFilesError};
 use crate::vm::{Gauges, LogChoice, ReceivingHost, RunningVm};
@@ -68,6 +69,7 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         reach.removes.push(path.clone());
     }
     let gauges = Gauges::open();
+    let ready = prefault(config.prefault, &gauges)?;
     let sandbox = Sandbox::confine(config.sandbox, &reach)?;
     let mut supervisor = paths.supervisor(signals)?;
     supervisor.tls = tls;
@@ -81,6 +83,7 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         supplies: Supplies::of(&supervisor, taps)?,
         disks,
         gauges,
+        ready: RefCell::new(ready),
         notify: supervisor.notifier()?,
         config,
     };
@@ -238,6 +241,18 @@ impl Accept for Further<'_> {
     }
 }
 
+/// Memory that is touched before a guest comes for it, if any is wanted.
+fn prefault(bytes: u64, gauges: &Gauges) -> Result<Option<Prefaulted>, GuestError> {
+    if bytes == 0 {
+        return Ok(None);
+    }
+    // Otherwise the kernel would end somebody for it, perhaps not this process.
+    gauges.check_prefault(bytes)?;
+    let ready =
+        Prefaulted::new(bytes).map_err(|e| GuestError::new("cannot wait for a guest", e))?;
+    Ok(Some(ready))
+}
+
 /// What went wrong with whom.
 fn from_peer(peer: &str, reason: &str) -> String {
     if reason.contains(peer) {
@@ -283,6 +298,8 @@ struct Receiver {
     /// For its disks, by theirs; not locked until a guest is about to run.
     disks: Vec<(u32, Arc<Disk>)>,
     gauges: Gauges,
+    /// Memory for the guest, if it was to be touched beforehand.
+    ready: RefCell<Option<Prefaulted>>,
     notify: Notifier,
     config: ReceiveConfig,
 }
@@ -313,6 +330,7 @@ impl Receiver {
             if ended {
                 return;
             }
+            self.prefault_again();
         }
     }
 
@@ -332,10 +350,12 @@ impl Receiver {
         let cancel = CancelToken::new().map_err(|e| format!("make a cancel token: {e}"))?;
         self.notify.send(FromThread::Receiving(cancel.clone()));
         let mut cards = Vec::new();
+        let mut ready = self.ready.borrow_mut();
         let mut host = ReceivingHost {
             kvm: &self.kvm,
             max_memory: self.config.max_memory,
             gauges: &self.gauges,
+            prefaulted: &mut ready,
             log: self.log,
             rewound: false,
             make_parts: &mut || self.supplies.parts(),
@@ -385,6 +405,20 @@ impl Receiver {
             }),
             Err(ReceiveError::Probed { peer }) => Err(NoGuest::Probed { peer }),
             Err(error) => Err(from_peer(&peer, &chain(&error)).into()),
+        }
+    }
+
+    /// For the next guest, after one that failed took it along. It may be gone meanwhile; a guest can do without.
+    fn prefault_again(&self) {
+        let mut ready = self.ready.borrow_mut();
+        if ready.is_none() {
+            *ready = prefault(self.config.prefault, &self.gauges).unwrap_or_else(|error| {
+                log::say(&format!(
+                    "the next guest touches its memory itself: {}",
+                    chain(&error)
+                ));
+                None
+            });
         }
     }
 

@@ -126,6 +126,7 @@ impl Restorer {
             kvm: &self.kvm,
             max_memory: self.max_memory,
             gauges: &self.gauges,
+            prefaulted: &mut None,
             log: self.log,
             rewound: true,
             make_parts: &mut || self.supplies.parts(),

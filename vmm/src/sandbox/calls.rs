@@ -125,6 +125,7 @@ impl Kind {
                 CONNECTIONS,
                 FAULTS,
                 HUGE,
+                PREFAULT,
                 PLACEMENT,
                 LISTEN,
                 DESCRIPTORS,
@@ -546,6 +547,9 @@ const MAKE_VM: Group = &[
 
 /// Memory in huge pages: a guest's, and what a probe of the link fills as if it were one's.
 const HUGE: Group = &[equal(libc::SYS_madvise, 2, libc::MADV_HUGEPAGE)];
+
+/// Memory that is there before the guest.
+const PREFAULT: Group = &[equal(libc::SYS_madvise, 2, libc::MADV_POPULATE_WRITE)];
 
 /// What getaddrinfo(3) does: its files (Landlock says which), name servers, and which addresses this host has.
 const RESOLVER: Group = &[

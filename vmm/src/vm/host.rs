@@ -15,7 +15,7 @@ use super::devices::Backend;
 use super::log::LogChoice;
 use super::room::Gauges;
 use super::shape::{CardShape, DiskShape, Shape, SlotKind};
-use crate::memory::Backing;
+use crate::memory::{Backing, Prefaulted};
 use crate::units::Size;
 use crate::vcpu::EventSender;
 
@@ -45,6 +45,8 @@ pub struct ReceivingHost<'a> {
     pub max_memory: u64,
     /// How much there is.
     pub gauges: &'a Gauges,
+    /// Memory that is there already; the guest that comes takes it along.
+    pub prefaulted: &'a mut Option<Prefaulted>,
     /// How its written pages are found when it is moved on.
     pub log: LogChoice,
     /// The guest's time goes on where it was saved, however long ago: it comes out of a snapshot.
@@ -75,7 +77,8 @@ impl Host for ReceivingHost<'_> {
         }
         // Memory that comes by descriptor is there already.
         if memory.is_none() {
-            self.gauges.check(bytes)?;
+            let ready = self.prefaulted.as_ref().map_or(0, Prefaulted::bytes);
+            self.gauges.check(bytes.saturating_sub(ready))?;
         }
         let shape = Shape::from_description(description, self.kvm)?;
         let (mut card, mut number) = (0, 0);
@@ -112,11 +115,16 @@ impl Host for ReceivingHost<'_> {
             });
         }
         let parts = (self.make_parts)()?;
+        let backing = match (memory, self.prefaulted.take()) {
+            (Some(files), _) => Backing::Files(files),
+            (None, Some(ready)) => Backing::Prefaulted(ready),
+            (None, None) => Backing::Anonymous,
+        };
         let blank = BlankVm::new(
             self.kvm,
             shape,
             Making {
-                backing: memory.map_or(Backing::Anonymous, Backing::Files),
+                backing,
                 serial_out: parts.serial_out,
                 serial_room: parts.serial_room,
                 backends,

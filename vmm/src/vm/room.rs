@@ -45,6 +45,13 @@ struct Room {
     whose: String,
 }
 
+impl Room {
+    /// For people.
+    fn rounded(&self) -> Size {
+        Size(self.bytes >> 20 << 20)
+    }
+}
+
 /// The files that tell how much memory there is.
 #[derive(Debug)]
 pub struct Gauges(Vec<(PathBuf, File)>);
@@ -67,10 +74,28 @@ impl Gauges {
     /// # Errors
     /// It does not, with both figures.
     pub(super) fn check(&self, bytes: u64) -> Result<(), GuestError> {
-        check_in(bytes, &|path| {
-            let (_, file) = self.0.iter().find(|(opened, _)| opened == path)?;
-            whole(file).ok()
-        })
+        check_in(bytes, &|path| self.read(path))
+    }
+
+    /// Checks that so many bytes can be had ahead of a guest.
+    ///
+    /// # Errors
+    /// They cannot, with both figures.
+    pub(crate) fn check_prefault(&self, bytes: u64) -> Result<(), GuestError> {
+        match lacking(bytes, &|path| self.read(path)) {
+            Some(room) => Err(GuestError::bare(format!(
+                "cannot have {} of memory ready for a guest, {} has {} left: free some, or take a smaller --prefault",
+                Size(bytes),
+                room.whose,
+                room.rounded()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn read(&self, path: &Path) -> Option<String> {
+        let (_, file) = self.0.iter().find(|(opened, _)| opened == path)?;
+        whole(file).ok()
     }
 }
 
@@ -91,17 +116,21 @@ fn whole(file: &File) -> io::Result<String> {
 type Read<'a> = dyn Fn(&Path) -> Option<String> + 'a;
 
 fn check_in(bytes: u64, read: &Read<'_>) -> Result<(), GuestError> {
-    // A host that says nothing is not refused for that.
-    let least = rooms(read).into_iter().min_by_key(|room| room.bytes);
-    match least {
-        Some(room) if room.bytes < bytes => Err(GuestError::bare(format!(
+    match lacking(bytes, read) {
+        Some(room) => Err(GuestError::bare(format!(
             "the guest has {} of memory, {} has {} left: free some, or move the guest elsewhere",
             Size(bytes),
             room.whose,
-            Size(room.bytes >> 20 << 20)
+            room.rounded()
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
+}
+
+/// What has least left, if that is less than so many bytes. A host that says nothing is not refused for that.
+fn lacking(bytes: u64, read: &Read<'_>) -> Option<Room> {
+    let least = rooms(read).into_iter().min_by_key(|room| room.bytes);
+    least.filter(|room| room.bytes < bytes)
 }
 
 fn rooms(read: &Read<'_>) -> Vec<Room> {

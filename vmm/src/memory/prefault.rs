@@ -1,0 +1,162 @@
+//! Memory that is touched before the guest comes for which it is meant.
+//!
+//! The first touch of memory that has rested takes many times as long as what is then written there (docs/performance.md), and is
+//! paid in the middle of a move. Whoever waits for a guest has time for it before. The guest's layout is not known then, so it is one
+//! piece of any size; its page tables are handed over to the guest's own mapping by mremap(2), in microseconds.
+#![allow(
+    unsafe_code,
+    reason = "madvise and mremap on mappings that this module and its callers own"
+)]
+
+use std::io;
+use std::ptr;
+
+use migration::guest::GuestRam;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
+
+use super::MemoryError;
+
+/// So much is touched by one call of the kernel's.
+const STEP: usize = 64 << 20;
+
+/// Memory that is there: touched, zero, and nobody's yet.
+#[derive(Debug)]
+pub struct Prefaulted(MmapRegion);
+
+impl Prefaulted {
+    /// Has so many bytes touched, in huge pages where the host has them. It takes a tenth of a second to seconds for each GiB.
+    ///
+    /// # Errors
+    /// The host does not have them, or a kernel before Linux 5.14 cannot.
+    pub fn new(bytes: u64) -> Result<Self, MemoryError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| MemoryError::Prefault {
+            bytes,
+            source,
+        };
+        let len = usize::try_from(bytes).map_err(|e| failed(e.into()))?;
+        let region = MmapRegion::new(len).map_err(|e| failed(e.into()))?;
+        // SAFETY: the range is exactly the region's mapping, which lives as long as the reference, and the advice changes no
+        // contents. Its failure (a kernel without huge pages) costs speed alone, so it is ignored.
+        unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        for offset in (0..len).step_by(STEP) {
+            // SAFETY: `offset` is below `len`, and no more than what is left of the region's mapping behind it is named. The advice
+            // touches pages as a write would, and changes no contents.
+            let done = unsafe {
+                libc::madvise(
+                    region.as_ptr().add(offset).cast(),
+                    STEP.min(len - offset),
+                    libc::MADV_POPULATE_WRITE,
+                )
+            };
+            if done != 0 {
+                return Err(failed(io::Error::last_os_error().into()));
+            }
+        }
+        Ok(Self(region))
+    }
+
+    /// How many there are.
+    pub fn bytes(&self) -> u64 {
+        u64::try_from(self.0.size()).unwrap_or(u64::MAX)
+    }
+
+    /// Puts it in place of the first bytes of a guest's memory, which is anonymous and has nothing in it; gives back to the host
+    /// what is more than that has.
+    ///
+    /// # Errors
+    /// The kernel refuses. The guest's memory is of no use then, and is never unmapped.
+    pub(super) fn give(self, ram: GuestRam) -> io::Result<GuestRam> {
+        match self.move_to(&ram) {
+            Ok(()) => Ok(ram),
+            Err(error) => {
+                // A part of it may be unmapped already, and somebody else's by the time that it would be unmapped with the rest.
+                std::mem::forget(ram);
+                Err(error)
+            }
+        }
+    }
+
+    fn move_to(&self, ram: &GuestRam) -> io::Result<()> {
+        let mut from = 0;
+        for region in ram.iter() {
+            let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
+            let len = len.min(self.0.size() - from);
+            if len == 0 {
+                break;
+            }
+            // SAFETY: both ranges, of whole pages, lie within mappings that live longer than this call, and are not the same
+            // mapping: `from + len` is at most the size of ours, and `len` the region's. What is at the target is anonymous
+            // memory to which nothing refers yet; the pages of the source take its place. With MREMAP_DONTUNMAP the source's
+            // range stays mapped, empty, so that its owner unmaps later what is still its own.
+            let at = unsafe {
+                libc::mremap(
+                    self.0.as_ptr().add(from).cast(),
+                    len,
+                    len,
+                    libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP,
+                    region.as_ptr().cast::<libc::c_void>(),
+                )
+            };
+            if ptr::eq(at, libc::MAP_FAILED) {
+                return Err(io::Error::last_os_error());
+            }
+            from += len;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use migration::pages::{MemoryLayout, Region};
+    use migration::touched::touched;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::memory::{Backing, map};
+
+    const MIB: u64 = 1 << 20;
+
+    fn given(bytes: u64, layout: &MemoryLayout) -> (GuestRam, u64) {
+        let ready = Prefaulted::new(bytes).unwrap();
+        assert_eq!(ready.bytes(), bytes);
+        let ram = map(layout, Backing::Prefaulted(ready)).unwrap();
+        let touched = touched(&ram, layout).unwrap().len();
+        (ram, touched * 4096)
+    }
+
+    #[test]
+    fn it_is_the_guests_as_far_as_it_goes() {
+        let layout = crate::layout::memory_layout(32 * MIB).unwrap();
+        for (ready, touched) in [(16, 16), (32, 32), (64, 32)] {
+            let (ram, found) = given(ready * MIB, &layout);
+            assert_eq!(found, touched * MIB, "{ready}");
+            for at in [0, 16 * MIB - 8, 16 * MIB, 32 * MIB - 8].map(GuestAddress) {
+                assert_eq!(ram.read_obj::<u64>(at).unwrap(), 0);
+                ram.write_obj(7u64, at).unwrap();
+                assert_eq!(ram.read_obj::<u64>(at).unwrap(), 7);
+            }
+        }
+    }
+
+    #[test]
+    fn it_fills_one_region_after_the_other() {
+        let ranges = [(GuestAddress(0), 4 << 20), (GuestAddress(1 << 32), 4 << 20)];
+        let ready = Prefaulted::new(6 * MIB).unwrap();
+        let ram = ready.give(GuestRam::from_ranges(&ranges).unwrap()).unwrap();
+        let region = |(gpa, bytes): (GuestAddress, usize)| Region {
+            gpa: gpa.0,
+            bytes: bytes.try_into().unwrap(),
+        };
+        let layout = MemoryLayout::new(ranges.map(region).into()).unwrap();
+        assert_eq!(touched(&ram, &layout).unwrap().len() * 4096, 6 * MIB);
+    }
+
+    #[test]
+    fn what_no_host_has_is_refused() {
+        let text = Prefaulted::new(1 << 50).unwrap_err().to_string();
+        assert!(text.contains("have 1024T of memory ready"), "{text}");
+        assert!(text.contains("smaller --prefault"), "{text}");
+    }
+}
