@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use devices::virtio::net::Tap;
 use integration_tests::ferry::{Ferry, Netns, PulseGuest, User};
+use nix::errno::Errno;
 
 const STEP: Duration = Duration::from_secs(60);
 const GUEST: PulseGuest<'_> = PulseGuest {
@@ -17,16 +19,28 @@ const GUEST: PulseGuest<'_> = PulseGuest {
     mib: 128,
 };
 
-/// The values of some lines of a status in /proc (proc_pid_status(5)).
-fn status(path: &Path) -> impl Fn(&str) -> String + use<> {
-    let text = fs::read_to_string(path).unwrap();
-    move |name| {
-        let line = text
+/// What /proc has of a thread (proc_pid_status(5)).
+struct Status(String);
+
+impl Status {
+    /// None if the thread has ended.
+    fn read(task: &Path) -> Option<Self> {
+        match fs::read_to_string(task.join("status")) {
+            Ok(text) => Some(Self(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => None,
+            Err(error) => panic!("{}: {error}", task.display()),
+        }
+    }
+
+    fn of(&self, name: &str) -> &str {
+        let value = self
+            .0
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.unwrap_or_else(|| panic!("no {name} in {text}"))
+        value
+            .unwrap_or_else(|| panic!("no {name} in {}", self.0))
             .trim()
-            .to_owned()
     }
 }
 
@@ -34,26 +48,36 @@ fn status(path: &Path) -> impl Fn(&str) -> String + use<> {
 fn check_confined(ferry: &Ferry, uid: u32) -> Vec<String> {
     let mut names = Vec::new();
     for task in fs::read_dir(format!("/proc/{}/task", ferry.pid())).unwrap() {
-        let path = task.unwrap().path().join("status");
-        let of = status(&path);
-        let name = of("Name");
-        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-            assert_eq!(of(set).trim_start_matches('0'), "", "{name}: {set}");
-        }
-        assert_eq!(of("NoNewPrivs"), "1", "{name}");
-        // A thread that has yet to run its first instruction has nothing of its own.
+        let path = task.unwrap().path();
         let began = Instant::now();
-        while status(&path)("Seccomp") != "2" {
-            assert!(began.elapsed() < STEP, "{name} has no filter");
-            std::thread::sleep(Duration::from_millis(5));
+        // A thread that has yet to run its first instruction has nothing of its own, and one may end before it is looked at.
+        let status = loop {
+            match Status::read(&path) {
+                Some(status) if status.of("Seccomp") != "2" => {
+                    assert!(
+                        began.elapsed() < STEP,
+                        "{} has no filter",
+                        status.of("Name")
+                    );
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => break other,
+            }
+        };
+        let Some(status) = status else {
+            continue;
+        };
+        let name = status.of("Name");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(status.of(set).trim_start_matches('0'), "", "{name}: {set}");
         }
-        let uids = of("Uid");
+        assert_eq!(status.of("NoNewPrivs"), "1", "{name}");
+        let uids = status.of("Uid");
         assert!(
             uids.split_whitespace().all(|id| id == uid.to_string()),
             "{name}: {uids}"
         );
-        // The thread may have been named meanwhile.
-        names.push(status(&path)("Name"));
+        names.push(name.to_owned());
     }
     let told = &ferry.status().unwrap()["sandbox"];
     assert_eq!(told["system_calls"], "kill", "{told}");

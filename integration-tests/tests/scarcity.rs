@@ -100,11 +100,19 @@ fn memory_is_ready_for_a_guest_and_for_the_next() {
     });
     assert_eq!(given_up.report["outcome"], "cancelled", "{given_up:?}");
     unharmed(&guest);
-    let began = Instant::now();
-    while receiver.resident().unwrap() < READY {
-        assert!(began.elapsed() < STEP, "memory is ready once");
-        thread::sleep(Duration::from_millis(10));
-    }
+    let ready_again = || {
+        let began = Instant::now();
+        while receiver.resident().unwrap() < READY {
+            assert!(began.elapsed() < STEP, "memory is ready once");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    ready_again();
+    // A probe of the link writes to it, of which the guest finds nothing.
+    let watch = ["--watch", "250ms"];
+    let predicted = guest.command("predict", &[&[target], &watch[..]].concat());
+    assert!(predicted.unwrap().status.success());
+    ready_again();
     guest
         .migrate(target, &["--verify"])
         .unwrap()

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+use vm_memory::MmapRegion;
 
 use crate::dirty::DirtyLog;
 use crate::marks::Marks;
@@ -192,4 +193,10 @@ pub trait Host {
         description: &Description,
         memory: Option<Vec<File>>,
     ) -> Result<Self::Blank, GuestError>;
+
+    /// Memory that has been touched for the next guest, if there is some: a probe of the link writes what it likes to its first
+    /// bytes, so many at most. No guest may see any of that.
+    fn ready(&mut self, _most: usize) -> Option<&MmapRegion> {
+        None
+    }
 }

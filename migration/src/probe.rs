@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::sysinfo::sysinfo;
 use thiserror::Error;
 
 use self::stream::{Acks, Stream, source};
@@ -20,7 +21,7 @@ use crate::clock::session_id;
 use crate::confined::{self, Role};
 use crate::options::Options;
 use crate::pages::PAGE_SIZE;
-use crate::placement::Processors;
+use crate::placement::{Bound, Processors};
 use crate::predict::{LinkModel, Spread};
 use crate::source::Pacer;
 use crate::wire::channel::{Channel, ChannelError};
@@ -32,7 +33,7 @@ const SINCE: u16 = 2;
 /// So long bytes are sent. What is in queues on the way comes and goes by some 60 ms worth of it.
 const TIME: Duration = Duration::from_secs(2);
 /// The most bytes that are sent, of all streams together.
-const BYTES: u64 = 3 << 30;
+const BYTES: u64 = 16 << 30;
 /// Until so much of the time is over, the streams get up to speed, and on a quick link the destination's memory is touched for the first
 /// time since it rested.
 const WARM_UP: f64 = 0.5;
@@ -44,6 +45,18 @@ const CERTAIN: u64 = 2;
 /// So many seconds a stream of a move spends on each page to see that it is not all zeros, nearly all of them on waiting for its first
 /// bytes (docs/performance.md). A link that is slower than the processors hides that; where both ends have the same few, nothing does.
 const LOOK: f64 = 0.3e-6;
+
+/// Memory for the bytes of all streams together at either end, whatever is sent: more than a processor's cache keeps of it. With 32
+/// and 64 MiB they came out of a large one, and a link looked a fifth quicker than a guest found it.
+const MEMORY: u64 = 256 << 20;
+/// Of the memory that a host has free no larger part is used.
+const PART: u64 = 8;
+
+/// How much memory an end of a probe takes, in bytes.
+pub(crate) fn memory() -> usize {
+    let free = sysinfo().map_or(0, |info| info.ram_unused());
+    usize::try_from((free / PART).min(MEMORY)).unwrap_or(0)
+}
 
 /// What a link turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,8 +198,12 @@ pub fn measure(
         all.push(Stream::new(dialer.join(index)?));
     }
     // As a move does it.
-    let shared = all.iter().all(Stream::is_on_this_host) && Processors::shared(granted).is_some();
-    if shared {
+    let streams = u16::try_from(all.len()).unwrap_or(u16::MAX);
+    let processors = match all[0].is_on_this_host() {
+        true => Processors::shared(streams),
+        false => None,
+    };
+    if processors.is_some() {
         all.iter().for_each(Stream::share_processor);
     }
     let first = &mut all[0];
@@ -194,15 +211,14 @@ pub fn measure(
     for _ in 0..3 {
         round_trip = round_trip.min(first.round_trip()?);
     }
-    let streams = u16::try_from(all.len()).unwrap_or(u16::MAX);
     let (bytes_per_s, bytes) = match target.is_local() {
         // Nothing but state goes over it.
         true => (Spread::within(1 << 30, 50), 0),
         false => {
-            let (carried, bytes) = fill(all, round_trip, options, &alarm)?;
-            match shared {
-                true => (looking(carried, streams), bytes),
-                false => (carried, bytes),
+            let (carried, bytes) = fill(all, round_trip, processors.as_ref(), options, &alarm)?;
+            match processors {
+                Some(_) => (looking(carried, streams), bytes),
+                None => (carried, bytes),
             }
         }
     };
@@ -221,10 +237,12 @@ pub fn measure(
 fn fill(
     mut streams: Vec<Stream>,
     round_trip: Duration,
+    processors: Option<&Processors>,
     options: &Options,
     alarm: &CancelToken,
 ) -> Result<(Spread, u64), ProbeError> {
     let source = source();
+    let apart = source.len() / streams.len().max(1);
     let acks = Acks::new(TIME, BYTES, round_trip);
     let pacer = Pacer::new(options.bandwidth);
     let failed: Mutex<Option<ProbeError>> = Mutex::new(None);
@@ -238,12 +256,14 @@ fn fill(
         let _ = alarm.cancel();
     };
     thread::scope(|scope| {
-        for stream in &mut streams {
+        for (index, stream) in streams.iter_mut().enumerate() {
             let (acks, pacer, source, fail) = (&acks, &pacer, &source, &fail);
             let thread = thread::Builder::new().name("probe".into());
             let spawned = thread.spawn_scoped(scope, move || {
                 confined::started(Role::Stream);
-                if let Err(error) = stream.fill(acks, pacer, source) {
+                let mut bound = Bound::new(processors.cloned());
+                bound.follow(|| Some(processors?.of_stream(index)));
+                if let Err(error) = stream.fill(acks, pacer, source, index * apart) {
                     fail(error);
                 }
             });

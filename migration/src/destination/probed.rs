@@ -1,20 +1,21 @@
 //! A source that measures the link before it moves a guest here: its bytes are taken as those of pages would be, into
-//! memory that nobody has touched yet, and forgotten.
+//! memory as the guest's would be, untouched or touched beforehand, and forgotten.
 #![allow(unsafe_code, reason = "madvise of a mapping of its own")]
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::sysinfo::sysinfo;
-use vm_memory::{MmapRegion, VolatileMemory};
+use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 use super::ReceiveError;
 use super::receiver::Means;
 use super::streams::Joining;
 use crate::clock::boot_id;
 use crate::confined::{self, Role};
-use crate::guest::GuestError;
+use crate::guest::{GuestError, Host};
+use crate::placement::{Bound, Processors};
+use crate::probe::memory;
 use crate::wire::channel::{Channel, ChannelError};
 use crate::wire::frame::{Frame, MAX_FILLER, SessionId};
 use crate::wire::iov::In;
@@ -23,16 +24,13 @@ use crate::wire::iov::In;
 pub(super) const SINCE: u16 = 2;
 /// How long a source may measure: several times what ours takes.
 const LONGEST: Duration = Duration::from_secs(4);
-/// Memory for the bytes of all streams together, whatever is sent: more than a processor's cache keeps of it. With 64 MiB the
-/// pages that are given back and taken again are still in a large one.
-const MEMORY: u64 = 256 << 20;
-/// Of the memory that this host has free no larger part is used.
-const PART: u64 = 8;
+/// So much of what has been touched for the next guest is written at most, since it has to be made zero again.
+const READY: usize = 1 << 30;
 /// Huge pages are of that size, and there should be some.
 const LEAST: usize = 4 << 20;
 
 /// Lets a source measure the link. What is given says that this went well, or what did not.
-pub(super) fn answer<H>(
+pub(super) fn answer<H: Host>(
     means: &mut Means<'_, H>,
     session: SessionId,
     streams: u16,
@@ -46,7 +44,7 @@ pub(super) fn answer<H>(
     }
 }
 
-fn listen<H>(
+fn listen<H: Host>(
     means: &mut Means<'_, H>,
     session: SessionId,
     streams: u16,
@@ -74,22 +72,33 @@ fn listen<H>(
         .channels()?,
     };
     let alarm = means.alarm;
-    let free = sysinfo().map_or(0, |info| info.ram_unused());
-    let memory = usize::try_from((free / PART).min(MEMORY)).unwrap_or(LEAST);
+    let ready = means.host.ready(READY);
+    let memory = match ready {
+        Some(ready) => ready.size().min(READY),
+        None => memory(),
+    };
     let share = (memory / usize::from(streams)).max(LEAST);
+    // As a move does it. Asked before any thread is bound.
+    let processors = Processors::shared(streams);
     let (told, ends) = mpsc::channel();
     thread::scope(|scope| {
         let first = std::iter::once((true, channel));
         let others = others.iter_mut().map(|channel| (false, channel));
-        for (first, channel) in first.chain(others) {
+        for (index, (first, channel)) in first.chain(others).enumerate() {
             channel.listen_to(&alarm.token);
             let told = told.clone();
+            let mut bound = Bound::new(processors.clone());
             let spawned =
                 thread::Builder::new()
                     .name("probe".into())
                     .spawn_scoped(scope, move || {
                         confined::started(Role::Stream);
-                        let ended = swallow(channel, share);
+                        // A stream for which nothing is left there has memory of its own.
+                        let ready = ready.and_then(|all| all.get_slice(index * share, share).ok());
+                        let ended = match ready {
+                            Some(memory) => swallow(channel, &mut bound, Sink::touched(memory)),
+                            None => into_fresh(channel, &mut bound, share),
+                        };
                         if first || ended.is_err() {
                             let _ = told.send(ended);
                         }
@@ -121,12 +130,23 @@ fn listen<H>(
     })
 }
 
+/// Takes what comes on a stream into memory of its own.
+fn into_fresh(channel: &mut Channel, bound: &mut Bound, bytes: usize) -> Result<(), ReceiveError> {
+    let region = MmapRegion::new(bytes)
+        .map_err(|error| GuestError::new(format!("map {bytes} bytes for a probe"), error))?;
+    swallow(channel, bound, Sink::fresh(&region))
+}
+
 /// Takes what comes on a stream until it ends.
-fn swallow(channel: &mut Channel, memory: usize) -> Result<(), ReceiveError> {
-    let mut sink = Sink::new(memory)?;
+fn swallow(
+    channel: &mut Channel,
+    bound: &mut Bound,
+    mut sink: Sink<'_>,
+) -> Result<(), ReceiveError> {
     loop {
         match channel.receive() {
             Ok(Frame::Filler { bytes }) => {
+                bound.follow(|| channel.shared_processor());
                 let place = sink.place(bytes)?;
                 channel.receive_data(&mut [place])?;
             }
@@ -145,43 +165,64 @@ fn swallow(channel: &mut Channel, memory: usize) -> Result<(), ReceiveError> {
     }
 }
 
-/// Memory as a new guest's is: nobody has touched it.
-struct Sink {
-    region: MmapRegion<()>,
-    /// So much of it is touched.
+/// Memory as a new guest's is, of one stream alone.
+struct Sink<'a> {
+    memory: VolatileSlice<'a>,
+    /// Nobody has touched it, so it is given back when it is full: what is written again is not as slow.
+    fresh: bool,
+    /// So much of it is written.
     used: usize,
 }
 
-impl Sink {
-    fn new(bytes: usize) -> Result<Self, GuestError> {
-        let region = MmapRegion::new(bytes)
-            .map_err(|error| GuestError::new(format!("map {bytes} bytes for a probe"), error))?;
-        let sink = Self { region, used: 0 };
+impl<'a> Sink<'a> {
+    /// Private anonymous memory of this stream's own.
+    fn fresh(region: &'a MmapRegion) -> Self {
+        let sink = Self {
+            memory: region.as_volatile_slice(),
+            fresh: true,
+            used: 0,
+        };
         // As guest memory is; without huge pages it is only slower.
         let _ = sink.advise(libc::MADV_HUGEPAGE);
-        Ok(sink)
+        sink
+    }
+
+    /// Memory that is there already.
+    fn touched(memory: VolatileSlice<'a>) -> Self {
+        Self {
+            memory,
+            fresh: false,
+            used: 0,
+        }
     }
 
     /// Room for so many bytes, at most [`MAX_FILLER`].
     fn place(&mut self, bytes: u32) -> Result<In<'_>, GuestError> {
         let bytes = usize::try_from(bytes.min(MAX_FILLER)).unwrap_or(0);
-        if self.used + bytes > self.region.size() {
-            self.advise(libc::MADV_DONTNEED)
-                .map_err(|error| GuestError::new("give back the memory of a probe", error))?;
+        if self.used + bytes > self.memory.len() {
+            if self.fresh {
+                self.advise(libc::MADV_DONTNEED)
+                    .map_err(|error| GuestError::new("give back the memory of a probe", error))?;
+            }
             self.used = 0;
         }
-        let slice = self.region.get_slice(self.used, bytes);
+        let slice = self.memory.subslice(self.used, bytes);
         let slice = slice.map_err(|error| GuestError::new("find memory for a probe", error))?;
         self.used += bytes;
         Ok(In::guest(&slice))
     }
 
     fn advise(&self, advice: libc::c_int) -> std::io::Result<()> {
-        // SAFETY: the range is exactly this region's mapping, private and anonymous, which lives as long as the
-        // reference. MADV_HUGEPAGE changes no contents; MADV_DONTNEED makes them zeros, and nobody refers to them: the
-        // only pieces of it are those that `place` gives, which borrow this exclusively.
-        let done =
-            unsafe { libc::madvise(self.region.as_ptr().cast(), self.region.size(), advice) };
+        // SAFETY: the range is exactly the slice's, all of a mapping that is private and anonymous (this is called for fresh
+        // memory alone) and lives as long as the slice. MADV_HUGEPAGE changes no contents; MADV_DONTNEED makes them zeros, and
+        // nobody refers to them: the only pieces of it are those that `place` gives, which borrow this exclusively.
+        let done = unsafe {
+            libc::madvise(
+                self.memory.ptr_guard_mut().as_ptr().cast(),
+                self.memory.len(),
+                advice,
+            )
+        };
         match done {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
@@ -195,18 +236,24 @@ mod tests {
 
     #[test]
     fn memory_is_used_again_and_never_more_than_there_is() {
-        let mut sink = Sink::new(LEAST).unwrap();
-        for _ in 0..20 {
-            let mut place = sink.place(MAX_FILLER).unwrap();
-            assert_eq!(place.fill(&vec![7; 2 << 20]), 1 << 20);
-            assert!(sink.used <= LEAST);
+        let region = MmapRegion::new(LEAST).unwrap();
+        for fresh in [true, false] {
+            let mut sink = match fresh {
+                true => Sink::fresh(&region),
+                false => Sink::touched(region.as_volatile_slice()),
+            };
+            for _ in 0..20 {
+                let mut place = sink.place(MAX_FILLER).unwrap();
+                assert_eq!(place.fill(&vec![7; 2 << 20]), 1 << 20);
+                assert!(sink.used <= LEAST);
+            }
+            assert_eq!(sink.place(u32::MAX).unwrap().len(), 1 << 20);
         }
-        assert_eq!(sink.place(u32::MAX).unwrap().len(), 1 << 20);
         // What was given back is zeros again.
+        let sink = Sink::fresh(&region);
         sink.advise(libc::MADV_DONTNEED).unwrap();
-        let slice = sink.region.get_slice(0, 8).unwrap();
         let mut bytes = [1u8; 8];
-        slice.copy_to(&mut bytes);
+        sink.memory.subslice(0, 8).unwrap().copy_to(&mut bytes);
         assert_eq!(bytes, [0; 8]);
     }
 }

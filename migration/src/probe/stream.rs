@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{ProbeError, instead_of};
+use super::{ProbeError, instead_of, memory};
 use crate::source::Pacer;
 use crate::wire::channel::Channel;
 use crate::wire::frame::{Frame, MAX_FILLER};
@@ -17,13 +17,11 @@ const WINDOW: (u64, u64) = (64 << 10, 32 << 20);
 const SMALLEST: u64 = 4 << 10;
 /// With answers that take so much longer than two round trips there is enough under way.
 const QUEUE: Duration = Duration::from_millis(60);
-/// Fillers are taken from so much memory in turn, so that they do not come from the processor's cache; a guest's pages
-/// do not either.
-const SOURCE: usize = 32 << 20;
 /// With a bandwidth limit so many fillers leave in a second at least.
 const FILLERS_PER_SECOND: u64 = 100;
 
-/// Bytes to be sent. They look like chance, so that nothing between the hosts makes them fewer.
+/// Bytes to be sent, of all streams in turn. They look like chance, so that nothing between the hosts makes them fewer; and
+/// they do not come from the processor's cache, as a guest's pages do not.
 pub(super) fn source() -> Vec<u8> {
     const BLOCK: usize = 64 << 10;
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
@@ -35,7 +33,7 @@ pub(super) fn source() -> Vec<u8> {
         state ^= state << 17;
         block.extend_from_slice(&state.to_le_bytes());
     }
-    block.repeat(SOURCE / BLOCK)
+    block.repeat((memory() / BLOCK).max(1))
 }
 
 /// What has arrived, on all streams.
@@ -125,12 +123,18 @@ impl Stream {
         Ok(began.elapsed())
     }
 
-    /// Sends until all streams together have sent enough, and waits until that has arrived.
-    pub fn fill(&mut self, acks: &Acks, pacer: &Pacer, source: &[u8]) -> Result<(), ProbeError> {
+    /// Sends until all streams together have sent enough, and waits until that has arrived. `source` is taken from `at` on, round
+    /// and round: two streams at one place would find it in the cache.
+    pub fn fill(
+        &mut self,
+        acks: &Acks,
+        pacer: &Pacer,
+        source: &[u8],
+        mut at: usize,
+    ) -> Result<(), ProbeError> {
         let most = (pacer.bandwidth())
             .map_or(u64::MAX, |bandwidth| bandwidth / FILLERS_PER_SECOND)
             .clamp(SMALLEST, u64::from(MAX_FILLER));
-        let mut at = 0;
         loop {
             let bytes = (self.window / 4).clamp(SMALLEST, most);
             if !acks.admits(bytes) {

@@ -408,9 +408,11 @@ impl Receiver {
         }
     }
 
-    /// For the next guest, after one that failed took it along. It may be gone meanwhile; a guest can do without.
+    /// For the next guest, after one that failed took it along, or a probe wrote to it. It may be gone meanwhile; a guest can do without.
     fn prefault_again(&self) {
         let mut ready = self.ready.borrow_mut();
+        let renewed = ready.take().map(Prefaulted::renew);
+        *ready = renewed.and_then(Result::ok);
         if ready.is_none() {
             *ready = prefault(self.config.prefault, &self.gauges).unwrap_or_else(|error| {
                 log::say(&format!(

@@ -19,9 +19,13 @@ use super::MemoryError;
 /// So much is touched by one call of the kernel's.
 const STEP: usize = 64 << 20;
 
-/// Memory that is there: touched, zero, and nobody's yet.
+/// Memory that is there: touched, zero but for what was lent, and nobody's yet.
 #[derive(Debug)]
-pub struct Prefaulted(MmapRegion);
+pub struct Prefaulted {
+    region: MmapRegion,
+    /// So many of its first bytes somebody may have written.
+    lent: usize,
+}
 
 impl Prefaulted {
     /// Has so many bytes touched, in huge pages where the host has them. It takes a tenth of a second to seconds for each GiB.
@@ -38,26 +42,67 @@ impl Prefaulted {
         // SAFETY: the range is exactly the region's mapping, which lives as long as the reference, and the advice changes no
         // contents. Its failure (a kernel without huge pages) costs speed alone, so it is ignored.
         unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
-        for offset in (0..len).step_by(STEP) {
-            // SAFETY: `offset` is below `len`, and no more than what is left of the region's mapping behind it is named. The advice
-            // touches pages as a write would, and changes no contents.
-            let done = unsafe {
-                libc::madvise(
-                    region.as_ptr().add(offset).cast(),
-                    STEP.min(len - offset),
-                    libc::MADV_POPULATE_WRITE,
-                )
-            };
-            if done != 0 {
-                return Err(failed(io::Error::last_os_error().into()));
-            }
-        }
-        Ok(Self(region))
+        let memory = Self { region, lent: 0 };
+        memory.touch(len).map_err(|e| failed(e.into()))?;
+        Ok(memory)
     }
 
     /// How many there are.
     pub fn bytes(&self) -> u64 {
-        u64::try_from(self.0.size()).unwrap_or(u64::MAX)
+        u64::try_from(self.region.size()).unwrap_or(u64::MAX)
+    }
+
+    /// Lets somebody write to so many of the first bytes at most, until it is [renewed](Self::renew).
+    pub fn lend(&mut self, most: usize) -> &MmapRegion {
+        self.lent = self.lent.max(most.min(self.region.size()));
+        &self.region
+    }
+
+    /// Makes what was lent zero again, and touches it.
+    ///
+    /// # Errors
+    /// The kernel refuses; then it is of no use any more.
+    pub fn renew(mut self) -> io::Result<Self> {
+        self.clean()?;
+        self.touch(self.lent)?;
+        self.lent = 0;
+        Ok(self)
+    }
+
+    /// Touches the first bytes.
+    fn touch(&self, len: usize) -> io::Result<()> {
+        let len = len.min(self.region.size());
+        for offset in (0..len).step_by(STEP) {
+            let bytes = STEP.min(len - offset);
+            // SAFETY: `offset + bytes` is at most the size of the region's mapping, which lives as long as the reference. The
+            // advice touches pages as a write would, and changes no contents.
+            let done = unsafe {
+                libc::madvise(
+                    self.region.as_ptr().add(offset).cast(),
+                    bytes,
+                    libc::MADV_POPULATE_WRITE,
+                )
+            };
+            if done != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what was lent zero.
+    fn clean(&self) -> io::Result<()> {
+        if self.lent == 0 {
+            return Ok(());
+        }
+        // SAFETY: `lent` is at most the size of the region's mapping, which is private and anonymous, and lives as long as the
+        // reference. The advice makes it zeros; whoever it was lent to is done, since this owns the region.
+        let done =
+            unsafe { libc::madvise(self.region.as_ptr().cast(), self.lent, libc::MADV_DONTNEED) };
+        match done {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Puts it in place of the first bytes of a guest's memory, which is anonymous and has nothing in it; gives back to the host
@@ -66,7 +111,7 @@ impl Prefaulted {
     /// # Errors
     /// The kernel refuses. The guest's memory is of no use then, and is never unmapped.
     pub(super) fn give(self, ram: GuestRam) -> io::Result<GuestRam> {
-        match self.move_to(&ram) {
+        match self.clean().and_then(|()| self.move_to(&ram)) {
             Ok(()) => Ok(ram),
             Err(error) => {
                 // A part of it may be unmapped already, and somebody else's by the time that it would be unmapped with the rest.
@@ -80,7 +125,7 @@ impl Prefaulted {
         let mut from = 0;
         for region in ram.iter() {
             let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
-            let len = len.min(self.0.size() - from);
+            let len = len.min(self.region.size() - from);
             if len == 0 {
                 break;
             }
@@ -90,7 +135,7 @@ impl Prefaulted {
             // range stays mapped, empty, so that its owner unmaps later what is still its own.
             let at = unsafe {
                 libc::mremap(
-                    self.0.as_ptr().add(from).cast(),
+                    self.region.as_ptr().add(from).cast(),
                     len,
                     len,
                     libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP,
@@ -111,7 +156,7 @@ impl Prefaulted {
 mod tests {
     use migration::pages::{MemoryLayout, Region};
     use migration::touched::touched;
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::{Bytes, GuestAddress, VolatileMemory};
 
     use super::*;
     use crate::memory::{Backing, map};
@@ -151,6 +196,25 @@ mod tests {
         };
         let layout = MemoryLayout::new(ranges.map(region).into()).unwrap();
         assert_eq!(touched(&ram, &layout).unwrap().len() * 4096, 6 * MIB);
+    }
+
+    #[test]
+    fn what_was_lent_is_zero_again_and_there() {
+        let layout = crate::layout::memory_layout(16 * MIB).unwrap();
+        for (renewed, missing) in [(true, 0), (false, 4 * MIB)] {
+            let mut ready = Prefaulted::new(16 * MIB).unwrap();
+            let slice = ready.lend(4 << 20).get_slice(0, 4 << 20).unwrap();
+            slice.copy_from(&[7u8; 4 << 20]);
+            if renewed {
+                ready = ready.renew().unwrap();
+            }
+            let ram = map(&layout, Backing::Prefaulted(ready)).unwrap();
+            let found = touched(&ram, &layout).unwrap().len() * 4096;
+            assert_eq!(found + missing, 16 * MIB);
+            for at in [0, 4 * MIB - 8].map(GuestAddress) {
+                assert_eq!(ram.read_obj::<u64>(at).unwrap(), 0);
+            }
+        }
     }
 
     #[test]

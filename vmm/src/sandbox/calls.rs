@@ -110,6 +110,7 @@ impl Kind {
             Kind::Virtio => &[TURNS, EVENT_LOOP, CARD, CARD_QUEUES, DISK, RELEASE],
             Kind::Source => &[
                 CONNECTIONS,
+                ROOM,
                 KEEP,
                 PLACEMENT,
                 FURTHER,
@@ -126,6 +127,7 @@ impl Kind {
                 FAULTS,
                 HUGE,
                 PREFAULT,
+                ROOM,
                 PLACEMENT,
                 LISTEN,
                 DESCRIPTORS,
@@ -541,9 +543,10 @@ const MAKE_VM: Group = &[
     ioctl(KVM_SET_IRQCHIP),
     ioctl(KVM_SET_PIT2),
     ioctl(KVM_SET_CLOCK),
-    // How much memory the host has.
-    call(libc::SYS_sysinfo),
 ];
+
+/// How much memory the host has: before a guest's is made, and before a probe takes some.
+const ROOM: Group = &[call(libc::SYS_sysinfo)];
 
 /// Memory in huge pages: a guest's, and what a probe of the link fills as if it were one's.
 const HUGE: Group = &[equal(libc::SYS_madvise, 2, libc::MADV_HUGEPAGE)];

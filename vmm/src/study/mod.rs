@@ -16,4 +16,3 @@ pub mod spec;
 pub mod store;
 pub mod summary;
 pub mod trial;
-mod warm;

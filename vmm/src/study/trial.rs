@@ -17,7 +17,6 @@ use super::case::{Case, Tracking};
 use super::host::Host;
 use super::netns::NetnsError;
 use super::place::Place;
-use super::warm::warm;
 use crate::config::{ConfigError, Target};
 use crate::control::client::ClientError;
 use crate::control::{MigrateRequest, MoveEvent, PredictEvent, PredictRequest};
@@ -115,6 +114,10 @@ pub fn run(
     let address = target.to_string();
     let mut args = vec!["--listen", &address, "--once", "--max-memory", &max_memory];
     args.extend(place.leaves_loopback().then_some("--insecure-plaintext"));
+    // Else a move over a quick link would measure how warm this host's free memory happens to be.
+    if case.link.is_fast() {
+        args.extend(["--prefault", &max_memory]);
+    }
     let destination = Host::start(place.destination(), "receive", &args, stop)?;
     let request = request(case, place, target);
     let predicted = match case.predict {
@@ -128,9 +131,6 @@ pub fn run(
     let before = check(&source)?;
     tell("at work");
     pause(WARM_UP, stop)?;
-    if case.link.is_fast() {
-        warm(case.memory_bytes);
-    }
     let report = follow(&source, &request, stop, tell)?;
     let verified_pages = match report.outcome {
         Outcome::Completed => {

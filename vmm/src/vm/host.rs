@@ -8,6 +8,7 @@ use devices::virtio::block::disk::Disk;
 use devices::virtio::net::Tap;
 use kvm_ioctls::Kvm;
 use migration::guest::{Description, GuestError, Host};
+use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::blank::{BlankVm, Making};
@@ -136,6 +137,10 @@ impl Host for ReceivingHost<'_> {
             true => blank.rewound(),
             false => blank,
         })
+    }
+
+    fn ready(&mut self, most: usize) -> Option<&MmapRegion> {
+        self.prefaulted.as_mut().map(|ready| ready.lend(most))
     }
 }
 
