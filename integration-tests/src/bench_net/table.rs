@@ -90,6 +90,7 @@ mod tests {
             protocol: "TCP_STREAM",
             bits_per_s,
             cpu_s_per_gbit: 0.5,
+            frames_per_s: 0.0,
         };
         let rows = [
             row("ferry", 1, 2e9),

@@ -86,6 +86,8 @@ pub struct Seen {
     pub bits_per_s: f64,
     /// Processor time of the program for each gigabit, in seconds.
     pub cpu_s_per_gbit: f64,
+    /// Frames that went over the guests' taps, both ways, a second; natively 0.
+    pub frames_per_s: f64,
 }
 
 /// The address of the host (0) or of a guest (from 1 on) in a program's network.
@@ -204,7 +206,7 @@ impl<'a> Team<'a> {
             Some(Keeper::Netns(_)) => vec![std::process::id()],
             _ => self.keepers.iter().take(guests).map(Keeper::pid).collect(),
         };
-        let before = cpu::seconds(&pids);
+        let (before, frames_before) = (cpu::seconds(&pids), self.frames(guests)?);
         let carried = thread::scope(|scope| {
             let threads: Vec<_> = flows
                 .iter()
@@ -217,6 +219,7 @@ impl<'a> Team<'a> {
             ended.collect::<Result<Vec<_>, _>>()
         })?;
         let cpu = cpu::seconds(&pids) - before;
+        let frames = self.frames(guests)?.saturating_sub(frames_before);
         let bits: f64 = carried.iter().map(|flow| 8.0 * flow.bytes as f64).sum();
         let rates = carried
             .iter()
@@ -224,6 +227,23 @@ impl<'a> Team<'a> {
         Ok(Seen {
             bits_per_s: rates.sum(),
             cpu_s_per_gbit: cpu / (bits / 1e9).max(f64::MIN_POSITIVE),
+            frames_per_s: frames as f64 / time.as_secs_f64(),
         })
+    }
+
+    /// What the kernel has counted on the taps of the first guests (proc_pid_net(5)), both ways, lost ones left out.
+    fn frames(&self, guests: usize) -> Result<u64, Error> {
+        let path = "/proc/thread-self/net/dev";
+        let text = self.host.within(|| std::fs::read_to_string(path))?;
+        let text = text.map_err(|e| Error::file("read", path.as_ref(), e))?;
+        let taps: Vec<String> = (0..guests).map(|n| tap(self.number, n)).collect();
+        let of = |line: &str| {
+            let (name, numbers) = line.trim().split_once(':')?;
+            // Received: bytes, packets, and six more; then the same of what was sent.
+            let number = |at| numbers.split_whitespace().nth(at)?.parse::<u64>().ok();
+            let ours = taps.iter().any(|tap| tap == name);
+            ours.then_some(number(1)? + number(9)?)
+        };
+        Ok(text.lines().filter_map(of).sum())
     }
 }

@@ -37,6 +37,9 @@ struct Cli {
     /// The most guests of each program, 1 to 4
     #[arg(long, default_value_t = 4)]
     guests: usize,
+    /// Only rows with this in their name, for example 'guest->host 4 UDP'; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     /// Where the figures go
     #[arg(long, value_name = "FILE", default_value_os_t = default_summary(NAME))]
     json: PathBuf,
@@ -60,6 +63,7 @@ fn here(cli: &Cli) -> Result<bool, Error> {
         runs: cli.runs.max(1),
         time: Duration::from_millis(cli.time),
         guests: cli.guests.clamp(1, 4),
+        only: cli.only.clone(),
     };
     let began = Instant::now();
     let told = |what: &str| eprintln!("{:>6.1} s  {what}", began.elapsed().as_secs_f64());

@@ -1,6 +1,11 @@
 //! What a configuration accepts and refuses.
 
+use std::time::Duration;
+
 use super::*;
+use crate::boot::DEFAULT_CMDLINE;
+use crate::kvm::cpuid::baseline::Baseline;
+use crate::sandbox::Mode;
 
 fn guest() -> GuestConfig {
     GuestConfig {
