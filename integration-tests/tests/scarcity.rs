@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use integration_tests::bench::cpu::bytes_of;
 use integration_tests::ferry::{Ferry, MemoryBound, PulseGuest};
 use integration_tests::linux_test;
 use nix::mount::{MsFlags, mount, umount};
@@ -61,6 +62,38 @@ fn little_memory(ports: [u16; 2], version: u8) {
     drop((guest, receiver));
 }
 
+/// Huge pages that are set aside on both sides, for two guests of 64 MiB and not for a third. For a host of the test's own.
+fn few_huge_pages(ports: [u16; 2]) {
+    const SETTING: &str = "/proc/sys/vm/nr_hugepages";
+    const PAGES: u64 = 80;
+    std::fs::write(SETTING, PAGES.to_string()).unwrap();
+    let given = std::fs::read_to_string(SETTING).unwrap();
+    assert_eq!(given.trim(), PAGES.to_string(), "memory is in pieces");
+    let has = |ferry: &Ferry| {
+        let status = format!("/proc/{}/status", ferry.pid());
+        bytes_of(&status, "HugetlbPages:").unwrap()
+    };
+    let target = |index: usize| format!("tcp:127.0.0.1:{}", ports[index]);
+    let guest = GUEST.boot_in_huge_pages().unwrap();
+    guest.fill(SEED, &[GUEST.fillable()]).unwrap();
+    assert_eq!(has(&guest), GUEST.mib << 20);
+    let there = Ferry::receive(None, &target(0), &["--hugepages"]).unwrap();
+    let moved = guest.migrate(&target(0), &["--verify"]).unwrap();
+    moved.completed().unwrap();
+    unharmed(&there);
+    assert_eq!(has(&there), GUEST.mib << 20);
+    // So many that a few are left beside this guest's.
+    std::fs::write(SETTING, "40").unwrap();
+    let last = Ferry::receive(None, &target(1), &["--hugepages"]).unwrap();
+    let moved = there.migrate(&target(1), &[]).unwrap();
+    assert_eq!(moved.status, 1, "{moved:?}");
+    let said = "fewer free that are set aside";
+    assert!(moved.stderr.contains(said), "{moved:?}");
+    unharmed(&there);
+    drop((there, last));
+    std::fs::write(SETTING, "0").unwrap();
+}
+
 #[test]
 fn a_receiver_without_enough_memory_costs_the_move_alone() {
     let version = MemoryBound::new(1 << 20).unwrap().version();
@@ -71,6 +104,7 @@ linux_test! {
     /// The nested host has control groups of version 2.
     fn a_receiver_without_enough_memory_costs_the_move_alone_by_version_2() {
         little_memory([4712, 4713], 2);
+        few_huge_pages([4716, 4717]);
     }
 }
 

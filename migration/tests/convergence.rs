@@ -312,6 +312,30 @@ fn dirty_limit_completes_and_holds_writers_to_half_of_the_link() {
     }
 }
 
+/// Rounds that cannot get shorter all end so long after a look of the policy's; how long, is the working set's affair.
+#[test]
+fn no_length_of_rounds_keeps_a_policy_from_its_throttle() {
+    let setting = Setting {
+        knows_writers: true,
+        ..Setting::default()
+    };
+    for throttle in [
+        ThrottlePolicy::Auto,
+        ThrottlePolicy::Sdps,
+        ThrottlePolicy::DirtyLimit,
+    ] {
+        for working_set in 112..144 {
+            let options = Options {
+                throttle,
+                ..options(50)
+            };
+            let guest = guest(Pattern::Uniform, working_set, 4.0);
+            let ran = simulate(&guest, &costs(LINK), &options, &setting);
+            assert!(completed(&ran, 50), "{throttle:?} {working_set}: {ran:?}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 

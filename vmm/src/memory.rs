@@ -51,7 +51,7 @@ pub enum MemoryError {
     },
     /// Not as many huge pages are free as it takes.
     #[error(
-        "{} of guest memory in huge pages: this host has fewer free that are set aside; set aside {pages} of 2 MiB (sysctl vm.nr_hugepages={pages}), or leave hugepages=on out", crate::units::Size(*.bytes), pages = .bytes >> 21
+        "{} of guest memory in huge pages: this host has fewer free that are set aside; set aside {pages} of 2 MiB (sysctl vm.nr_hugepages={pages}), or do without hugepages", crate::units::Size(*.bytes), pages = .bytes >> 21
     )]
     HugePages {
         /// How much was asked for, in bytes.

@@ -52,7 +52,7 @@ pub struct Row {
     pub memory_bytes: u64,
     /// What lay between the two processes.
     pub link: &'static str,
-    /// `warm` or `cold`: the destination's free memory.
+    /// `warm` or `cold`: the destination's free memory; or `touched`: what it took for the guest beforehand.
     pub temperature: &'static str,
     /// For which memory the kernel gives huge pages; both programs ask for them.
     pub huge_pages: String,

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::setting::{AUTO_CONVERGE, DEFAULTS, MULTIFD_2, MULTIFD_4, ONE_STREAM, QemuSetting};
+use super::setting::{
+    AUTO_CONVERGE, DEFAULTS, MULTIFD_2, MULTIFD_2_TOUCHED, MULTIFD_4, MULTIFD_4_TOUCHED,
+    ONE_STREAM, QemuSetting,
+};
 
 /// What the guest's memory holds from 8 MiB up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,14 +127,22 @@ const UNTOUCHED: Scenario = Scenario {
 /// All scenarios, in the order of the table.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
-        ferry: &["default", "tls"],
+        ferry: &["default", "prefault", "tls"],
+        qemu: &[
+            MULTIFD_4,
+            MULTIFD_4_TOUCHED,
+            MULTIFD_2,
+            ONE_STREAM,
+            DEFAULTS,
+        ],
         ..IDLE
     },
     Scenario {
         name: "4G-idle",
         mib: 4096,
         most_runs: 3,
-        qemu: &[MULTIFD_4, MULTIFD_2],
+        ferry: &["default", "prefault"],
+        qemu: &[MULTIFD_4, MULTIFD_4_TOUCHED, MULTIFD_2],
         ..IDLE
     },
     Scenario {
@@ -168,7 +179,7 @@ pub const SCENARIOS: &[Scenario] = &[
         temperature: Temperature::Cold,
         most_runs: 3,
         ferry: &["default", "prefault"],
-        qemu: &[MULTIFD_4, MULTIFD_2],
+        qemu: &[MULTIFD_4, MULTIFD_4_TOUCHED, MULTIFD_2],
         ..IDLE
     },
     Scenario {
@@ -176,7 +187,8 @@ pub const SCENARIOS: &[Scenario] = &[
         mib: 4096,
         link: Link::Shaped("10gbit"),
         most_runs: 2,
-        qemu: &[MULTIFD_2],
+        ferry: &["default", "prefault"],
+        qemu: &[MULTIFD_2, MULTIFD_2_TOUCHED],
         ..IDLE
     },
     Scenario {

@@ -117,6 +117,8 @@ pub struct QemuSetting {
     pub unlimited: bool,
     /// Whether `auto-converge` slows the guest down where it writes faster than the link carries.
     pub auto_converge: bool,
+    /// Whether the destination has touched as much memory as the guest has before it comes (`-mem-prealloc`).
+    pub prealloc: bool,
     /// The most runs of a scenario.
     pub most_runs: u32,
 }
@@ -128,6 +130,7 @@ pub const MULTIFD_2: QemuSetting = QemuSetting {
     downtime_ms: Some(10),
     unlimited: true,
     auto_converge: false,
+    prealloc: false,
     most_runs: u32::MAX,
 };
 /// The most bytes a second; uses its downtime limit of 300 ms up.
@@ -136,6 +139,18 @@ pub const MULTIFD_4: QemuSetting = QemuSetting {
     channels: Some(4),
     downtime_ms: None,
     ..MULTIFD_2
+};
+/// The same two into memory that has been touched.
+pub const MULTIFD_2_TOUCHED: QemuSetting = QemuSetting {
+    name: "multifd 2 prealloc",
+    prealloc: true,
+    ..MULTIFD_2
+};
+/// See above.
+pub const MULTIFD_4_TOUCHED: QemuSetting = QemuSetting {
+    name: "multifd 4 prealloc",
+    prealloc: true,
+    ..MULTIFD_4
 };
 /// The classic way.
 pub const ONE_STREAM: QemuSetting = QemuSetting {
@@ -157,6 +172,7 @@ pub const DEFAULTS: QemuSetting = QemuSetting {
     downtime_ms: None,
     unlimited: false,
     auto_converge: false,
+    prealloc: false,
     most_runs: 2,
 };
 
@@ -200,6 +216,14 @@ impl Setting {
         match self {
             Self::Ferry(setting) => &setting.name,
             Self::Qemu(setting) => setting.name,
+        }
+    }
+
+    /// Whether the destination has touched the guest's memory beforehand.
+    pub fn touched(&self) -> bool {
+        match self {
+            Self::Ferry(setting) => setting.prefault,
+            Self::Qemu(setting) => setting.prealloc,
         }
     }
 

@@ -47,7 +47,7 @@ fn block(scenario: &Scenario, rows: &[&Row], limits: &Limits) -> String {
         "{} ({fill}, {link}{temperature}; {})",
         scenario.name, scenario.words
     );
-    let mut text = format!("\n{head}\n  {:<30}", "median (least-most)");
+    let mut text = format!("\n{head}\n  {:<34}", "median (least-most)");
     for (title, _) in FIGURES {
         text += &format!("{title:>19}");
     }
@@ -68,18 +68,21 @@ fn block(scenario: &Scenario, rows: &[&Row], limits: &Limits) -> String {
         rows.iter().filter(same).copied().collect()
     };
     let wall = |rows: &[&Row]| median(rows, |row| row.wall_ms);
-    let best_qemu = kinds
-        .iter()
-        .filter(|(program, _)| *program == "qemu")
-        .map(|kind| wall(&of_kind(*kind)))
-        .min_by(f64::total_cmp);
-    for kind in kinds {
+    // Like is compared with like: memory that had been touched beforehand with such memory.
+    let best_qemu = |temperature: &str| {
+        let qemu = kinds.iter().filter(|(program, _)| *program == "qemu");
+        qemu.map(|kind| of_kind(*kind))
+            .filter(|rows| rows[0].temperature == temperature)
+            .map(|rows| wall(&rows))
+            .min_by(f64::total_cmp)
+    };
+    for &kind in &kinds {
         let mine = of_kind(kind);
         let name = match kind.0 {
             "ferry" => format!("Ferry, {}", kind.1),
             _ => format!("QEMU {}, {}", mine[0].version, kind.1),
         };
-        text += &format!("  {name:<30}");
+        text += &format!("  {name:<34}");
         for (_, of) in FIGURES {
             text += &format!("{:>19}", spread(&mine, of));
         }
@@ -88,7 +91,8 @@ fn block(scenario: &Scenario, rows: &[&Row], limits: &Limits) -> String {
             cpu(|row| row.cpu_s_source),
             cpu(|row| row.cpu_s_destination),
         );
-        let ratio = best_qemu.map(|best| format!("{:.2}", wall(&mine) / best));
+        let best = best_qemu(mine[0].temperature);
+        let ratio = best.map(|best| format!("{:.2}", wall(&mine) / best));
         let share = share_of_limit(scenario, &mine, limits).map(|s| format!("{:.0} %", s * 100.0));
         let or_nothing = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         text += &format!(

@@ -203,7 +203,10 @@ pub fn run(
         destination_rss_bytes: destination_rss,
         memory_bytes: bytes,
         link: scenario.link.name(),
-        temperature: scenario.temperature.name(),
+        temperature: match setting.touched() {
+            true => "touched",
+            false => scenario.temperature.name(),
+        },
         huge_pages: machine::huge_pages(),
         destination_huge_page_bytes: destination_huge,
         populate_bytes_per_s: probe.one,

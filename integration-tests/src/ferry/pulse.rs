@@ -52,6 +52,14 @@ impl PulseGuest<'_> {
         self.boot_in(None, ",backing=memfd", more)
     }
 
+    /// The same in huge pages that the host has set aside.
+    ///
+    /// # Errors
+    /// It does not, or there are too few.
+    pub fn boot_in_huge_pages(&self) -> Result<Ferry, Error> {
+        self.boot_in(None, ",hugepages=on", &[])
+    }
+
     fn boot_in(&self, netns: Option<&Netns>, backing: &str, more: &[&str]) -> Result<Ferry, Error> {
         let (cpus, memory) = (self.cpus.to_string(), format!("{}M{backing}", self.mib));
         let mut args = vec!["run", "--pulse", self.words];

@@ -64,6 +64,15 @@ fn places_where_nobody_can_listen() {
 
 #[test]
 fn memory_that_this_host_does_not_have_is_not_made_ready() {
+    let both = [
+        "receive",
+        "--listen",
+        "tcp:127.0.0.1:4703",
+        "--hugepages",
+        "--prefault",
+        "2M",
+    ];
+    refuses(ferry(&both), USAGE, &["--prefault", "--hugepages"]);
     let much = ["--max-memory", "8T", "--prefault", "8T"];
     let wait = ["receive", "--listen", "tcp:127.0.0.1:4702"];
     let said = ["cannot have 8T of memory ready", "a smaller --prefault"];

@@ -46,14 +46,14 @@ impl Throttling for DirtyLimit {
         let Some(link) = link_pages(costs).filter(|_| look.round > 0 || look.over) else {
             return Throttle::default();
         };
-        let Some((rate, seconds)) = written_since(&mut self.before, look, SHORTEST) else {
-            return look.throttle.clone();
-        };
-        let remembered = match look.throttle.is_on() {
-            true => (-seconds / HALF_LIFE).exp2(),
-            false => 0.0,
-        };
-        self.writers.learn(look, rate, remembered);
+        if let Some((rate, seconds)) = written_since(&mut self.before, look, SHORTEST) {
+            let remembered = match look.throttle.is_on() {
+                true => (-seconds / HALF_LIFE).exp2(),
+                false => 0.0,
+            };
+            self.writers.learn(look, rate, remembered);
+        }
+        // Also of a round that ends shortly after a look: rounds may all be of such a length.
         self.on |= look.over && precise(look.written) > AIM * precise(look.pages);
         if !self.on {
             return Throttle::default();

@@ -67,6 +67,11 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     prefault: Option<Size>,
 
+    /// The guest's memory is taken from the huge pages of 2 MiB that this host has set aside (vm.nr_hugepages), all at once
+    /// when it comes
+    #[arg(long, conflicts_with = "prefault")]
+    hugepages: bool,
+
     /// How written pages are found when the guest is moved on from here: bitmap, ring or ring,entries=N, as of `ferry run`
     #[arg(long, value_name = "HOW", default_value = "bitmap")]
     dirty_tracking: DirtyTracking,
@@ -124,6 +129,7 @@ impl Args {
             serial: self.serial.0,
             max_memory: self.max_memory.0,
             prefault: self.prefault.map_or(0, |Size(bytes)| bytes),
+            huge_pages: self.hugepages,
             dirty_tracking: self.dirty_tracking,
             peer_timeout: self.peer_timeout.0,
             once: self.once,

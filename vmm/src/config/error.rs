@@ -44,6 +44,11 @@ pub enum ConfigError {
         /// The most that a guest may have.
         most: u64,
     },
+    /// Two ways to have memory beforehand.
+    #[error(
+        "--prefault with --hugepages: huge pages that were set aside are there already; leave one of them out"
+    )]
+    PrefaultInHugePages,
     /// More in the balloon than there is.
     #[error(
         "a balloon of {} is larger than the guest's memory of {}: take less", Size(*.bytes), Size(*.memory)

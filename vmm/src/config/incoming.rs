@@ -35,6 +35,8 @@ pub struct ReceiveConfig {
     pub max_memory: u64,
     /// How much of it is touched before a guest comes, in bytes.
     pub prefault: u64,
+    /// It is taken from the huge pages that this host has set aside.
+    pub huge_pages: bool,
     /// How the guest's written pages are found when it is moved on.
     pub dirty_tracking: DirtyTracking,
     /// A source that does nothing for so long is dead.
@@ -65,6 +67,9 @@ impl ReceiveConfig {
                 bytes: self.prefault,
                 most: self.max_memory,
             });
+        }
+        if self.huge_pages && self.prefault > 0 {
+            return Err(ConfigError::PrefaultInHugePages);
         }
         if !PEER_TIMEOUT.contains(&self.peer_timeout) {
             return Err(ConfigError::PeerTimeout(self.peer_timeout));

@@ -291,6 +291,7 @@ fn a_receiver_names_each_slot_once() {
             serial: SerialConfig::None,
             max_memory: DEFAULT_MAX_MEMORY,
             prefault: 0,
+            huge_pages: false,
             dirty_tracking: DirtyTracking::default(),
             peer_timeout: Duration::from_secs(5),
             once: false,

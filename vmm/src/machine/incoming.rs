@@ -356,6 +356,7 @@ impl Receiver {
             max_memory: self.config.max_memory,
             gauges: &self.gauges,
             prefaulted: &mut ready,
+            huge_pages: self.config.huge_pages,
             log: self.log,
             rewound: false,
             make_parts: &mut || self.supplies.parts(),

@@ -127,6 +127,7 @@ impl Restorer {
             max_memory: self.max_memory,
             gauges: &self.gauges,
             prefaulted: &mut None,
+            huge_pages: false,
             log: self.log,
             rewound: true,
             make_parts: &mut || self.supplies.parts(),

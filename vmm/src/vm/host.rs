@@ -48,6 +48,8 @@ pub struct ReceivingHost<'a> {
     pub gauges: &'a Gauges,
     /// Memory that is there already; the guest that comes takes it along.
     pub prefaulted: &'a mut Option<Prefaulted>,
+    /// Its memory is taken from the huge pages that this host has set aside.
+    pub huge_pages: bool,
     /// How its written pages are found when it is moved on.
     pub log: LogChoice,
     /// The guest's time goes on where it was saved, however long ago: it comes out of a snapshot.
@@ -76,8 +78,8 @@ impl Host for ReceivingHost<'_> {
                 Size(self.max_memory)
             )));
         }
-        // Memory that comes by descriptor is there already.
-        if memory.is_none() {
+        // Memory that comes by descriptor is there already, and what is set aside is no part of what this looks at.
+        if memory.is_none() && !self.huge_pages {
             let ready = self.prefaulted.as_ref().map_or(0, Prefaulted::bytes);
             self.gauges.check(bytes.saturating_sub(ready))?;
         }
@@ -119,6 +121,7 @@ impl Host for ReceivingHost<'_> {
         let backing = match (memory, self.prefaulted.take()) {
             (Some(files), _) => Backing::Files(files),
             (None, Some(ready)) => Backing::Prefaulted(ready),
+            (None, None) if self.huge_pages => Backing::HugePages,
             (None, None) => Backing::Anonymous,
         };
         let blank = BlankVm::new(

@@ -31,7 +31,7 @@ pub struct Machine {
 
 impl Machine {
     /// Starts one with a pulse that is given `words` and `mib` of memory; it waits for the guest to come instead
-    /// if `incoming`. The smallest machine that QEMU has is the best setting here: it has the least state.
+    /// if there is an `incoming` setting. The smallest machine that QEMU has is the best setting here: it has the least state.
     ///
     /// # Errors
     /// It cannot be started, or its monitor does not answer.
@@ -40,7 +40,7 @@ impl Machine {
         netns: Option<&Netns>,
         words: &str,
         mib: u64,
-        incoming: bool,
+        incoming: Option<&QemuSetting>,
     ) -> Result<Self, Error> {
         let folder = tempfile::Builder::new()
             .prefix("ferry-bench-")
@@ -88,11 +88,11 @@ impl Machine {
             .arg("-kernel")
             .arg(&image)
             .args(["-append", words])
+            .args(incoming.map_or(&[][..], |_| &["-incoming", "defer"]))
             .args(
                 incoming
-                    .then_some(["-incoming", "defer"])
-                    .into_iter()
-                    .flatten(),
+                    .is_some_and(|setting| setting.prealloc)
+                    .then_some("-mem-prealloc"),
             )
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -105,7 +105,7 @@ impl Machine {
             let _ = child.kill();
             let _ = child.wait();
         })?;
-        let name = if incoming {
+        let name = if incoming.is_some() {
             "the destination"
         } else {
             "the source"

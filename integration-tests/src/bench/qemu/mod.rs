@@ -43,8 +43,8 @@ impl<'a> QemuPair<'a> {
         let start = |netns, incoming| {
             Machine::start(package, netns, scenario.words, scenario.mib, incoming)
         };
-        let mut source = start(place.source(), false)?;
-        let mut destination = start(place.destination(), true)?;
+        let mut source = start(place.source(), None)?;
+        let mut destination = start(place.destination(), Some(setting))?;
         source.wait_ready()?;
         source.configure(setting)?;
         destination.configure(setting)?;
