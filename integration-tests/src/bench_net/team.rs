@@ -177,7 +177,11 @@ impl<'a> Team<'a> {
         self.keepers.push(keeper);
         let end = self.guest_end(self.keepers.len() - 1);
         end.serve()?;
-        end.wait_for(&self.host_end(), limit)
+        end.wait_for(&self.host_end(), limit).inspect_err(|_| {
+            if let Some(Keeper::Ferry(ferry)) = self.keepers.last() {
+                eprintln!("{}{}", ferry.console().tail(), ferry.messages().tail());
+            }
+        })
     }
 
     /// All flows of a row at once, for so long.

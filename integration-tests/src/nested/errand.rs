@@ -54,6 +54,7 @@ impl Errand<'_> {
         }
         let folder = self.summary.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(|e| Error::file("make", folder, e))?;
+        check_shared(folder)?;
         let mut options = Options {
             share: Some(folder.to_owned()),
             timeout: self.timeout,
@@ -63,6 +64,20 @@ impl Errand<'_> {
         let words: Vec<String> = std::env::args().skip(1).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         Ok(enter_with(&words, &options)?.status() == 0)
+    }
+}
+
+/// Whether a nested host can do without that folder for its own temporary files: what is shared with it holds no sockets.
+fn check_shared(folder: &Path) -> Result<(), Error> {
+    let whole = folder
+        .canonicalize()
+        .map_err(|e| Error::file("find", folder, e))?;
+    match std::env::temp_dir().starts_with(&whole) {
+        true => Err(Error::Unexpected(format!(
+            "{} is where this host and the nested one have their temporary files, sockets among them, which cannot be made in a shared folder: put the summary in a folder of its own",
+            whole.display()
+        ))),
+        false => Ok(()),
     }
 }
 
@@ -83,4 +98,22 @@ pub fn write_summary(path: &Path, summary: &impl Serialize) -> Result<(), Error>
     }
     let text = serde_json::to_vec_pretty(summary).map_err(|e| failed(e.into()))?;
     fs::write(path, text).map_err(failed)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_temporary_files_is_not_shared() {
+        let temporary = std::env::temp_dir();
+        for folder in [&*temporary, Path::new("/")] {
+            let text = check_shared(folder).unwrap_err().to_string();
+            assert!(text.contains("a folder of its own"), "{text}");
+        }
+        let own = tempfile::tempdir().unwrap();
+        check_shared(own.path()).unwrap();
+        assert!(check_shared(&own.path().join("missing")).is_err());
+    }
 }
