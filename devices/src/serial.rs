@@ -9,17 +9,19 @@ use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::{Action, BusDevice};
+use crate::line::Line;
 
 /// Bytes of port space: eight registers.
 pub const SERIAL_LEN: u64 = 8;
 
-struct Line(EventFd);
+struct Interrupt(Box<dyn Line>);
 
-impl Trigger for Line {
+impl Trigger for Interrupt {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        self.0.pulse();
+        Ok(())
     }
 }
 
@@ -38,8 +40,8 @@ impl SerialEvents for Room {
 
 /// What a serial port needs besides its state.
 pub struct SerialParts {
-    /// The interrupt line (an irqfd); signalled once an interrupt.
-    pub irq: EventFd,
+    /// The interrupt line.
+    pub irq: Box<dyn Line>,
     /// Where the guest's output goes. What it refuses is lost: a guest does not wait for a terminal.
     pub out: Box<dyn Write + Send>,
     /// Signalled when the guest has emptied the input FIFO: time to call [`Serial::enqueue`] again.
@@ -48,7 +50,7 @@ pub struct SerialParts {
 
 /// A 16550A serial port.
 pub struct Serial {
-    uart: Uart<Line, Room, Box<dyn Write + Send>>,
+    uart: Uart<Interrupt, Room, Box<dyn Write + Send>>,
     lost: u64,
 }
 
@@ -216,7 +218,7 @@ impl Snapshot for Serial {
         let SerialParts { irq, out, room } = parts;
         let input = state.input.len();
         // Raises the interrupts that were pending, in case the one on its way was lost.
-        let uart = Uart::from_state(&state.into(), Line(irq), Room(room), out)
+        let uart = Uart::from_state(&state.into(), Interrupt(irq), Room(room), out)
             .map_err(|error| format!("serial port with {input} bytes of unread input: {error}"))?;
         Ok(Self { uart, lost: 0 })
     }
@@ -259,7 +261,7 @@ mod tests {
         let watch = (irq.try_clone().unwrap(), room.try_clone().unwrap());
         (
             SerialParts {
-                irq,
+                irq: Box::new(irq),
                 out: Box::new(out),
                 room,
             },

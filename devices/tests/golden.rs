@@ -188,7 +188,7 @@ fn mmio_parts() -> MmioParts {
     let regions = regions.map(|(start, len)| (GuestAddress(start), len));
     MmioParts {
         ram: GuestRam::from_ranges(&regions).unwrap(),
-        irq: eventfd(),
+        irq: Box::new(eventfd()),
         queue_events: (0..3).map(|_| eventfd()).collect(),
         page: Arc::default(),
         device: Box::new(VirtioNet::restore(net(), net_parts()).unwrap()),
@@ -200,7 +200,7 @@ fn sections_are_their_golden_bytes() {
     golden::<HeartbeatPort>("heartbeat", &HeartbeatState { counter: 300 }, || ());
     golden::<VirtioRng>("virtio_rng", &RngState {}, || ());
     golden::<Serial>("serial", &serial(), || SerialParts {
-        irq: eventfd(),
+        irq: Box::new(eventfd()),
         out: Box::new(std::io::sink()),
         room: eventfd(),
     });

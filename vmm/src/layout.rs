@@ -53,8 +53,9 @@
 //!   0x505              pvpanic
 //!   0x5f0..0x5f4       heartbeat of the bare test guest
 //!   0x600..0x603       ACPI: sleep control, sleep status, reset
-//!   GSI 0..8           the legacy lines; COM1's is the only one in use
-//!   GSI 8..24          virtio-mmio slots 0..16: 8 + slot
+//!   GSI 16..24         virtio-mmio slots 0..8
+//!   GSI 9..16, 5       virtio-mmio slots 8..16
+//!   GSI 0..9           the legacy lines; COM1's and that of slot 15 are the only ones in use
 //! ```
 
 use migration::pages::{LayoutError, MAX_MEMORY, MemoryLayout, REGION_ALIGN, Region};
@@ -104,8 +105,11 @@ pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// How many virtio-mmio slots there are.
 pub const VIRTIO_SLOTS: u32 = 16;
-/// The GSI of slot 0. 16 slots from 8 on end at 23, the last pin of the IOAPIC.
-const VIRTIO_FIRST_GSI: u32 = 8;
+/// The GSIs of the slots. First those that are pins of the IOAPIC alone: what is below 16 KVM shows to the PIC as well. Not 8:
+/// there KVM keeps count of a real-time clock's interrupts (arch/x86/kvm/ioapic.c, RTC_GSI), so that the end of each one is
+/// a way out of the guest.
+const VIRTIO_GSIS: [u32; VIRTIO_SLOTS as usize] =
+    [16, 17, 18, 19, 20, 21, 22, 23, 9, 10, 11, 12, 13, 14, 15, 5];
 
 /// Where the IOAPIC's registers are; KVM has this address built in.
 pub const IOAPIC_START: u64 = 0xfec0_0000;
@@ -201,8 +205,17 @@ pub fn slot_address(slot: u32) -> u64 {
 /// # Panics
 /// If there is no such slot: slots are 0..[`VIRTIO_SLOTS`].
 pub fn slot_gsi(slot: u32) -> u32 {
-    assert!(slot < VIRTIO_SLOTS, "virtio slot {slot} does not exist");
-    VIRTIO_FIRST_GSI + slot
+    VIRTIO_GSIS[slot as usize]
+}
+
+/// The interrupt line that a slot had before guests said which ones theirs have.
+pub fn former_slot_gsi(slot: u32) -> u32 {
+    8 + slot
+}
+
+/// Whether a slot may have that interrupt line: no more is asked of a guest that says so.
+pub fn may_be_slot_gsi(gsi: u32) -> bool {
+    (SERIAL_GSI + 1..IOAPIC_PINS).contains(&gsi)
 }
 
 #[cfg(test)]
@@ -248,11 +261,12 @@ mod tests {
     #[test]
     fn every_slot_has_its_own_line_on_the_ioapic_and_room_in_the_gap() {
         for slot in 0..VIRTIO_SLOTS {
-            assert!(slot_gsi(slot) < IOAPIC_PINS && slot_gsi(slot) > SERIAL_GSI);
+            assert!(may_be_slot_gsi(slot_gsi(slot)) && may_be_slot_gsi(former_slot_gsi(slot)));
+            assert!((0..slot).all(|other| slot_gsi(other) != slot_gsi(slot)));
             assert!(slot_address(slot) >= LOW_RAM_END);
             assert!(slot_address(slot) + VIRTIO_MMIO_SIZE <= IOAPIC_START);
         }
-        assert_eq!(slot_gsi(VIRTIO_SLOTS - 1), IOAPIC_PINS - 1);
+        assert_eq!(former_slot_gsi(VIRTIO_SLOTS - 1), IOAPIC_PINS - 1);
     }
 
     #[test]

@@ -60,7 +60,7 @@ fn a_register_is_read_inside_and_written_outside() {
     let event = || EventFd::new(EFD_NONBLOCK).unwrap();
     let mut device = VirtioMmio::new(MmioParts {
         ram,
-        irq: event(),
+        irq: Box::new(event()),
         queue_events: vec![event()],
         page: Arc::clone(&pages[SLOT as usize]),
         device: Box::new(VirtioRng::new()),

@@ -106,10 +106,10 @@ pub fn tap(number: u8, guest: usize) -> String {
     format!("tap{number}-{guest}")
 }
 
-/// The words of a guest's kernel command line. It hardly ever ticks, and writes nothing.
+/// The words of a guest's kernel command line. It hardly ever ticks, and neither says nor writes anything.
 pub fn kernel_words(number: u8, guest: usize) -> String {
     format!(
-        "agent.ip0={}/24 agent.tick=60000 agent.ws=1 agent.rate=0",
+        "quiet agent.ip0={}/24 agent.tick=60000 agent.ws=1 agent.rate=0",
         address(number, guest + 1)
     )
 }

@@ -14,7 +14,7 @@ pub fn eventfd() -> EventFd {
 
 pub fn serial() -> SerialParts {
     SerialParts {
-        irq: eventfd(),
+        irq: Box::new(eventfd()),
         out: Box::new(std::io::sink()),
         room: eventfd(),
     }
@@ -30,7 +30,7 @@ pub fn disk() -> Disk {
 pub fn mmio(ram: &GuestRam, device: Box<dyn VirtioDevice>) -> MmioParts {
     MmioParts {
         ram: ram.clone(),
-        irq: eventfd(),
+        irq: Box::new(eventfd()),
         queue_events: device.queue_sizes().iter().map(|_| eventfd()).collect(),
         page: Arc::default(),
         device,

@@ -261,6 +261,7 @@ fn shape() -> Shape {
             SlotKind::Rng,
             SlotKind::Block(disk),
         ],
+        lines: vec![16, 17, 18],
         heartbeat: true,
     }
 }

@@ -187,6 +187,8 @@ struct DeviceList {
     disks: Vec<()>,
     /// What the network cards are.
     cards: Vec<CardShape>,
+    /// The interrupt lines of the slots.
+    lines: Vec<u32>,
 }
 
 #[test]
@@ -274,6 +276,7 @@ fn cpus_and_devices_that_are_not_here() {
             slots: slots.to_vec(),
             disks: Vec::new(),
             cards: cards.to_vec(),
+            lines: (16..).take(slots.len()).collect(),
         };
         lab.described(Kind::DEVICE_LIST, postcard::to_stdvec(&list).unwrap())
     };

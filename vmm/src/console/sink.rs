@@ -4,16 +4,22 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::ring::Ring;
 use crate::sandbox::{self, Kind};
 
+/// What comes so soon behind what was written is written together with it. A guest prints byte by byte, and each one that is
+/// written by itself takes a processor that it shares with its host from it, twice; nobody sees it come a little later.
+const PAUSE: Duration = Duration::from_millis(4);
+
 /// Starts the thread. It ends when the ring is closed and empty; if the file takes no more it goes on to empty the
 /// ring, so that the guest does not notice.
 pub(super) fn start(ring: Arc<Ring>, mut file: File) -> io::Result<()> {
-    std::thread::Builder::new()
+    thread::Builder::new()
         .name("console-out".to_owned())
         .spawn(move || {
             sandbox::enter(Kind::Console);
@@ -26,6 +32,7 @@ pub(super) fn start(ring: Arc<Ring>, mut file: File) -> io::Result<()> {
                     tracing::warn!(%error, "serial output is lost from here on");
                     broken = true;
                 }
+                thread::sleep(PAUSE);
             }
             ring.set_drained();
         })

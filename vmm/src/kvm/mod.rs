@@ -99,7 +99,6 @@ pub fn open() -> Result<Kvm, KvmError> {
     }
     for (cap, name) in [
         (Cap::Irqchip, "the in-kernel interrupt controllers"),
-        (Cap::Irqfd, "irqfd"),
         (Cap::Ioeventfd, "ioeventfd"),
         (Cap::UserMemory, "user memory regions"),
         (Cap::ExtCpuid, "KVM_GET_SUPPORTED_CPUID"),

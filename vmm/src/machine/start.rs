@@ -93,6 +93,10 @@ fn start(
         tsc_khz: None,
         msrs: Vec::new(),
         slots: backends.iter().map(Backend::kind).collect(),
+        lines: (0u32..)
+            .zip(&backends)
+            .map(|(slot, _)| layout::slot_gsi(slot))
+            .collect(),
         heartbeat: is_pulse(config),
     };
     let making = Making {

@@ -105,10 +105,11 @@ impl Kind {
     /// The calls of its own work.
     fn work(self) -> &'static [Group] {
         match self {
-            Kind::Main => &[EVENT_LOOP, WAKE_UPS, FAREWELL],
-            Kind::Vcpu => &[RUN, VCPU_STATE, THROTTLE, RING, CARD, CARD_QUEUES],
-            Kind::Virtio => &[TURNS, EVENT_LOOP, CARD, CARD_QUEUES, DISK, RELEASE],
+            Kind::Main => &[EVENT_LOOP, WAKE_UPS, LINE, FAREWELL],
+            Kind::Vcpu => &[RUN, LINE, VCPU_STATE, THROTTLE, RING, CARD, CARD_QUEUES],
+            Kind::Virtio => &[TURNS, EVENT_LOOP, LINE, CARD, CARD_QUEUES, DISK, RELEASE],
             Kind::Source => &[
+                LINE,
                 CONNECTIONS,
                 ROOM,
                 KEEP,
@@ -123,6 +124,7 @@ impl Kind {
                 WRITE_OUT,
             ],
             Kind::Receiver => &[
+                LINE,
                 CONNECTIONS,
                 FAULTS,
                 HUGE,
@@ -147,9 +149,9 @@ impl Kind {
             Kind::Pager => &[FAULTS],
             Kind::DirtyRate => &[DIRTY_LOG, PAGES],
             Kind::DirtyRing => &[RING],
-            Kind::Announce => &[CARD],
+            Kind::Announce => &[CARD, LINE],
             Kind::Control => &[LISTEN],
-            Kind::ControlClient => &[CONNECTIONS, FOOTPRINT, PASSED],
+            Kind::ControlClient => &[CONNECTIONS, FOOTPRINT, PASSED, LINE],
             Kind::Console => &[LISTEN, CONNECTIONS],
         }
     }
@@ -339,6 +341,9 @@ const WAKE_UPS: Group = &[
     equal(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC),
     ioctl(FIONBIO),
 ];
+
+/// A device's interrupt.
+const LINE: Group = &[ioctl(KVM_IRQ_LINE)];
 
 /// The first vCPU of a process installs the handler of the kick.
 const KICK: Group = &[call(libc::SYS_rt_sigaction)];
@@ -538,7 +543,6 @@ const MAKE_VM: Group = &[
     ioctl(KVM_SET_CPUID2),
     ioctl(KVM_GET_MSRS),
     ioctl(KVM_GET_TSC_KHZ),
-    ioctl(KVM_IRQFD),
     ioctl(KVM_IOEVENTFD),
     ioctl(KVM_SET_IRQCHIP),
     ioctl(KVM_SET_PIT2),

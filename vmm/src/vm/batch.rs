@@ -4,10 +4,14 @@
     reason = "sched_setscheduler(2), which no library here wraps"
 )]
 
+use std::time::{Duration, Instant};
+
 /// So many times a thread is woken up until it is known what waiting its turn brings.
-const TRIAL: u32 = 32;
+const TRIAL: u32 = 8;
 /// So many times it is then woken up without waiting, until that is tried again.
-const REST: u32 = 256;
+const REST: u32 = 64;
+/// Behind so much silence something else may begin: it is tried at once.
+const SILENCE: Duration = Duration::from_millis(250);
 /// Waiting is worth its while from so many requests in so many wake-ups on.
 const WORTH: (u64, u64) = (3, 2);
 /// Who has handled so many requests at once lets others have the processor for a moment, those above all that the requests
@@ -29,11 +33,18 @@ pub struct Turns {
     handled: u64,
     /// The requests handled until it was last woken up.
     before: u64,
+    /// When that was.
+    last: Option<Instant>,
 }
 
 impl Turns {
     /// It was woken up, and has handled so many requests in all. Says whether it shall wait its turn from now on, if that is new.
-    fn woken(&mut self, handled: u64) -> Option<bool> {
+    fn woken(&mut self, handled: u64, now: Instant) -> Option<bool> {
+        let last = self.last.replace(now);
+        if last.is_none_or(|last| now.duration_since(last) >= SILENCE) {
+            (self.woken, self.handled) = (0, handled);
+            return (!std::mem::replace(&mut self.waits, true)).then_some(true);
+        }
         self.woken += 1;
         let requests = handled.saturating_sub(self.handled);
         let waits = match self.waits {
@@ -54,7 +65,7 @@ impl Turns {
 
     /// The same, done: for the thread itself to call.
     pub fn take(&mut self, handled: u64) {
-        if let Some(waits) = self.woken(handled) {
+        if let Some(waits) = self.woken(handled, Instant::now()) {
             schedule(waits);
         }
         if handled.saturating_sub(self.before) >= LONG {
@@ -82,36 +93,62 @@ fn schedule(waits: bool) {
 mod tests {
     use super::*;
 
-    /// Wakes it up so often, each time with so many requests; says how often it waited.
-    fn waited(
-        turns: &mut Turns,
-        handled: &mut u64,
-        times: u32,
-        requests: impl Fn(bool) -> u64,
-    ) -> u32 {
-        let mut count = 0;
-        for _ in 0..times {
-            *handled += requests(turns.waits);
-            count += u32::from(turns.waits);
-            turns.woken(*handled);
+    struct Lane {
+        turns: Turns,
+        handled: u64,
+        now: Instant,
+    }
+
+    impl Lane {
+        /// Wakes it up so often, each time with so many requests; says how often it waited.
+        fn waited(&mut self, times: u32, requests: impl Fn(bool) -> u64) -> u32 {
+            let mut count = 0;
+            for _ in 0..times {
+                self.now += Duration::from_millis(1);
+                self.handled += requests(self.turns.waits);
+                count += u32::from(self.turns.waits);
+                self.turns.woken(self.handled, self.now);
+            }
+            count
         }
-        count
+    }
+
+    fn stream(waits: bool) -> u64 {
+        if waits { 5 } else { 1 }
+    }
+
+    fn lane() -> Lane {
+        Lane {
+            turns: Turns::default(),
+            handled: 0,
+            now: Instant::now(),
+        }
     }
 
     #[test]
     fn a_stream_waits_its_turn_and_question_and_answer_hardly_ever() {
-        let (mut turns, mut handled) = (Turns::default(), 0);
-        let stream = |waits| if waits { 5 } else { 1 };
-        waited(&mut turns, &mut handled, REST, stream);
-        assert_eq!(waited(&mut turns, &mut handled, 10_000, stream), 10_000);
-        waited(&mut turns, &mut handled, TRIAL, |_| 1);
-        let few = waited(&mut turns, &mut handled, 10_000, |_| 1);
+        let mut lane = lane();
+        lane.waited(REST, stream);
+        assert_eq!(lane.waited(10_000, stream), 10_000);
+        lane.waited(2 * TRIAL, |_| 1);
+        let few = lane.waited(10_000, |_| 1);
         assert!((10_000 / 11..10_000 / 7).contains(&few), "{few}");
         // And back: within a rest and a trial.
-        waited(&mut turns, &mut handled, REST + TRIAL, stream);
-        assert!(turns.waits);
+        lane.waited(REST + TRIAL, stream);
+        assert!(lane.turns.waits);
         // Woken up for nothing.
-        waited(&mut turns, &mut handled, TRIAL, |_| 0);
-        assert!(!turns.waits);
+        lane.waited(2 * TRIAL, |_| 0);
+        assert!(!lane.turns.waits);
+    }
+
+    #[test]
+    fn what_begins_after_a_silence_is_tried_at_once() {
+        let mut lane = lane();
+        lane.waited(100, |_| 1);
+        assert!(!lane.turns.waits);
+        lane.now += SILENCE;
+        assert_eq!(lane.waited(100, stream), 99);
+        lane.now += SILENCE;
+        assert!((8..30).contains(&lane.waited(100, |_| 1)));
     }
 }

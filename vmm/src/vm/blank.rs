@@ -12,6 +12,7 @@ use std::io::Write;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{Backend, DeviceParts, Devices};
+use super::gsi::Gsi;
 use super::log::LogChoice;
 use super::shape::Shape;
 use super::work::History;
@@ -86,6 +87,7 @@ impl BlankVm {
             making.serial_out,
             making.serial_room,
             shape.heartbeat,
+            shape.lines.iter().map(|&line| Gsi::new(&vm, line)),
             making.backends.into_iter().zip(registers.iter().cloned()),
         )?;
         let description = shape.describe()?;
@@ -163,7 +165,7 @@ impl BlankGuest for BlankVm {
     }
 
     /// vCPUs first, then the interrupt controllers, which may pass a pending line on to a local APIC; the
-    /// clock last. Nothing runs before all is in.
+    /// clock; then the devices, of which one may raise its line again. Nothing runs before all is in.
     fn load(self, state: &VmState) -> Result<PausedVm, GuestError> {
         let read = |e| GuestError::new("read the guest's state", e);
         let common: VmCommonState = state.get(Kind::VM, 0, STATE_VERSION).map_err(read)?;
@@ -176,10 +178,6 @@ impl BlankGuest for BlankVm {
             rewound,
             from_afar,
         } = self;
-        let devices = parts.assemble(&core.ram, Some(state))?;
-        if from_afar {
-            devices.disks().forget();
-        }
         // Of a rewound guest only what the load takes: both of its clocks go on from one instant.
         let standstill = match rewound {
             true => Standstill::since(wall_ns()),
@@ -192,6 +190,10 @@ impl BlankGuest for BlankVm {
         }
         vm_state::restore(&core.vm, &common, &standstill)
             .map_err(kvm_error("restore the interrupt controllers and the clock"))?;
+        let devices = parts.assemble(&core.ram, Some(state))?;
+        if from_afar {
+            devices.disks().forget();
+        }
         Ok(PausedVm::new(core, devices))
     }
 }

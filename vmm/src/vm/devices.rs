@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::balloon::{self, Balloon};
 use super::disks::Disks;
+use super::gsi::Gsi;
 use super::io_thread::{self, IoThread, lock};
 use super::shape::{CardShape, DiskShape, SlotKind};
 use crate::layout;
@@ -75,19 +76,19 @@ impl Backend {
     }
 }
 
-/// A virtio slot, wired to KVM: doorbells as ioeventfds, the interrupt as an irqfd, and its acknowledgement as another
-/// ioeventfd, which nobody reads.
+/// A virtio slot, wired to KVM: doorbells as ioeventfds, and the acknowledgement of its interrupts as another ioeventfd,
+/// which nobody reads.
 struct SlotParts {
     slot: u32,
     backend: Backend,
-    irq: EventFd,
+    irq: Gsi,
     queues: Vec<EventFd>,
     page: Arc<RegisterPage>,
 }
 
 /// Everything that devices are assembled from, and that does not travel.
 pub struct DeviceParts {
-    serial_irq: EventFd,
+    serial_irq: Gsi,
     serial_out: Box<dyn Write + Send>,
     /// Signalled when the serial port has room for input again.
     serial_room: EventFd,
@@ -107,21 +108,22 @@ fn again(fd: &EventFd) -> Result<EventFd, GuestError> {
 }
 
 impl DeviceParts {
-    /// Wires up the serial port and the given backends, slot 0 first, each with the page of its registers.
+    /// Wires up the serial port and the given backends, slot 0 first, each with its interrupt line and the page of its registers.
     ///
     /// # Errors
-    /// KVM refuses an irqfd or an ioeventfd, or no file descriptor is left.
+    /// KVM refuses an ioeventfd, or no file descriptor is left.
     pub fn wire(
-        vm: &VmFd,
+        vm: &Arc<VmFd>,
         serial_out: Box<dyn Write + Send>,
         serial_room: EventFd,
         heartbeat: bool,
+        lines: impl Iterator<Item = Gsi>,
         backends: impl Iterator<Item = (Backend, Arc<RegisterPage>)>,
     ) -> Result<Self, GuestError> {
-        let serial_irq = irqfd(vm, layout::SERIAL_GSI)?;
+        let serial_irq = Gsi::new(vm, layout::SERIAL_GSI);
         let slots = (0..)
-            .zip(backends)
-            .map(|(slot, (backend, page))| SlotParts::wire(vm, slot, backend, page))
+            .zip(lines.zip(backends))
+            .map(|(slot, (irq, (backend, page)))| SlotParts::wire(vm, slot, irq, backend, page))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             serial_irq,
@@ -138,7 +140,7 @@ impl DeviceParts {
     /// The state is refused.
     pub fn assemble(self, ram: &GuestRam, state: Option<&VmState>) -> Result<Devices, GuestError> {
         let serial_parts = SerialParts {
-            irq: self.serial_irq,
+            irq: Box::new(self.serial_irq),
             out: self.serial_out,
             room: self.serial_room,
         };
@@ -184,22 +186,14 @@ fn refuse(act: &'static str) -> impl FnOnce(String) -> GuestError {
     move |reason| GuestError::new(act, reason)
 }
 
-/// An eventfd that raises an interrupt line.
-fn irqfd(vm: &VmFd, gsi: u32) -> Result<EventFd, GuestError> {
-    let fd = eventfd()?;
-    vm.register_irqfd(&fd, gsi)
-        .map_err(|e| GuestError::new(format!("wire interrupt line {gsi}"), e))?;
-    Ok(fd)
-}
-
 impl SlotParts {
     fn wire(
-        vm: &VmFd,
+        vm: &Arc<VmFd>,
         slot: u32,
+        irq: Gsi,
         backend: Backend,
         page: Arc<RegisterPage>,
     ) -> Result<Self, GuestError> {
-        let irq = irqfd(vm, layout::slot_gsi(slot))?;
         let doorbell = IoEventAddress::Mmio(layout::slot_address(slot) + QUEUE_NOTIFY);
         let mut queues = Vec::new();
         for index in 0..backend.kind().queues() {
@@ -295,7 +289,7 @@ impl SlotParts {
         };
         let parts = MmioParts {
             ram: ram.clone(),
-            irq,
+            irq: Box::new(irq),
             queue_events: queues.iter().map(again).collect::<Result<_, _>>()?,
             page,
             device,

@@ -125,6 +125,7 @@ fn guest() -> Shape {
             SlotKind::Block(disk()),
             SlotKind::Rng,
         ],
+        lines: vec![16, 9, 5],
         heartbeat: true,
     }
 }
@@ -206,16 +207,23 @@ fn the_first_cpu_model_is_read() {
     assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
 }
 
-/// To versions 1 and 2 of the device list a network card has one queue pair; version 1 knows no disks.
+/// To versions 1 and 2 of the device list a network card has one queue pair; version 1 knows no disks; to all before
+/// version 4 the slots have the lines from 8 on.
 #[test]
 fn older_device_lists_are_read() {
     let card = SlotKind::Net(CardShape::PLAIN);
     let older = [
         (1, vec![card, SlotKind::Rng]),
         (2, vec![card, SlotKind::Block(disk()), SlotKind::Rng]),
+        (3, guest().slots),
     ];
     for (version, slots) in older {
-        let guest = Shape { slots, ..guest() };
+        let lines = (8..).take(slots.len()).collect();
+        let guest = Shape {
+            slots,
+            lines,
+            ..guest()
+        };
         let said = guest.describe().unwrap();
         let list = kept(&ours(), version, "device_list").unwrap();
         let mut sections = (arrived(Kind::DEVICE_LIST, version, list).sections()).to_vec();
@@ -233,6 +241,7 @@ fn older_device_lists_are_read() {
 fn a_balloon_is_in_the_device_list() {
     let with = Shape {
         slots: vec![SlotKind::Rng, SlotKind::Balloon],
+        lines: vec![16, 17],
         ..guest()
     };
     let said = with.describe().unwrap();
@@ -244,10 +253,10 @@ fn a_balloon_is_in_the_device_list() {
 /// What is said of disks and cards fits the slots, or the guest is refused before anything is made.
 #[test]
 fn devices_that_do_not_fit_their_slots_are_refused() {
-    let refusal = |slots: &[u32], disks: &[DiskShape], cards: &[CardShape]| {
+    let with_lines = |slots: &[u32], disks: &[DiskShape], cards: &[CardShape], lines: &[u32]| {
         let mut said = guest().describe().unwrap();
         let mut sections = VmState::default();
-        let list = (true, slots, disks, cards);
+        let list = (true, slots, disks, cards, lines);
         sections
             .put(Kind::DEVICE_LIST, 0, shape::DEVICES_VERSION, &list)
             .unwrap();
@@ -256,6 +265,25 @@ fn devices_that_do_not_fit_their_slots_are_refused() {
         said.sections = VmState::from_sections(sections);
         Shape::parse(&said).map(drop).unwrap_err().to_string()
     };
+    let refusal = |slots: &[u32], disks: &[DiskShape], cards: &[CardShape]| {
+        with_lines(slots, disks, cards, &[16, 17])
+    };
+    for lines in [&[16][..], &[16, 17, 18]] {
+        let text = with_lines(&[4, 4], &[], &[], lines);
+        let wanted = format!("2 virtio devices and {} interrupt lines", lines.len());
+        assert!(text.contains(&wanted), "{text}");
+    }
+    for (lines, wanted) in [
+        ([16, 16], "slot 1"),
+        ([4, 16], "slot 0"),
+        ([16, 24], "slot 1"),
+    ] {
+        let text = with_lines(&[4, 4], &[], &[], &lines);
+        assert!(
+            text.contains(wanted) && text.contains("interrupt line"),
+            "{text}"
+        );
+    }
     let nothing_said = [
         (&[4, 2], "a disk in slot 1 of which nothing is said"),
         (&[4, 1], "a network card in slot 1 of which nothing is said"),

@@ -14,6 +14,7 @@ mod devices;
 mod disks;
 #[cfg(test)]
 mod golden;
+mod gsi;
 mod host;
 mod io_thread;
 mod log;

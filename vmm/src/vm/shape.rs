@@ -15,11 +15,11 @@ use crate::config::MAX_CPUS;
 use crate::kvm::cpuid::{self, baseline::Baseline};
 use crate::kvm::msr;
 use crate::kvm::vcpu_state::{self, VcpuCaps};
-use crate::layout::VIRTIO_SLOTS;
+use crate::layout::{self, VIRTIO_SLOTS};
 
-/// Version of the device list. Of those that are still read, version 1 knows no disks, and to both a network card has one
-/// queue pair.
-pub const DEVICES_VERSION: u32 = 3;
+/// Version of the device list. Of those that are still read, version 1 knows no disks, to versions 1 and 2 a network card has
+/// one queue pair, and to all three the slots have the interrupt lines of that time.
+pub const DEVICES_VERSION: u32 = 4;
 /// Version of the CPU model. Version 1, which is still read, has no baseline and no MSRs.
 pub const CPU_VERSION: u32 = 2;
 /// A guest has no more MSRs than KVM takes in one call.
@@ -118,6 +118,8 @@ pub struct Shape {
     pub msrs: Vec<u32>,
     /// What sits in slot 0, 1, …
     pub slots: Vec<SlotKind>,
+    /// The interrupt line of each: its guest was told when it booted.
+    pub lines: Vec<u32>,
     /// Whether it has the heartbeat port of the bare test guest.
     pub heartbeat: bool,
 }
@@ -170,6 +172,17 @@ struct DeviceList {
     disks: Vec<DiskShape>,
     /// The network cards among them, in the same order.
     cards: Vec<CardShape>,
+    /// The interrupt lines (GSIs) of the slots, in the same order.
+    lines: Vec<u32>,
+}
+
+/// Its third version.
+#[derive(Debug, Serialize, Deserialize)]
+struct DeviceListV3 {
+    heartbeat: bool,
+    slots: Vec<u32>,
+    disks: Vec<DiskShape>,
+    cards: Vec<CardShape>,
 }
 
 /// Its second version.
@@ -187,7 +200,29 @@ struct DeviceListV1 {
     slots: Vec<u32>,
 }
 
-impl From<DeviceListV2> for DeviceList {
+impl From<DeviceListV3> for DeviceList {
+    fn from(list: DeviceListV3) -> Self {
+        let DeviceListV3 {
+            heartbeat,
+            slots,
+            disks,
+            cards,
+        } = list;
+        Self {
+            heartbeat,
+            disks,
+            cards,
+            // Of as many as there can be, as below.
+            lines: (0..VIRTIO_SLOTS)
+                .map(layout::former_slot_gsi)
+                .take(slots.len())
+                .collect(),
+            slots,
+        }
+    }
+}
+
+impl From<DeviceListV2> for DeviceListV3 {
     fn from(list: DeviceListV2) -> Self {
         let DeviceListV2 {
             heartbeat,
@@ -205,27 +240,29 @@ impl From<DeviceListV2> for DeviceList {
     }
 }
 
-impl From<DeviceListV1> for DeviceList {
+impl From<DeviceListV1> for DeviceListV2 {
     fn from(DeviceListV1 { heartbeat, slots }: DeviceListV1) -> Self {
-        Self::from(DeviceListV2 {
+        Self {
             heartbeat,
             slots,
             disks: Vec::new(),
-        })
+        }
     }
 }
 
 impl DeviceList {
     fn read(sections: &VmState) -> Result<Self, StateError> {
-        match sections.section(Kind::DEVICE_LIST, 0)?.version {
+        let third = match sections.section(Kind::DEVICE_LIST, 0)?.version {
             1 => sections
                 .get::<DeviceListV1>(Kind::DEVICE_LIST, 0, 1)
-                .map(Self::from),
+                .map(|list| DeviceListV2::from(list).into())?,
             2 => sections
                 .get::<DeviceListV2>(Kind::DEVICE_LIST, 0, 2)
-                .map(Self::from),
-            _ => sections.get(Kind::DEVICE_LIST, 0, DEVICES_VERSION),
-        }
+                .map(DeviceListV3::from)?,
+            3 => sections.get(Kind::DEVICE_LIST, 0, 3)?,
+            _ => return sections.get(Kind::DEVICE_LIST, 0, DEVICES_VERSION),
+        };
+        Ok(third.into())
     }
 }
 
@@ -258,6 +295,7 @@ impl Shape {
                     SlotKind::Block(_) | SlotKind::Rng | SlotKind::Balloon => None,
                 })
                 .collect(),
+            lines: self.lines.clone(),
         };
         sections
             .put(Kind::CPU_MODEL, 0, CPU_VERSION, &cpu)
@@ -314,6 +352,7 @@ impl Shape {
             baseline: cpu.baseline,
             msrs: cpu.msrs,
             slots: slots(&devices)?,
+            lines: lines(devices.lines, devices.slots.len())?,
             heartbeat: devices.heartbeat,
         })
     }
@@ -412,6 +451,25 @@ fn slots(list: &DeviceList) -> Result<Vec<SlotKind>, GuestError> {
     Ok(slots)
 }
 
+/// The interrupt lines of so many slots, of which there are not too many.
+fn lines(lines: Vec<u32>, slots: usize) -> Result<Vec<u32>, GuestError> {
+    if lines.len() != slots {
+        return Err(GuestError::bare(format!(
+            "the guest has {slots} virtio devices and {} interrupt lines for them: run the same ferry on both ends",
+            lines.len()
+        )));
+    }
+    let wrong = |&(slot, line): &(usize, &u32)| {
+        !layout::may_be_slot_gsi(*line) || lines[..slot].contains(line)
+    };
+    match lines.iter().enumerate().find(wrong) {
+        None => Ok(lines),
+        Some((slot, line)) => Err(GuestError::bare(format!(
+            "the guest's virtio slot {slot} has interrupt line {line}, which no slot or another one has: run the same ferry on both ends"
+        ))),
+    }
+}
+
 /// The network card in a slot, as far as it can be judged without the tap.
 fn card(slot: usize, described: Option<&CardShape>) -> Result<SlotKind, GuestError> {
     let Some(card) = described else {
@@ -457,6 +515,7 @@ mod tests {
             tsc_khz,
             msrs: vec![0x10, 0x6e0],
             slots: vec![SlotKind::Rng],
+            lines: vec![16],
             heartbeat: false,
         }
     }

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::page::RegisterPage;
 use super::{CONFIG_INTERRUPT, NEEDS_RESET, USED_INTERRUPT, signal};
 use crate::GuestRam;
+use crate::line::Line;
 use crate::virtio::device::{Lane, QueueIo};
 use crate::virtio::queue::{QueueError, Ring};
 
@@ -17,7 +18,7 @@ use crate::virtio::queue::{QueueError, Ring};
 pub(super) struct Shared {
     pub(super) device_type: u32,
     pub(super) ram: GuestRam,
-    pub(super) irq: EventFd,
+    pub(super) irq: Box<dyn Line>,
     /// One a queue.
     pub(super) queue_events: Vec<EventFd>,
     /// What the driver reads. A lane sets an interrupt there behind the entries that it is about; a driver acknowledges before
@@ -68,7 +69,7 @@ impl Shared {
 
     pub(super) fn interrupt(&self, why: u32) {
         self.page.add_interrupts(why);
-        signal(&self.irq);
+        self.irq.pulse();
     }
 }
 

@@ -22,6 +22,7 @@ use self::lanes::{Queues, Shared};
 use super::device::{QueueIo, VirtioDevice};
 use super::queue::Ring;
 use crate::GuestRam;
+use crate::line::Line;
 
 pub use lanes::MmioLane;
 pub use page::RegisterPage;
@@ -64,8 +65,8 @@ const CONFIG_INTERRUPT: u32 = virtio_mmio::VIRTIO_MMIO_INT_CONFIG;
 pub struct MmioParts {
     /// Guest memory.
     pub ram: GuestRam,
-    /// The interrupt line (an irqfd, edge).
-    pub irq: EventFd,
+    /// The interrupt line.
+    pub irq: Box<dyn Line>,
     /// One eventfd a queue, non-blocking: what the ioeventfds signal and the I/O thread waits for.
     pub queue_events: Vec<EventFd>,
     /// Where the registers can be read from, untouched. The VMM may show it to the guest.

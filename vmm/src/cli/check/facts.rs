@@ -20,7 +20,6 @@ const CAPABILITIES: &[(&str, u32)] = &[
     ("user_memory", kvm::KVM_CAP_USER_MEMORY),
     ("irqchip", kvm::KVM_CAP_IRQCHIP),
     ("pit2", kvm::KVM_CAP_PIT2),
-    ("irqfd", kvm::KVM_CAP_IRQFD),
     ("ioeventfd", kvm::KVM_CAP_IOEVENTFD),
     ("ext_cpuid", kvm::KVM_CAP_EXT_CPUID),
     ("adjust_clock", kvm::KVM_CAP_ADJUST_CLOCK),
