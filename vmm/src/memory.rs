@@ -1,9 +1,10 @@
 //! Guest memory: mapped here, and given to KVM one slot a region.
 #![allow(
     unsafe_code,
-    reason = "KVM is handed the host addresses of guest memory, and madvise a mapping"
+    reason = "KVM is handed the host addresses of guest memory"
 )]
 
+mod advise;
 mod prefault;
 mod program;
 mod registers;
@@ -19,6 +20,8 @@ use migration::marks::Marks;
 use migration::pages::MemoryLayout;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::sysinfo::sysinfo;
+use thiserror::Error;
 use vm_memory::bitmap::NewBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -26,8 +29,7 @@ use vm_memory::{
     GuestMemoryRegionBytes, MemoryRegionAddress,
 };
 
-use nix::sys::sysinfo::sysinfo;
-use thiserror::Error;
+use self::advise::{Advice, advise};
 
 pub use prefault::Prefaulted;
 pub use program::forget_text;
@@ -183,15 +185,8 @@ fn in_huge_pages(layout: &MemoryLayout) -> Result<GuestRam, MemoryError> {
 }
 
 fn ask_for_huge_pages(region: &GuestRegion) {
-    // SAFETY: the range is exactly this region's mapping, which lives as long as the reference; MADV_HUGEPAGE
-    // changes no contents. Its failure (a kernel without huge pages) costs speed alone, so it is ignored.
-    unsafe {
-        libc::madvise(
-            region.as_ptr().cast(),
-            usize::try_from(region.len()).unwrap_or(0),
-            libc::MADV_HUGEPAGE,
-        );
-    }
+    // Without (a kernel without huge pages) it is slower, and that is all.
+    let _ = advise(region, 0..region.size(), Advice::HugePages);
 }
 
 /// A new file in memory, of a size that cannot shrink.

@@ -29,10 +29,10 @@ struct Cli {
     )]
     programs: Vec<String>,
     /// Runs of each row, of which the median counts
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 7)]
     runs: usize,
     /// How long a run is, in milliseconds
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     time: u64,
     /// The most guests of each program, 1 to 4
     #[arg(long, default_value_t = 4)]

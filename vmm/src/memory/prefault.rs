@@ -5,7 +5,7 @@
 //! piece of any size; its page tables are handed over to the guest's own mapping by mremap(2), in microseconds.
 #![allow(
     unsafe_code,
-    reason = "madvise and mremap on mappings that this module and its callers own"
+    reason = "mremap of mappings that this module and its callers own"
 )]
 
 use std::io;
@@ -15,6 +15,7 @@ use migration::guest::GuestRam;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
 use super::MemoryError;
+use super::advise::{Advice, advise};
 
 /// So much is touched by one call of the kernel's.
 const STEP: usize = 64 << 20;
@@ -39,9 +40,8 @@ impl Prefaulted {
         };
         let len = usize::try_from(bytes).map_err(|e| failed(e.into()))?;
         let region = MmapRegion::new(len).map_err(|e| failed(e.into()))?;
-        // SAFETY: the range is exactly the region's mapping, which lives as long as the reference, and the advice changes no
-        // contents. Its failure (a kernel without huge pages) costs speed alone, so it is ignored.
-        unsafe { libc::madvise(region.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        // Without (a kernel without huge pages) it is slower, and that is all.
+        let _ = advise(&region, 0..len, Advice::HugePages);
         let memory = Self { region, lent: 0 };
         memory.touch(len).map_err(|e| failed(e.into()))?;
         Ok(memory)
@@ -73,19 +73,8 @@ impl Prefaulted {
     fn touch(&self, len: usize) -> io::Result<()> {
         let len = len.min(self.region.size());
         for offset in (0..len).step_by(STEP) {
-            let bytes = STEP.min(len - offset);
-            // SAFETY: `offset + bytes` is at most the size of the region's mapping, which lives as long as the reference. The
-            // advice touches pages as a write would, and changes no contents.
-            let done = unsafe {
-                libc::madvise(
-                    self.region.as_ptr().add(offset).cast(),
-                    bytes,
-                    libc::MADV_POPULATE_WRITE,
-                )
-            };
-            if done != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            let end = len.min(offset + STEP);
+            advise(&self.region, offset..end, Advice::Touch)?;
         }
         Ok(())
     }
@@ -95,14 +84,7 @@ impl Prefaulted {
         if self.lent == 0 {
             return Ok(());
         }
-        // SAFETY: `lent` is at most the size of the region's mapping, which is private and anonymous, and lives as long as the
-        // reference. The advice makes it zeros; whoever it was lent to is done, since this owns the region.
-        let done =
-            unsafe { libc::madvise(self.region.as_ptr().cast(), self.lent, libc::MADV_DONTNEED) };
-        match done {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        advise(&self.region, 0..self.lent, Advice::Drop)
     }
 
     /// Puts it in place of the first bytes of a guest's memory, which is anonymous and has nothing in it; gives back to the host

@@ -1,14 +1,12 @@
 //! Guest memory that the guest has given away goes back to the host.
-#![allow(
-    unsafe_code,
-    reason = "madvise on a part of guest memory, which changes its contents"
-)]
 
 use std::io;
 use std::ops::Range;
 
 use migration::guest::GuestRam;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::advise::{Advice, advise};
 
 /// Bytes of a page, the least that the kernel takes back.
 const PAGE: u64 = 4096;
@@ -43,18 +41,10 @@ pub fn release(ram: &GuestRam, pages: &Range<u64>) -> io::Result<()> {
         return Err(refused());
     };
     let advice = match region.file_offset() {
-        Some(_) => libc::MADV_REMOVE,
-        None => libc::MADV_DONTNEED,
+        Some(_) => Advice::PunchHole,
+        None => Advice::Drop,
     };
-    // SAFETY: `offset` and `bytes` lie within the region's mapping, which lives as long as the reference, and begin
-    // and end at pages. Either advice leaves the mapping itself in place and makes its contents zeros. Guest memory is
-    // never referred to but by volatile accesses (vm-memory's, or words read in `migration::ram`), which take whatever
-    // is there, as they do when a vCPU writes.
-    let done = unsafe { libc::madvise(region.as_ptr().add(offset).cast(), bytes, advice) };
-    match done {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    advise(region, offset..offset + bytes, advice)
 }
 
 #[cfg(test)]
