@@ -263,6 +263,7 @@ mod tests {
         for slot in 0..VIRTIO_SLOTS {
             assert!(may_be_slot_gsi(slot_gsi(slot)) && may_be_slot_gsi(former_slot_gsi(slot)));
             assert!((0..slot).all(|other| slot_gsi(other) != slot_gsi(slot)));
+            assert_ne!(slot_gsi(slot), 8, "the real-time clock's");
             assert!(slot_address(slot) >= LOW_RAM_END);
             assert!(slot_address(slot) + VIRTIO_MMIO_SIZE <= IOAPIC_START);
         }

@@ -41,3 +41,53 @@ impl Line for Gsi {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::{
+        KVM_IRQCHIP_IOAPIC, kvm_ioapic_state, kvm_ioapic_state__bindgen_ty_1, kvm_irqchip,
+    };
+
+    use super::*;
+    use crate::{kvm, layout};
+
+    /// Offsets in a local APIC's page: SVR, and the word of IRR with the vectors from 64 on.
+    const SVR: usize = 0xf0;
+    const IRR_64: usize = 0x220;
+
+    /// What is raised is in the state that would be saved, at once.
+    #[test]
+    fn a_pulse_is_an_interrupt_as_soon_as_it_is_over() {
+        let kvm = kvm::open().unwrap();
+        let vm = Arc::new(kvm::create_vm(&kvm).unwrap());
+        kvm::create_interrupt_controllers(&vm).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let mut lapic = vcpu.get_lapic().unwrap();
+        // Enabled by software; the spurious vector 0xff.
+        (lapic.regs[SVR], lapic.regs[SVR + 1]) = (-1, 1);
+        vcpu.set_lapic(&lapic).unwrap();
+        let gsis = [layout::slot_gsi(0), layout::SERIAL_GSI];
+        let mut ioapic = kvm_ioapic_state {
+            base_address: layout::IOAPIC_START,
+            ..Default::default()
+        };
+        for (vector, gsi) in (64..).zip(gsis) {
+            // Edge, fixed, to the local APIC 0, not masked.
+            ioapic.redirtbl[gsi as usize] = kvm_ioapic_state__bindgen_ty_1 { bits: vector };
+        }
+        let mut chip = kvm_irqchip {
+            chip_id: KVM_IRQCHIP_IOAPIC,
+            ..Default::default()
+        };
+        chip.chip.ioapic = ioapic;
+        vm.set_irqchip(&chip).unwrap();
+        let requested = || vcpu.get_lapic().unwrap().regs[IRR_64];
+        assert_eq!(requested(), 0);
+        for (already, gsi) in [0, 1].into_iter().zip(gsis) {
+            let line = Gsi::new(&vm, gsi);
+            assert_eq!(requested(), already);
+            line.pulse();
+            assert_eq!(requested(), already << 1 | 1, "GSI {gsi}");
+        }
+    }
+}
