@@ -5,7 +5,7 @@
 //! delivered at once), which is a switch to that thread for each interrupt, and what is on its way to it is in no state that
 //! is saved.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use devices::line::Line;
 use kvm_ioctls::VmFd;
@@ -14,7 +14,8 @@ use super::io_thread::lock;
 
 /// A line of the interrupt controllers.
 pub struct Gsi {
-    vm: Arc<VmFd>,
+    /// Devices are held by more than their VM is, and its memory must not go before it does.
+    vm: Weak<VmFd>,
     number: u32,
     /// Whoever pulses it: a line that is raised while another thread has it up makes no edge.
     turn: Mutex<()>,
@@ -24,7 +25,7 @@ impl Gsi {
     /// The line with this number (GSI: of the I/O APIC's pins, from 0).
     pub fn new(vm: &Arc<VmFd>, number: u32) -> Self {
         Self {
-            vm: vm.clone(),
+            vm: Arc::downgrade(vm),
             number,
             turn: Mutex::default(),
         }
@@ -33,9 +34,12 @@ impl Gsi {
 
 impl Line for Gsi {
     fn pulse(&self) {
+        let Some(vm) = self.vm.upgrade() else {
+            return;
+        };
         let _turn = lock(&self.turn);
         for level in [true, false] {
-            if let Err(error) = self.vm.set_irq_line(self.number, level) {
+            if let Err(error) = vm.set_irq_line(self.number, level) {
                 tracing::error!("interrupt line {}: {error}", self.number);
             }
         }
