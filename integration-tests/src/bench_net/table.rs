@@ -48,22 +48,30 @@ pub fn table(rows: &[Row]) -> String {
     text + &together(rows)
 }
 
-/// What four of Ferry's guests carry together, of what one carries.
+/// What four of Ferry's guests carry together, of what one carries, and natively four ends of one.
 fn together(rows: &[Row]) -> String {
+    let of_one = |program: &str, four: &Row| {
+        let find = |guests| {
+            rows.iter().find(|row| {
+                (row.program, row.direction, row.guests, row.protocol)
+                    == (program, four.direction, guests, four.protocol)
+            })
+        };
+        Some(100.0 * find(4)?.bits_per_s / find(1)?.bits_per_s)
+    };
     let mut text = String::new();
-    for four in rows.iter().filter(|row| row.guests == 4) {
-        let one = rows.iter().find(|row| {
-            (row.program, row.direction, row.guests, row.protocol)
-                == (four.program, four.direction, 1, four.protocol)
-        });
-        if let (Some(one), "ferry") = (one, four.program) {
-            let percent = 100.0 * four.bits_per_s / one.bits_per_s;
-            let _ = writeln!(
-                text,
-                "{} {}: four guests carry {percent:.0} % of what one carries",
-                four.direction, four.protocol
-            );
-        }
+    let fours = rows.iter().filter(|row| row.guests == 4);
+    for four in fours.filter(|row| row.program == "ferry") {
+        let Some(percent) = of_one("ferry", four) else {
+            continue;
+        };
+        let natively = of_one("native", four)
+            .map_or_else(String::new, |percent| format!(", natively {percent:.0} %"));
+        let _ = writeln!(
+            text,
+            "{} {}: four guests carry {percent:.0} % of what one carries{natively}",
+            four.direction, four.protocol
+        );
     }
     text
 }
@@ -96,6 +104,8 @@ mod tests {
             row("ferry", 1, 2e9),
             row("qemu", 1, 1e9),
             row("ferry", 4, 1.8e9),
+            row("native", 1, 4e9),
+            row("native", 4, 3.8e9),
         ];
         let text = table(&rows);
         let line = text.lines().nth(1).unwrap_or_default();
@@ -103,6 +113,9 @@ mod tests {
             line.contains("2.00 Gbit/s (0.500)") && line.ends_with("2.00            "),
             "{text}"
         );
-        assert!(text.contains("four guests carry 90 %"), "{text}");
+        assert!(
+            text.contains("four guests carry 90 % of what one carries, natively 95 %"),
+            "{text}"
+        );
     }
 }
