@@ -23,12 +23,7 @@ pub fn table(rows: &[Row]) -> String {
     }
     let _ = writeln!(text, "{:>12}{:>12}", "ferry/qemu", "ferry/vhost");
     for (direction, guests, protocol) in lines {
-        let find = |program: &str| {
-            rows.iter().find(|row| {
-                (row.program, row.direction, row.guests, row.protocol)
-                    == (program, direction, guests, protocol)
-            })
-        };
+        let find = |program| find(rows, program, (direction, guests, protocol));
         let _ = write!(text, "{direction:<13}{guests:>7}  {protocol:<11}");
         for program in &programs {
             let cell = find(program).map_or_else(String::new, |row| {
@@ -48,15 +43,16 @@ pub fn table(rows: &[Row]) -> String {
     text + &together(rows)
 }
 
+/// A program's row of that traffic: direction, guests, protocol.
+fn find<'a>(rows: &'a [Row], program: &str, traffic: (&str, usize, &str)) -> Option<&'a Row> {
+    rows.iter()
+        .find(|row| row.program == program && (row.direction, row.guests, row.protocol) == traffic)
+}
+
 /// What four of Ferry's guests carry together, of what one carries, and natively four ends of one.
 fn together(rows: &[Row]) -> String {
-    let of_one = |program: &str, four: &Row| {
-        let find = |guests| {
-            rows.iter().find(|row| {
-                (row.program, row.direction, row.guests, row.protocol)
-                    == (program, four.direction, guests, four.protocol)
-            })
-        };
+    let of_one = |program, four: &Row| {
+        let find = |guests| find(rows, program, (four.direction, guests, four.protocol));
         Some(100.0 * find(4)?.bits_per_s / find(1)?.bits_per_s)
     };
     let mut text = String::new();

@@ -12,7 +12,6 @@ use std::io::Write;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{Backend, DeviceParts, Devices};
-use super::gsi::Gsi;
 use super::log::LogChoice;
 use super::shape::Shape;
 use super::work::History;
@@ -87,7 +86,7 @@ impl BlankVm {
             making.serial_out,
             making.serial_room,
             shape.heartbeat,
-            shape.lines.iter().map(|&line| Gsi::new(&vm, line)),
+            &shape.lines,
             making.backends.into_iter().zip(registers.iter().cloned()),
         )?;
         let description = shape.describe()?;

@@ -117,13 +117,13 @@ impl DeviceParts {
         serial_out: Box<dyn Write + Send>,
         serial_room: EventFd,
         heartbeat: bool,
-        lines: impl Iterator<Item = Gsi>,
+        lines: &[u32],
         backends: impl Iterator<Item = (Backend, Arc<RegisterPage>)>,
     ) -> Result<Self, GuestError> {
         let serial_irq = Gsi::new(vm, layout::SERIAL_GSI);
         let slots = (0..)
-            .zip(lines.zip(backends))
-            .map(|(slot, (irq, (backend, page)))| SlotParts::wire(vm, slot, irq, backend, page))
+            .zip(lines.iter().zip(backends))
+            .map(|(slot, (&line, (backend, page)))| SlotParts::wire(vm, slot, line, backend, page))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             serial_irq,
@@ -190,7 +190,7 @@ impl SlotParts {
     fn wire(
         vm: &Arc<VmFd>,
         slot: u32,
-        irq: Gsi,
+        line: u32,
         backend: Backend,
         page: Arc<RegisterPage>,
     ) -> Result<Self, GuestError> {
@@ -216,7 +216,7 @@ impl SlotParts {
         Ok(Self {
             slot,
             backend,
-            irq,
+            irq: Gsi::new(vm, line),
             queues,
             page,
         })
