@@ -19,9 +19,8 @@ demo: deps build image-cloud ## move a stock Linux guest between two hosts while
 
 .PHONY: test
 test: deps lint build images ## lint, all tests, whole VMs included; less than 25 minutes on two cores
-	@echo 'the engine and the devices, with /dev/kvm hidden:'
-	unshare --mount sh -c 'if [ -e /dev/kvm ]; then mount --bind /dev/null /dev/kvm; fi; exec $(CARGO) test -p migration -p devices'
-	$(CARGO) test -p vmm -p guest-images -p agent
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/integration-tests/runner \
+		$(CARGO) test -p migration -p devices -p vmm -p guest-images -p agent
 	$(CARGO) run --release --quiet -p integration-tests --bin nested-host -- check
 	$(CARGO) test --release -p integration-tests --no-fail-fast -- --test-threads=1
 
