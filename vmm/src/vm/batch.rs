@@ -7,9 +7,11 @@
 use std::time::{Duration, Instant};
 
 /// So many times a thread is woken up until it is known what waiting its turn brings.
-const TRIAL: u32 = 8;
-/// So many times it is then woken up without waiting, until that is tried again.
-const REST: u32 = 64;
+const TRIAL: u32 = 4;
+/// So many times it is then woken up without waiting, until that is tried again: first the one, then each time twice as often, up to
+/// the other. What begins is tried often, since a connection's first frames are question and answer also where a stream comes
+/// of them.
+const REST: (u32, u32) = (4, 64);
 /// Behind so much silence something else may begin: it is tried at once.
 const SILENCE: Duration = Duration::from_millis(250);
 /// Waiting is worth its while from so many requests in so many wake-ups on.
@@ -25,9 +27,11 @@ const LONG: u64 = 32;
 /// has just queued, and so each frame costs a doorbell, two switches and, as the device catches up each time, another
 /// doorbell. One that waits for the answer to each request only waits longer. Which it is shows only in waiting, so that is
 /// tried again and again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Turns {
     waits: bool,
+    /// How often it will be woken up without waiting when it next does not.
+    rest: u32,
     /// Wake-ups since that was decided, and the requests handled until then.
     woken: u32,
     handled: u64,
@@ -37,30 +41,45 @@ pub struct Turns {
     last: Option<Instant>,
 }
 
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            waits: false,
+            rest: REST.0,
+            woken: 0,
+            handled: 0,
+            before: 0,
+            last: None,
+        }
+    }
+}
+
 impl Turns {
     /// It was woken up, and has handled so many requests in all. Says whether it shall wait its turn from now on, if that is new.
     fn woken(&mut self, handled: u64, now: Instant) -> Option<bool> {
         let last = self.last.replace(now);
-        if last.is_none_or(|last| now.duration_since(last) >= SILENCE) {
-            (self.woken, self.handled) = (0, handled);
-            return (!std::mem::replace(&mut self.waits, true)).then_some(true);
-        }
-        self.woken += 1;
-        let requests = handled.saturating_sub(self.handled);
-        let waits = match self.waits {
-            true if self.woken < TRIAL => return None,
-            true => requests * WORTH.1 >= u64::from(self.woken) * WORTH.0,
-            false if self.woken < REST => return None,
-            false => true,
+        let waits = if last.is_none_or(|last| now.duration_since(last) >= SILENCE) {
+            self.rest = REST.0;
+            true
+        } else {
+            self.woken += 1;
+            let requests = handled.saturating_sub(self.handled);
+            match self.waits {
+                true if self.woken < TRIAL => return None,
+                true if requests * WORTH.1 >= u64::from(self.woken) * WORTH.0 => {
+                    self.rest = REST.0;
+                    true
+                }
+                true => false,
+                false if self.woken < self.rest => return None,
+                false => {
+                    self.rest = REST.1.min(2 * self.rest);
+                    true
+                }
+            }
         };
-        let changed = waits != self.waits;
-        *self = Self {
-            waits,
-            woken: 0,
-            handled,
-            ..*self
-        };
-        changed.then_some(waits)
+        (self.woken, self.handled) = (0, handled);
+        (std::mem::replace(&mut self.waits, waits) != waits).then_some(waits)
     }
 
     /// The same, done: for the thread itself to call.
@@ -128,27 +147,35 @@ mod tests {
     #[test]
     fn a_stream_waits_its_turn_and_question_and_answer_hardly_ever() {
         let mut lane = lane();
-        lane.waited(REST, stream);
+        lane.waited(REST.1, stream);
         assert_eq!(lane.waited(10_000, stream), 10_000);
-        lane.waited(2 * TRIAL, |_| 1);
+        lane.waited(TRIAL, |_| 1);
         let few = lane.waited(10_000, |_| 1);
-        assert!((10_000 / 11..10_000 / 7).contains(&few), "{few}");
+        assert!((10_000 / 20..10_000 / 15).contains(&few), "{few}");
         // And back: within a rest and a trial.
-        lane.waited(REST + TRIAL, stream);
+        lane.waited(REST.1 + TRIAL, stream);
         assert!(lane.turns.waits);
         // Woken up for nothing.
-        lane.waited(2 * TRIAL, |_| 0);
-        assert!(!lane.turns.waits);
+        let few = lane.waited(10_000, |_| 0);
+        assert!(few < 10_000 / 15, "{few}");
     }
 
     #[test]
-    fn what_begins_after_a_silence_is_tried_at_once() {
+    fn what_begins_after_a_silence_is_tried_at_once_and_often() {
         let mut lane = lane();
-        lane.waited(100, |_| 1);
+        lane.waited(1000, |_| 1);
         assert!(!lane.turns.waits);
         lane.now += SILENCE;
         assert_eq!(lane.waited(100, stream), 99);
         lane.now += SILENCE;
         assert!((8..30).contains(&lane.waited(100, |_| 1)));
+        // A stream that begins with a few questions and answers waits its turn soon.
+        for first in 1..3 * TRIAL {
+            lane.waited(1000, |_| 1);
+            lane.now += SILENCE;
+            lane.waited(first, |_| 1);
+            lane.waited(4 * REST.0 + TRIAL, stream);
+            assert!(lane.turns.waits, "{first}");
+        }
     }
 }
