@@ -15,7 +15,7 @@ use super::iov::{self, In, Out};
 
 /// What a sender may have under way to a processor that it shares, in bytes; the kernel doubles it (socket(7)). Below that a packet
 /// of loopback's size (64 KiB) no longer fits in beside another, and each waits for the last to be acknowledged.
-const SHARED_BUFFER: usize = 64 << 10;
+const SHARED_BUFFER: usize = 208 << 10;
 
 /// What a transport has to be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
