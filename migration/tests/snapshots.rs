@@ -15,7 +15,8 @@ use migration::options::Options;
 use migration::pack::{Codec, Compress};
 use migration::pages::{PAGE_SIZE, PageSet};
 use migration::report::Outcome;
-use migration::source::{Hold, Keep, Kept, MoveError, Snapshotted, snapshot};
+use migration::source::{After, Hold, Keep, Kept, MoveError, Snapshotted, migrate, snapshot};
+use migration::wire::UnixTarget;
 use migration::wire::frame::{Run, SnapshotId};
 use support::{Content, FakeHost, Faults, Paused, Running, World, Writer, boot, run, unbooted};
 use vm_memory::{Bytes, GuestAddress};
@@ -238,6 +239,9 @@ fn a_chain_holds_the_same_memory_as_the_guest_at_its_end() {
         (wanted.base, wanted.track) = (base, true);
         let taken = save(guest, wanted, &run::options());
         rounds = u64::try_from(taken.report.rounds.len()).unwrap();
+        // Round 0 is that of the whole memory, which is in the first file alone.
+        let indexes = taken.report.rounds.iter().map(|round| round.index);
+        assert!(indexes.eq((u32::from(path == &b)..).take(taken.report.rounds.len())));
         let id;
         (guest, id) = running(taken);
         assert!(guest.log_is_on());
@@ -266,6 +270,26 @@ fn a_chain_holds_the_same_memory_as_the_guest_at_its_end() {
         let error = load(&world, &files).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
+}
+
+/// A move needs the log for itself, and a guest that stays has none to pay for: nobody keeps its base any more.
+#[test]
+fn a_move_that_reaches_nobody_turns_the_log_off() {
+    let folder = Folder::new("log-off");
+    let world = busy();
+    let mut wanted = keep(&folder.file("a"));
+    wanted.track = true;
+    let (guest, _) = running(save(boot(&world), wanted, &run::options()));
+    assert!(guest.log_is_on());
+    let cancel = CancelToken::new().unwrap();
+    let nowhere = UnixTarget::new(folder.file("nowhere"));
+    let moved = migrate(guest, &nowhere, &run::options(), &cancel, &mut |_| {});
+    assert_eq!(moved.report.outcome, Outcome::Failed);
+    let After::Running(guest) = moved.guest else {
+        panic!("the guest does not run");
+    };
+    assert!(!guest.log_is_on());
+    run::verify(&world, guest);
 }
 
 /// A page that has become zero since is zero in what is restored.

@@ -320,6 +320,12 @@ fn a_receiver_answers_only_what_was_agreed() {
             },
             "pages of round 0 came after VERIFY",
         ),
+        // After which pages would be taken again.
+        (
+            true,
+            Frame::RoundEnd { round: 0, pages: 0 },
+            "the end of round 0 came after VERIFY",
+        ),
     ] {
         let world = World::idle(&[4]);
         let (a, b) = UnixStream::pair().unwrap();

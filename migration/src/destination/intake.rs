@@ -201,6 +201,10 @@ impl Intake {
             let what = format!("the end of round {round} came in round {}", progress.round);
             return Err(broken(channel, what));
         }
+        if progress.sealed {
+            let what = format!("the end of round {round} came after VERIFY or STATE");
+            return Err(broken(channel, what));
+        }
         let (mut landed, mut since) = (progress.landed(), Instant::now());
         while self.streams > 1 && progress.landed() < pages && since.elapsed() < channel.patience()
         {

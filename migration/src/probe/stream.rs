@@ -33,7 +33,9 @@ pub(super) fn source() -> Vec<u8> {
         state ^= state << 17;
         block.extend_from_slice(&state.to_le_bytes());
     }
-    block.repeat((memory() / BLOCK).max(1))
+    // However little memory is free, the largest filler comes out of it in one piece.
+    let least = usize::try_from(MAX_FILLER).unwrap_or(BLOCK);
+    block.repeat(memory().max(least) / BLOCK)
 }
 
 /// What has arrived, on all streams.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::After;
 use super::error::MoveError;
 use super::line::Line;
 use super::precopy::Precopy;
@@ -68,13 +67,8 @@ impl<G: RunningGuest> Connecting<G> {
         };
         let mut link = match opened {
             Ok(link) => link,
-            // Nothing was started, so nothing needs stopping.
-            Err(error) => {
-                return Err(Box::new(Failed {
-                    guest: After::Running(self.guest),
-                    error,
-                }));
-            }
+            // The log may be on for snapshots.
+            Err(error) => return Err(give_back(self.guest, None, error)),
         };
         match link.begin(&self.guest, trip) {
             Ok(()) => Ok(Precopy::new(self.guest, link, 0, trip.options)),
@@ -245,22 +239,24 @@ impl Link {
             cancel: trip.cancel,
             alarm: &self.alarm,
         };
-        let joined: Result<Vec<_>, _> = thread::scope(|scope| {
-            let threads: Vec<_> = (1..streams)
-                .map(|index| {
-                    scope.spawn(move || {
-                        confined::started(Role::Dial);
-                        dialer.join(session, index)
-                    })
+        let joined: Vec<Result<_, MoveError>> = thread::scope(|scope| {
+            let dial = |index| {
+                let thread = thread::Builder::new().name("dial".into());
+                thread.spawn_scoped(scope, move || {
+                    confined::started(Role::Dial);
+                    dialer.join(session, index)
                 })
-                .collect();
-            let ended = threads.into_iter().map(|thread| match thread.join() {
-                Ok(joined) => joined,
-                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            let threads: Vec<_> = (1..streams).map(dial).collect();
+            let ended = threads.into_iter().map(|thread| {
+                let failed = |error| GuestError::new("start the thread that opens a stream", error);
+                let joined = thread.map_err(failed)?.join();
+                // The guest is not to go down with it.
+                joined.unwrap_or_else(|_| Err(GuestError::bare("open a stream: panicked").into()))
             });
             ended.collect()
         });
-        let joined = joined?;
+        let joined: Vec<_> = joined.into_iter().collect::<Result<_, _>>()?;
         let mut channels = joined.iter().map(|line| &line.channel);
         if let Some(other) = channels.find(|other| other.identity() != self.main.channel.identity())
         {

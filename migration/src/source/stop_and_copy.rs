@@ -130,6 +130,7 @@ impl<P: PausedGuest> LastPages<P> {
         let log = self.paused.dirty_log();
         let sent_before = self.link.sent_bytes();
         let mut counts = Counts::default();
+        let index = self.round;
         let shared = self.link.by_descriptor;
         if !shared {
             timed(&mut spent.sync, || log.take(&mut self.todo))?;
@@ -159,7 +160,7 @@ impl<P: PausedGuest> LastPages<P> {
             throttled_ms,
         } = self.brake.round_over(self.paused.throttled(), trip);
         trip.report.rounds.push(Round {
-            index: u32::try_from(trip.report.rounds.len()).unwrap_or(u32::MAX),
+            index,
             duration_ms: millis(spent.sync + spent.pages),
             dirty_pages: counts.sent_pages + counts.zero_pages,
             sent_pages: counts.sent_pages,
@@ -186,6 +187,7 @@ impl<P: PausedGuest> LastPages<P> {
             pacer: &self.pacer,
             set: &self.todo,
             round: self.round,
+            streams: self.link.streams(),
         };
         // The guest stands still, so there is no reason for small chunks but that all streams have work.
         let chunk = chunk_pages(u64::MAX);

@@ -266,7 +266,10 @@ impl Supervisor {
         match started {
             Ok((events, cancel)) => {
                 self.measuring = Some(cancel);
-                self.tracked = None;
+                // It takes the dirty log for itself, unless it compares contents.
+                if !request.contents {
+                    self.tracked = None;
+                }
                 Reply::Measuring(events)
             }
             Err(reason) => Reply::Failed(reason),
