@@ -5,7 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -74,12 +74,20 @@ pub trait Connect: Sync {
 
 /// A destination that listens on TCP.
 #[derive(Debug, Clone)]
-pub struct TcpTarget(String);
+pub struct TcpTarget {
+    /// `host:port`.
+    name: String,
+    /// Where it was first reached. A name may stand for several hosts, and all connections of a move go to one.
+    reached: OnceLock<SocketAddr>,
+}
 
 impl TcpTarget {
     /// `host:port`; the host is a name or an address (IPv6 in brackets).
     pub fn new(address: impl Into<String>) -> Self {
-        Self(address.into())
+        Self {
+            name: address.into(),
+            reached: OnceLock::new(),
+        }
     }
 
     /// All addresses behind the name. Names are looked up on a thread of their own: the resolver can neither
@@ -89,11 +97,12 @@ impl TcpTarget {
         deadline: Instant,
         cancel: &CancelToken,
     ) -> Result<Vec<SocketAddr>, ConnectError> {
-        if let Ok(address) = self.0.parse() {
+        let known = self.reached.get().copied();
+        if let Some(address) = known.or_else(|| self.name.parse().ok()) {
             return Ok(vec![address]);
         }
         let (answer, found) = mpsc::channel();
-        let name = self.0.clone();
+        let name = self.name.clone();
         let lookup = move || {
             confined::started(Role::Resolve);
             let addresses = name.to_socket_addrs().map(Iterator::collect::<Vec<_>>);
@@ -101,7 +110,7 @@ impl TcpTarget {
             let _ = answer.send(addresses);
         };
         let failed = |source| ConnectError::Resolve {
-            name: self.0.clone(),
+            name: self.name.clone(),
             source,
         };
         std::thread::Builder::new()
@@ -136,9 +145,18 @@ impl Connect for TcpTarget {
     ) -> Result<Box<dyn Transport>, ConnectError> {
         let deadline = Instant::now() + timeout;
         let mut last = None;
-        for address in self.resolve(deadline, cancel)? {
-            match dial(&address.into(), &self.name(), deadline, timeout, cancel) {
-                Ok(socket) => return Ok(Box::new(std::net::TcpStream::from(socket))),
+        let addresses = self.resolve(deadline, cancel)?;
+        let mut others = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        for address in addresses {
+            // One that does not answer leaves their share of the time to the others.
+            let share = deadline.saturating_duration_since(Instant::now()) / others;
+            others = (others - 1).max(1);
+            let until = Instant::now() + share;
+            match dial(&address.into(), &self.name(), until, timeout, cancel) {
+                Ok(socket) => {
+                    let _ = self.reached.set(address);
+                    return Ok(Box::new(std::net::TcpStream::from(socket)));
+                }
                 Err(ConnectError::Cancelled(cancelled)) => return Err(cancelled.into()),
                 Err(error) => last = Some(error),
             }
@@ -148,7 +166,7 @@ impl Connect for TcpTarget {
     }
 
     fn name(&self) -> String {
-        format!("tcp:{}", self.0)
+        format!("tcp:{}", self.name)
     }
 }
 
@@ -304,6 +322,25 @@ mod tests {
             .connect(SECOND, &cancel)
             .unwrap_err();
         assert!(error.to_string().contains("/nonexistent/socket"), "{error}");
+    }
+
+    #[test]
+    fn all_connections_go_to_the_address_that_answered_first() {
+        let cancel = CancelToken::new().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        // Often [::1], too, where nobody listens.
+        let target = TcpTarget::new(format!("localhost:{}", address.port()));
+        target.connect(SECOND, &cancel).unwrap();
+        assert_eq!(target.reached.get(), Some(&address));
+        assert_eq!(
+            target.resolve(Instant::now(), &cancel).unwrap(),
+            vec![address]
+        );
+        // No other is tried when that one is gone.
+        drop(listener);
+        let gone = target.connect(SECOND, &cancel).unwrap_err();
+        assert!(gone.to_string().contains("localhost"), "{gone}");
     }
 
     /// A listener that nobody accepts from, with a full queue: further connects are left waiting.
