@@ -19,6 +19,8 @@ pub enum Role {
     Dial,
     /// Looks up a name.
     Resolve,
+    /// Has what the guest has written elsewhere brought to where it lasts.
+    Settle,
 }
 
 static AT_START: OnceLock<fn(Role)> = OnceLock::new();

@@ -103,6 +103,9 @@ impl ThrottlePercent {
     }
 }
 
+/// To be called once, by any thread, while the guest runs: see [`RunningGuest::settle`].
+pub type Settle = Box<dyn FnOnce() -> Result<(), GuestError> + Send>;
+
 /// A guest whose vCPUs run.
 pub trait RunningGuest: Send + Sized {
     /// The same guest with its vCPUs and devices stopped.
@@ -123,6 +126,11 @@ pub trait RunningGuest: Send + Sized {
     /// What it did lately, if it is a guest that counts its work and has run for long enough. Asked at the beginning of a
     /// move, before anything is done to it; what it does from then on is no baseline, so asking begins that anew.
     fn work(&self) -> Option<Baseline>;
+    /// What has what the guest has written elsewhere brought to where it lasts, while the guest runs, so that little of that is
+    /// left for its pause; may take seconds. `None` where there is nothing of the kind.
+    fn settle(&self) -> Option<Settle> {
+        None
+    }
     /// Stops vCPUs and devices: on return nothing of the guest writes memory any more.
     ///
     /// # Errors

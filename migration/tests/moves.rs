@@ -15,7 +15,7 @@ use migration::options::{OnTimeout, Options, StateCosts, ThrottlePolicy};
 use migration::report::{BlackoutClock, Outcome, Report};
 use migration::source::After;
 use migration::work::{Baseline, VcpuWork};
-use support::run::{back, options, receiving, send, tcp_pair, travel, verify};
+use support::run::{back, options, receiving, receiving_with, send, tcp_pair, travel, verify};
 use support::{FakeHost, Faults, World, Writer, boot, unbooted};
 
 fn assert_sums(report: &Report) {
@@ -57,6 +57,32 @@ fn an_idle_guest_arrives_whole() {
     assert_sums(&report);
     assert_eq!(world.running(), 1);
     verify(&world, arrived.unwrap());
+}
+
+/// Longer than the other end would wait in silence; and it does not stand still for it.
+#[test]
+fn disks_are_written_back_while_the_guest_runs() {
+    let options = Options {
+        peer_timeout: Duration::from_secs(1),
+        ..options()
+    };
+    let mut rounds = Vec::new();
+    for settles in [Duration::ZERO, Duration::from_millis(1500)] {
+        let world = World::idle(&[8]);
+        *world.settles.lock().unwrap() = vec![settles];
+        let (a, b) = tcp_pair();
+        let cancel = CancelToken::new().unwrap();
+        let receiving = receiving_with(&world, b, &cancel, options.peer_timeout);
+        let moved = send(boot(&world), a, &options, &cancel, &mut |_| {});
+        let report = moved.report;
+        assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+        assert!(report.brownout_ms.unwrap() >= settles.as_secs_f64() * 1000.0);
+        assert!(world.settles.lock().unwrap().is_empty());
+        verify(&world, receiving.join().unwrap().unwrap());
+        rounds.push(report.rounds.len());
+    }
+    // What was written meanwhile takes one round more.
+    assert_eq!(rounds[1], rounds[0] + 1, "{rounds:?}");
 }
 
 #[test]

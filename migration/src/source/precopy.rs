@@ -1,6 +1,8 @@
 //! Second phase: rounds of pages while the guest runs, until the rest is small enough, or it is given up.
 
 use std::ops::Range;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::brake::{Brake, Slowed};
@@ -10,11 +12,12 @@ use super::error::MoveError;
 use super::first_round;
 use super::pacer::Pacer;
 use super::stop_and_copy::StopAndCopy;
-use super::streams::{Midway, carry};
+use super::streams::{Midway, SIGN, carry};
 use super::trip::{Failed, Trip, give_back, per_second};
 use crate::clock::millis;
+use crate::confined::{self, Role};
 use crate::event::Event;
-use crate::guest::RunningGuest;
+use crate::guest::{GuestError, RunningGuest};
 use crate::options::{OnTimeout, Options};
 use crate::pages::{PAGE_SIZE, PageSet};
 use crate::policy::{self, Decision, Facts, Limits, Look};
@@ -32,6 +35,8 @@ const CHUNK_PAGES: Range<u64> = 256..2048;
 /// Over fewer bytes than the first, the time is all latency and says nothing of the bandwidth. Over fewer
 /// than the second it is partly that of the socket's own buffer, and does not replace a better measurement.
 const TELLING_BYTES: (u64, u64) = (256 << 10, 8 << 20);
+/// If the guest's disks took so long, what it wrote to memory meanwhile is worth a round.
+const SETTLED: Duration = Duration::from_millis(5);
 /// Progress is told so often at most.
 const PROGRESS: Duration = Duration::from_millis(100);
 /// Of the time of a round at most one part in so many is spent on looking at the log.
@@ -102,6 +107,7 @@ impl<G: RunningGuest> Precopy<G> {
         self.pacer = Pacer::new(trip.options.bandwidth);
         self.costs = expected_costs(trip, self.link.round_trip);
         if self.link.by_descriptor {
+            self.settle(trip)?;
             return Ok("both ends map the same memory: there are no pages to send".into());
         }
         let log = self.guest.dirty_log();
@@ -109,7 +115,8 @@ impl<G: RunningGuest> Precopy<G> {
         // Before that: looking takes writes of the VMM out of the log, and only pages known to be touched are sure
         // to be sent after it.
         let layout = self.link.description.layout.clone();
-        let resent = first_round::watch(&self.todo, &layout, &*log, trip)?;
+        let main = &mut self.link.main;
+        let resent = first_round::watch(&mut self.todo, &layout, &*log, main, trip)?;
         self.link.pack(trip.options.compress, resent.as_ref());
         let (ram, cancel) = (self.guest.ram(), trip.cancel);
         // What is missing in a later round is not zeros, but what it was.
@@ -117,6 +124,7 @@ impl<G: RunningGuest> Precopy<G> {
             trip.report.untouched_pages =
                 first_round::leave_out_untouched(&mut self.todo, ram, &layout, &*log, cancel)?;
         }
+        let mut settled = false;
         loop {
             let mut round = self.round(trip)?;
             let began = Instant::now();
@@ -125,7 +133,45 @@ impl<G: RunningGuest> Precopy<G> {
             self.costs.sync = began.elapsed();
             self.note(&mut round, trip);
             if let Step::Stop { reason } = self.step(trip)? {
-                return Ok(reason);
+                if settled || self.settle(trip)? < SETTLED {
+                    return Ok(reason);
+                }
+                settled = true;
+            }
+        }
+    }
+
+    /// Has disks write back what they can while the guest runs: it stands still for the rest. Says how long that took; the
+    /// destination hears meanwhile that this end lives.
+    fn settle(&mut self, trip: &Trip<'_>) -> Result<Duration, MoveError> {
+        let Some(settle) = self.guest.settle() else {
+            return Ok(Duration::ZERO);
+        };
+        let began = Instant::now();
+        let (told, ended) = mpsc::channel();
+        // On its own, so that nobody has to wait for it who does not want to move any more.
+        let thread = thread::Builder::new().name("settle".into());
+        let spawned = thread.spawn(move || {
+            confined::started(Role::Settle);
+            let _ = told.send(settle());
+        });
+        spawned.map_err(|error| GuestError::new("start a thread for the guest's disks", error))?;
+        let main = &mut self.link.main;
+        loop {
+            match ended.recv_timeout(SIGN) {
+                Ok(done) => {
+                    done?;
+                    return Ok(began.elapsed());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    trip.cancel.sleep(Duration::ZERO)?;
+                    check_time(trip)?;
+                    main.listen()?;
+                    main.ask()?;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(GuestError::bare("write the guest's disks back: panicked").into());
+                }
             }
         }
     }
@@ -194,6 +240,7 @@ impl<G: RunningGuest> Precopy<G> {
             pacer: &self.pacer,
             set: &self.todo,
             round: index,
+            streams: self.link.streams(),
         };
         let chunk = chunk_pages(self.costs.bandwidth);
         let began = Instant::now();

@@ -18,7 +18,7 @@ use migration::clock::boottime_ns;
 use migration::dirty::DirtyLog;
 use migration::guest::{
     BlankGuest, Description, Failed, GuestError, GuestRam, Heartbeat, Host, PausedGuest,
-    RunningGuest, ThrottlePercent,
+    RunningGuest, Settle, ThrottlePercent,
 };
 use migration::pages::{MemoryLayout, PAGE_SIZE, PageSet, Region};
 use migration::state::{Kind, VmState};
@@ -102,6 +102,8 @@ pub struct World {
     pub warm: AtomicBool,
     /// What the guest says of its work, when a move begins and when it is paused; None counts nothing.
     pub work: Mutex<Option<(Baseline, Vec<VcpuWork>)>>,
+    /// How long what it has on disks takes to get there each time, one after the other; then nothing is left.
+    pub settles: Mutex<Vec<Duration>>,
 }
 
 /// A layout of regions of so many MiB: the first at 0, the others from 4 GiB on with gaps.
@@ -136,6 +138,7 @@ impl World {
             there: Mutex::default(),
             warm: AtomicBool::new(false),
             work: Mutex::default(),
+            settles: Mutex::default(),
         })
     }
 
@@ -562,6 +565,14 @@ impl RunningGuest for Running {
     fn work(&self) -> Option<Baseline> {
         let work = self.body().world.work.lock().unwrap();
         work.as_ref().map(|(baseline, _)| baseline.clone())
+    }
+
+    fn settle(&self) -> Option<Settle> {
+        let next = self.body().world.settles.lock().unwrap().pop()?;
+        Some(Box::new(move || {
+            std::thread::sleep(next);
+            Ok(())
+        }))
     }
 
     fn pause(mut self) -> Result<Paused, Failed<Self>> {

@@ -31,6 +31,8 @@ pub enum Kind {
     Dial,
     /// `resolver`: looks up one name.
     Resolve,
+    /// `settle`: has disks write back.
+    Settle,
     /// `pager`: fills the memory of a restored guest as it is touched.
     Pager,
     /// `dirty-rate`: watches how the guest writes.
@@ -49,7 +51,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 17] = [
         Kind::Main,
         Kind::Vcpu,
         Kind::Virtio,
@@ -59,6 +61,7 @@ impl Kind {
         Kind::Verify,
         Kind::Dial,
         Kind::Resolve,
+        Kind::Settle,
         Kind::Pager,
         Kind::DirtyRate,
         Kind::DirtyRing,
@@ -77,6 +80,7 @@ impl Kind {
                 Kind::Verify,
                 Kind::Dial,
                 Kind::Resolve,
+                Kind::Settle,
                 Kind::DirtyRing,
             ],
             Kind::Receiver => &[
@@ -94,6 +98,7 @@ impl Kind {
             | Kind::Stream
             | Kind::Verify
             | Kind::Resolve
+            | Kind::Settle
             | Kind::Pager
             | Kind::DirtyRing
             | Kind::Announce
@@ -146,6 +151,7 @@ impl Kind {
             Kind::Verify => &[],
             Kind::Dial => &[CONNECTIONS, FURTHER],
             Kind::Resolve => &[FURTHER, RESOLVER],
+            Kind::Settle => &[WRITE_OUT],
             Kind::Pager => &[FAULTS],
             Kind::DirtyRate => &[DIRTY_LOG, PAGES],
             Kind::DirtyRing => &[RING],

@@ -142,6 +142,7 @@ impl Sandbox {
                 Role::Verify => Kind::Verify,
                 Role::Dial => Kind::Dial,
                 Role::Resolve => Kind::Resolve,
+                Role::Settle => Kind::Settle,
             });
         });
         FILTERS.set(filters).map_err(|_| SandboxError::Twice)?;

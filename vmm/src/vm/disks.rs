@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use devices::virtio::block::disk::Disk;
-use migration::guest::GuestError;
+use migration::guest::{GuestError, Settle};
 
 /// The disks, in the order of their slots.
 #[derive(Debug, Default)]
@@ -60,22 +60,32 @@ impl Disks {
     /// # Errors
     /// Something did not get there.
     pub fn sync(&self) -> Result<(), GuestError> {
-        for disk in &self.0 {
-            disk.sync().map_err(|error| {
-                let path = disk.path().display();
-                GuestError::new(
-                    format!("bring what the guest has written to disk {path}"),
-                    error,
-                )
-            })?;
-        }
-        Ok(())
+        sync(&self.0)
+    }
+
+    /// The same for another thread to do, if there is a disk.
+    pub fn settle(&self) -> Option<Settle> {
+        let disks = self.0.clone();
+        (!disks.is_empty()).then(|| Box::new(move || sync(&disks)) as Settle)
     }
 
     /// Forgets what this host has cached of them: another one has written to them since.
     pub fn forget(&self) {
         self.0.iter().for_each(|disk| disk.forget());
     }
+}
+
+fn sync(disks: &[Arc<Disk>]) -> Result<(), GuestError> {
+    for disk in disks {
+        disk.sync().map_err(|error| {
+            let path = disk.path().display();
+            GuestError::new(
+                format!("bring what the guest has written to disk {path}"),
+                error,
+            )
+        })?;
+    }
+    Ok(())
 }
 
 /// What is dropped is not run any more.

@@ -33,7 +33,7 @@ use ::devices::virtio::{RegisterPage, VirtioMmio};
 use kvm_ioctls::VmFd;
 use migration::dirty::DirtyLog;
 use migration::guest::{
-    Description, Failed, GuestError, GuestRam, Heartbeat, PausedGuest, RunningGuest,
+    Description, Failed, GuestError, GuestRam, Heartbeat, PausedGuest, RunningGuest, Settle,
     ThrottlePercent,
 };
 use migration::pages::MemoryLayout;
@@ -280,6 +280,10 @@ impl RunningGuest for RunningVm {
 
     fn work(&self) -> Option<Baseline> {
         self.core.take_baseline()
+    }
+
+    fn settle(&self) -> Option<Settle> {
+        self.devices.disks().settle()
     }
 
     fn pause(self) -> Result<PausedVm, Failed<Self>> {
