@@ -72,7 +72,7 @@ pub struct Options {
     pub streams: u16,
     /// How long connecting may take.
     pub connect_timeout: Duration,
-    /// A peer from which nothing comes, or that takes nothing, for so long is dead.
+    /// A peer from which nothing comes, or that takes nothing, for so long is dead. At least [`LEAST_PATIENCE`].
     pub peer_timeout: Duration,
     /// The most rounds before the guest is stopped.
     pub max_rounds: u32,
@@ -94,6 +94,9 @@ pub struct Options {
     /// What the engine should expect of steps that it has not seen yet.
     pub costs: StateCosts,
 }
+
+/// A peer's timeout is no shorter than this (500 ms): whoever has nothing to say for a while says several times in it that he lives.
+pub const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The most connections of one move.
 pub const MAX_STREAMS: u16 = 16;

@@ -20,6 +20,8 @@ use crate::wire::iov::Out;
 pub(super) const BATCH: u64 = 256;
 /// The least that is packed together, however low the bandwidth: what a codec sees at once decides what it saves.
 const PACKED_BATCH: u64 = 64;
+/// But all streams send theirs in so much time, also where that saves nothing: no stream is silent for longer, waiting for its turn.
+const PACKED_TIME: Duration = Duration::from_millis(250);
 /// After so many runs the destination is asked for a sign of life. Runs far apart are slow to take in, since
 /// each may be the first touch of a huge page there, and a socket's buffer holds thousands of them: without
 /// an answer in between, a destination that is busy could not be told from one that is dead.
@@ -35,6 +37,8 @@ pub(super) struct Load<'a> {
     /// The pages to be carried.
     pub set: &'a PageSet,
     pub round: u32,
+    /// How many lines carry them.
+    pub streams: u16,
 }
 
 /// What was carried.
@@ -107,10 +111,10 @@ impl Batch {
 impl<'a> Courier<'a> {
     pub fn new(load: Load<'a>, line: &'a mut Line, tally: &'a Tally) -> Result<Self, MoveError> {
         let least = match line.packer.is_used() {
-            true => PACKED_BATCH,
-            false => 1,
+            true => PACKED_BATCH.min(load.pacer.pages(PACKED_TIME) / u64::from(load.streams)),
+            false => 0,
         };
-        let batch = load.pacer.batch(BATCH).max(least);
+        let batch = load.pacer.batch(BATCH).max(least).max(1);
         Ok(Self {
             load,
             ram: RamView::new(load.ram, load.layout)?,

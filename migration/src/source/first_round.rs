@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::MoveError;
+use super::line::Line;
 use super::trip::Trip;
 use crate::cancel::CancelToken;
 use crate::dirty::DirtyLog;
@@ -17,12 +18,12 @@ use crate::touched::{PAGEMAP, touched};
 const UNTOUCHED_CHUNK: u64 = 16_384;
 
 /// Where differences are asked for: sees for a moment which pages the guest writes, so that they are kept
-/// from the first round on. All pages that anybody has touched are still to be sent, so nothing that is seen
-/// here is lost.
+/// from the first round on. What it sees is to be sent, whether it was before or not.
 pub(super) fn watch(
-    todo: &PageSet,
+    todo: &mut PageSet,
     layout: &MemoryLayout,
     log: &dyn DirtyLog,
+    main: &mut Line,
     trip: &Trip<'_>,
 ) -> Result<Option<Arc<Resent>>, MoveError> {
     let Some(cache) = trip.options.delta_cache else {
@@ -36,12 +37,14 @@ pub(super) fn watch(
     for _ in 0..times {
         let before = hot.len();
         trip.cancel.sleep(slice)?;
+        main.ask()?;
         log.take(&mut hot)?;
         let more = hot.len() - before;
         if more < MANY_MORE.max(before / 5) || hot.len() >= cache / PAGE_SIZE {
             break;
         }
     }
+    todo.union(&hot);
     Ok(Some(Arc::new(Resent::new(cache, hot))))
 }
 

@@ -63,6 +63,14 @@ impl Pacer {
             (bandwidth / BATCHES_PER_SECOND / PAGE_SIZE).clamp(1, most)
         })
     }
+
+    /// How many pages may be sent in so much time, as they are.
+    pub fn pages(&self, time: Duration) -> u64 {
+        self.bandwidth.map_or(u64::MAX, |bandwidth| {
+            let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            bandwidth.saturating_mul(millis) / 1000 / PAGE_SIZE
+        })
+    }
 }
 
 #[cfg(test)]

@@ -348,9 +348,9 @@ mod tests {
         assert_eq!(options.peer_timeout, Duration::from_secs(2));
         let options = over_tcp("").unwrap().options();
         assert_eq!(options.peer_timeout, Duration::from_secs(5));
-        for words in ["--peer-timeout 99ms", "--peer-timeout 2h"] {
+        for words in ["--peer-timeout 499ms", "--peer-timeout 2h"] {
             let refused = over_tcp(words).unwrap_err();
-            assert!(refused.contains("100 ms to 1 hour"), "{refused}");
+            assert!(refused.contains("500 ms to 1 hour"), "{refused}");
         }
     }
 

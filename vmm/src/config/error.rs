@@ -22,7 +22,7 @@ pub enum ConfigError {
     )]
     PausedForGood,
     /// Out of range.
-    #[error("a peer timeout of {}: take 100ms to 1h", Span(*.0))]
+    #[error("a peer timeout of {}: take 500ms to 1h", Span(*.0))]
     PeerTimeout(Duration),
     /// Too little, too much, or not a multiple of 2 MiB.
     #[error(

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use migration::options::LEAST_PATIENCE;
 use migration::pages::REGION_ALIGN;
 
 use super::net::check_cards;
@@ -17,8 +18,7 @@ use crate::sandbox::Mode;
 /// The memory that a receiver gives a guest at most, if not told otherwise: 8 GiB.
 pub const DEFAULT_MAX_MEMORY: u64 = 8 << 30;
 /// How long the other end of a move may do nothing before it is taken for dead.
-pub const PEER_TIMEOUT: RangeInclusive<Duration> =
-    Duration::from_millis(100)..=Duration::from_secs(3600);
+pub const PEER_TIMEOUT: RangeInclusive<Duration> = LEAST_PATIENCE..=Duration::from_secs(3600);
 
 /// A receiver of guests.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -155,7 +155,7 @@ pub enum RequestError {
     #[error("a cache of {} for differences: take at least {}", Size(*.0), Size(MIN_DELTA_CACHE))]
     DeltaCache(u64),
     /// The time after which the other end is dead is out of range.
-    #[error("a peer timeout of {0} ms: take 100 ms to 1 hour")]
+    #[error("a peer timeout of {0} ms: take 500 ms to 1 hour")]
     PeerTimeout(u64),
     /// There are no two memories to compare.
     #[error(
