@@ -32,11 +32,12 @@ fn figures() -> Result<(), Error> {
     let gigabits = gigabits::run()?;
     let machine = Machine::this();
     let machine = format!(
-        "This machine: {}, {} processors, {} GB, Linux {}.",
+        "This machine: {}, {} processors, {} GiB, Linux {}.",
         machine.processor,
         machine.cpus,
         machine.memory_bytes >> 30,
-        machine.kernel
+        // What a distribution adds says nothing.
+        machine.kernel.split('-').next().unwrap_or_default()
     );
     plot("gigabits", &page::gigabits_chart(&gigabits))?;
     plot("fold", &page::fold_chart(&folds.rows))?;

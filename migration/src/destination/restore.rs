@@ -42,7 +42,7 @@ pub enum RestoreError {
     },
     /// It has no end mark.
     #[error(
-        "snapshot {name} was not finished, or is cut at byte {len}, or has bytes behind its end; take another copy of it, or another snapshot"
+        "{name} is no snapshot, or one that was not finished, is cut at byte {len}, or has bytes behind its end; take another copy of it, or another snapshot"
     )]
     NoEnd {
         /// The file.

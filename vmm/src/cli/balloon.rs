@@ -16,7 +16,8 @@ Examples:
     ferry balloon --control /tmp/a.sock 0
 
 The guest needs a balloon (`ferry run --balloon`) and a driver for it. It gives pages as fast as it
-finds some to spare, or not at all: `ferry status` says how far it is. The size moves with the guest.")]
+finds some to spare, or not at all: `ferry status` says how far it is. The size moves with the
+guest.")]
 pub struct Args {
     #[command(flatten)]
     vm: Vm,

@@ -31,13 +31,15 @@ Examples:
     ferry certs host ferry-ca alpha.example.org --san 10.0.0.1
     ferry certs host ferry-ca beta.example.org --san 10.0.0.2
   Its folder to each host, and to no other:
-    scp -rp ferry-ca/alpha.example.org root@alpha.example.org:/etc/ferry
+    ssh root@alpha.example.org mkdir -p /etc/ferry/tls
+    scp -p ferry-ca/alpha.example.org/* root@alpha.example.org:/etc/ferry/tls
   Then, on beta and on alpha:
-    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry
-    ferry migrate --control /tmp/a.sock tcp:10.0.0.2:7000 --tls /etc/ferry
+    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry/tls
+    ferry migrate --control /tmp/a.sock tcp:10.0.0.2:7000 --tls /etc/ferry/tls
 
-There is no revocation: a host whose key was stolen ends with its certificate, or with the CA. A certificate that is
-made anew (--force) is used by the next `ferry migrate --tls DIR` and by the next `ferry receive`.")]
+There is no revocation: a host whose key was stolen ends with its certificate, or with the CA. A
+certificate that is made anew (--force) is used by the next `ferry migrate --tls DIR` and by the
+next `ferry receive`.")]
 pub struct Args {
     #[command(subcommand)]
     what: What,
@@ -163,7 +165,8 @@ fn make_host(dir: &Path, wish: &Wish, force: bool) -> Result<String, MakeError> 
         "{}  the certificate of {}, valid until {}{early}\n  SHA-256 {}\n\
          {}  its key, for that host alone\n\
          {}  whom it trusts\n\
-         Next: scp -rp {} root@{name}:/etc/ferry, and there --tls /etc/ferry\n",
+         Next: ssh root@{name} mkdir -p /etc/ferry/tls\n\
+         \x20     scp -p {}/* root@{name}:/etc/ferry/tls, and there --tls /etc/ferry/tls\n",
         pem.display(),
         wish.names.join(", "),
         day(made.until),

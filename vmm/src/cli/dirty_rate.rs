@@ -18,10 +18,12 @@ use crate::units::Span;
 /// Watch how fast a running guest writes its memory, without moving it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Each line says how many pages the guest wrote at least once since the start. A guest that rewrites the same pages has a
-curve that flattens: what a move has to send again is what lies on it at the duration of a round. The measurement costs
-the guest a fault for each page that it writes: of a guest that writes in gigabytes, or where faults are dear, take a `--sample`, or `--contents`. Of a guest with `--dirty-tracking ring` each line also says which vCPU was the
-first to write how many of these pages. `ferry cancel` ends it early.")]
+Each line says how many pages the guest wrote at least once since the start. A guest that rewrites
+the same pages has a curve that flattens: what a move has to send again is what lies on it at the
+duration of a round. The measurement costs the guest a fault for each page that it writes: of a
+guest that writes in gigabytes, or where faults are dear, take a `--sample`, or `--contents`. Of a
+guest with `--dirty-tracking ring` each line also says which vCPU was the first to write how many
+of these pages. `ferry cancel` ends it early.")]
 pub struct Args {
     #[command(flatten)]
     vm: Vm,

@@ -149,13 +149,14 @@ fn trace(path: &Path, settings: &[Setting], merged: &Merge<'_>) -> Result<(), Fi
             }
             Ok(())
         }
-        // The first without which something else, or nothing, is wrong.
+        // The first without which other values, or none, are wrong. Without one that there must be, clap complains instead.
         Err(Nonsense::Values(what)) => {
             for (index, setting) in settings.iter().enumerate() {
                 let others = settings[..index].iter().chain(&settings[index + 1..]);
-                let without = super::sense(&merged(&mut others.into_iter()));
-                if without != Err(Nonsense::Values(what.clone())) {
-                    return Err(blame(setting, &what));
+                match super::sense(&merged(&mut others.into_iter())) {
+                    Err(Nonsense::Values(same)) if same == what => {}
+                    Err(Nonsense::Words(_)) => {}
+                    _ => return Err(blame(setting, &what)),
                 }
             }
             Ok(())

@@ -10,7 +10,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "LEVEL")]
     log: Option<Level>,
 
-    /// How news are written on standard error: text, for people; json, an object a line, with a time, for whoever collects them
+    /// How messages are written to standard error: text, or json (one object a line)
     #[arg(long, value_name = "HOW", default_value = "text")]
     log_format: Format,
 }

@@ -20,7 +20,7 @@ use super::wanted::Wanted;
 use crate::config::Target;
 use crate::console::Signals;
 use crate::control::client::{Client, ClientError, Told};
-use crate::control::{Compress, MigrateRequest, MoveEvent};
+use crate::control::{Compress, IF_UNKNOWN, MigrateRequest, MoveEvent};
 use crate::page;
 use crate::ui::{self, MoveView, Style};
 use crate::units::{Size, Span};
@@ -31,21 +31,25 @@ use crate::units::{Size, Span};
 Examples:
   ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000
   At most 50 ms of downtime, at most 1 Gbit/s, and the figures into a file:
-    ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --downtime 50ms --bandwidth 1Gbit --report move.json
+    ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --downtime 50ms --bandwidth 1Gbit \\
+        --report move.json
   Within 10 minutes, with a longer downtime if need be:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --timeout 10m --on-timeout switch
   With both memories compared before it runs there:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --verify
   Over a slow link, compressed where that pays, with differences of pages that go again:
     ferry migrate --control /tmp/a.sock tcp:127.0.0.1:7000 --compress auto --delta 256M
-  To another machine, encrypted (`ferry certs` makes the folder); the destination has to be beta, by its certificate:
-    ferry migrate --control /tmp/a.sock tcp:10.0.0.2:7000 --tls /etc/ferry --peer beta.example.org
+  To another machine, encrypted; by its certificate (see `ferry certs`) it has to be beta:
+    ferry migrate --control /tmp/a.sock tcp:10.0.0.2:7000 --tls /etc/ferry/tls \\
+        --peer beta.example.org
 
 Ctrl-C cancels the move, unless it is committed already; the guest stays where it is.
 
-Exit status: 0 completed, 1 failed (the guest runs on the source), 2 usage, 3 cancelled (the guest runs on the
-source), 4 unknown (the connection was cut in the moment of the handover: look at both ends, then `ferry stop` the one
-or `ferry resume --force` the other).")]
+Exit status: 0 completed, 1 failed (the guest runs on the source), 2 usage, 3 cancelled (the guest
+runs on the source), 4 unknown (the connection was cut in the moment of the handover, and the guest
+is paused on the source. Look at the destination: if the guest runs there, `ferry stop` the source;
+if it is still receiving, wait and look again; if it has no guest, or is surely dead, `ferry resume
+--force` the source).")]
 pub struct Args {
     #[command(flatten)]
     vm: Vm,
@@ -242,7 +246,7 @@ fn undone(report: &Report, target: &Target) -> Option<String> {
             "the move to {target} is cancelled, the guest runs here: {reason}"
         )),
         Outcome::Unknown => Some(format!(
-            "the guest may run on {target}, it is paused here; look there, then `ferry stop` this one or `ferry resume --force` it: {reason}"
+            "the guest may run on {target}, it is paused here: {reason}; {IF_UNKNOWN}"
         )),
     }
 }

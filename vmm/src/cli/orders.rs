@@ -9,7 +9,7 @@ use crate::control::client::{Client, ClientError};
 /// The VM that is meant.
 #[derive(Debug, clap::Args)]
 pub struct Vm {
-    /// The VM's control socket, as given to its `ferry run` or `ferry receive`
+    /// The VM's control socket, as given to its `ferry run`, `ferry receive` or `ferry restore`
     #[arg(long, value_name = "SOCKET")]
     control: PathBuf,
 }
@@ -37,9 +37,10 @@ pub struct PauseArgs {
 /// Let a paused guest go on
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-After a move whose outcome is unknown, look at the destination first: if the guest runs there, `ferry stop` this one;
-if it has none and waits, or is surely dead, `ferry resume --force` lets it go on here. While it says that it is receiving,
-wait: within its peer timeout it has the guest or has not. Two running copies of one guest destroy its disks.")]
+After a move whose outcome is unknown, look at the destination first: if the guest runs there,
+`ferry stop` this one; if it has none and waits, or is surely dead, `ferry resume --force` lets it
+go on here. While it says that it is receiving, wait: within its peer timeout it has the guest or
+has not. Two running copies of one guest destroy its disks.")]
 pub struct ResumeArgs {
     #[command(flatten)]
     vm: Vm,

@@ -23,17 +23,19 @@ use crate::units::Span;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  A running guest and a waiting `ferry receive`: watches the guest for 8 s, measures the link for 2 s, moves nothing:
+  A running guest and a waiting receiver: watches the one for 8 s, measures the link for 2 s:
     ferry predict --control /tmp/a.sock tcp:127.0.0.1:7000 --downtime 50ms
   A guest that is only described:
     ferry predict --memory 256G --link 40Gbit --dirty-rate 400MB/s --working-set 8G --pattern hot
   The same by the curve that `ferry dirty-rate` shows, or by the file that its --json gives:
-    ferry predict --memory 4G --link 10Gbit --dirty-curve 125ms:2507,250ms:5030,500ms:9800,1s:18300,2s:31000
+    ferry predict --memory 4G --link 10Gbit \\
+        --dirty-curve 125ms:2507,250ms:5030,500ms:9800,1s:18300,2s:31000
     ferry predict --memory 4G --link 10Gbit --dirty-curve curve.json
 
-The move is simulated several times with the policies of a real one, over the guest's writing and the link as they were
-measured and as far from that as may be; of each figure what is expected comes first, then the least and the most.
-Compression and differences are not reckoned with. `ferry cancel` ends the measurement early.
+The move is simulated several times with the policies of a real one, over the guest's writing and
+the link as they were measured and as far from that as may be; of each figure what is expected
+comes first, then the least and the most. Compression and differences are not reckoned with. `ferry
+cancel` ends the measurement early.
 
 Exit status: 0 the move would converge, 1 error, 2 usage, 5 it would not converge.")]
 pub struct Args {

@@ -22,9 +22,9 @@ Examples:
     ferry receive --listen tcp:127.0.0.1:7000 --net 0=tap=tap1 --control /tmp/b.sock
   With its disk, which lies where both hosts can reach it:
     ferry receive --listen tcp:127.0.0.1:7000 --disk 0=/shared/guest.img
-  For the other machine, encrypted, from a host with a certificate of the same CA (`ferry certs`), or from one alone:
-    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry
-    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry --peer alpha.example.org
+  Encrypted, from any host with a certificate of the same CA (`ferry certs`), or from one alone:
+    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry/tls
+    ferry receive --listen tcp:10.0.0.2:7000 --tls /etc/ferry/tls --peer alpha.example.org
   The same over a network that only you can read:
     ferry receive --listen tcp:10.0.0.2:7000 --insecure-plaintext
   As the services of ferry-receive.socket do:
@@ -32,11 +32,11 @@ Examples:
 
 Kernel, memory, vCPUs and devices come with the guest.
 
-Exit status: 0 powered off, stopped or moved on, 1 error, or no guest came, 2 usage, 10 the guest reset itself,
-11 the guest crashed.")]
+Exit status: 0 powered off, stopped or moved on, 1 error, or no guest came, 2 usage, 10 the guest
+reset itself, 11 the guest crashed.")]
 pub struct Args {
-    /// Where to wait: tcp:HOST:PORT, tcp:[IPv6]:PORT or unix:PATH; or systemd, on the socket that a service manager passes
-    /// (LISTEN_FDS), for one move: from its beginning on the socket is another receiver's
+    /// Where to wait: tcp:HOST:PORT, tcp:[IPv6]:PORT or unix:PATH; systemd: the socket that the service manager passes
+    /// (LISTEN_FDS), for one move; once it has begun, the next receiver has the socket
     #[arg(long, value_name = "ADDRESS")]
     listen: Listen,
 
@@ -62,7 +62,7 @@ pub struct Args {
     )]
     max_memory: Size,
 
-    /// Have so much memory touched before a guest comes, which gets it. Memory that has rested is slow at its first touch, and a
+    /// Touch so much memory before a guest comes, and give it to the one that does. Memory that has rested is slow at its first touch, and a
     /// move waits for it otherwise; all of it is taken from the host at once
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     prefault: Option<Size>,

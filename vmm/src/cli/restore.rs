@@ -22,11 +22,12 @@ Examples:
   As it was, to look at before it runs:
     ferry restore /srv/a.snap --paused --control /tmp/a.sock
 
-Kernel, memory, vCPUs and devices are in the snapshot. The guest's time goes on where it was: its wall clock is behind by as
-long as the snapshot is old, until it asks a time server. The same file may be restored any number of times; two guests
-of it at once have the same MAC addresses, keys and random numbers. With --lazy a damaged file
-is found out only when all of it is read: the guest is ended then, with status 1, since it has run on memory that may be
-wrong; and until then it cannot be moved or saved. Exit status as of `ferry run`.")]
+Kernel, memory, vCPUs and devices are in the snapshot. The guest's time goes on where it was: its
+wall clock is behind by as long as the snapshot is old, until it asks a time server. The same file
+may be restored any number of times; two guests of it at once have the same MAC addresses, keys and
+random numbers. With --lazy a damaged file is found out only when all of it is read: the guest is
+ended then, with status 1, since it has run on memory that may be wrong; and until then it cannot
+be moved or saved. Exit status as of `ferry run`.")]
 pub struct Args {
     /// The snapshot; of a chain all, the whole one first
     #[arg(value_name = "FILE", required = true)]

@@ -27,7 +27,7 @@ Examples:
     ferry run vmlinuz --initramfs initrd.img --memory 4G --balloon on --control /tmp/guest.sock
   The built-in test guest, writing 100,000 pages a second to 256 MiB; it needs no image:
     ferry run --pulse 'ws=16:256 rate=100000' --memory 1G --control /tmp/pulse.sock
-  As /etc/ferry/web.toml says (kernel = \"/boot/vmlinuz\", memory = \"1G\", net = [\"tap=tap0\"], ...), with more memory:
+  As a file says (kernel = \"/boot/vmlinuz\", net = [\"tap=tap0\"], ...), with more memory:
     ferry run --config /etc/ferry/web.toml --memory 2G
 
 Exit status: 0 powered off, stopped or moved away, 1 error, 2 usage, 10 the guest reset itself,

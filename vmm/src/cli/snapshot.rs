@@ -35,8 +35,9 @@ Examples:
   And end the guest when it is saved:
     ferry snapshot --control /tmp/a.sock /srv/a.snap --stop
 
-`ferry restore` lets it go on from there, on any host that a move could go to. Ctrl-C, or `ferry cancel`, ends it; the guest
-runs on. The file holds all of the guest's memory, and nothing in it is encrypted: it is made for its owner's eyes alone.
+`ferry restore` lets it go on from there, on any host that a move could go to. Ctrl-C, or `ferry
+cancel`, ends it; the guest runs on. The file holds all of the guest's memory, and nothing in it is
+encrypted: it is made for its owner's eyes alone.
 
 Exit status: 0 saved, 1 failed (the guest runs on, there is no file), 2 usage, 3 cancelled.")]
 pub struct Args {

@@ -29,7 +29,8 @@ use crate::ui::millis;
 /// Run a declared sweep of real moves of test guests on this machine, and draw what came of it
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-The file is TOML (or JSON, if it ends in .json). Every key of a sweep takes a value or a list; all combinations are run:
+The file is TOML, or JSON if it ends in .json. Every key of a sweep takes a value or a list; all
+combinations are run:
   [[sweep]]
   name = \"uniform\"
   memory = \"512M\"              # 512M
@@ -49,10 +50,12 @@ The file is TOML (or JSON, if it ends in .json). Every key of a sweep takes a va
   predict = true               # predict each move first
   repeats = 3
 
-The folder gets moves.csv, summary.json, index.html and a file a move. A study that was interrupted goes on where it was;
-moves that failed are rows with their reasons. Links are made by htb between network namespaces as root, by --bandwidth else.
+The folder gets moves.csv, summary.json, index.html and a file a move. A study that was interrupted
+goes on where it was; moves that failed are rows with their reasons. Links are made by htb between
+network namespaces as root, by --bandwidth else.
 
-Exit status: 0 all moves were made, 1 error or a guest that did not arrive whole, 2 usage, 3 interrupted.")]
+Exit status: 0 all moves were made, 1 error or a guest that did not arrive whole, 2 usage, 3
+interrupted.")]
 pub struct Args {
     /// The sweep
     #[arg(value_name = "FILE")]

@@ -163,7 +163,7 @@ pub enum RequestError {
     )]
     NothingToVerify,
     /// The longest window is out of range.
-    #[error("a window of {} ms: take 1 ms to {}", .0, Span(dirty_rate::LONGEST))]
+    #[error("a window of {}: take 1 ms to {}", Span(Duration::from_millis(*.0)), Span(dirty_rate::LONGEST))]
     Window(u64),
     /// The sample is nothing, or too thin.
     #[error("a sample of one page in {0}: take 1 to {max}", max = dirty_rate::THINNEST)]

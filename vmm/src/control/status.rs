@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::InForce;
 
+/// What a person does about a guest in [`State::Unknown`]; "here" is its source.
+pub const IF_UNKNOWN: &str = "look at the destination: if the guest runs there, `ferry stop` here; if it is still receiving there, wait and look again; \
+     if the destination has no guest, or is surely dead, `ferry resume --force` here";
+
 /// What the VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -10,7 +10,7 @@ use super::outgoing::Purpose;
 use super::supervisor::{Phase, Supervisor, chain};
 use super::{End, measuring, outgoing, predicting, saving, status};
 use crate::control::{
-    BalloonRequest, Call, Command, DirtyRateRequest, Metrics, MigrateRequest, PassedFile,
+    BalloonRequest, Call, Command, DirtyRateRequest, IF_UNKNOWN, Metrics, MigrateRequest, PassedFile,
     PredictRequest, Reply, SnapshotName, SnapshotRequest, State,
 };
 use crate::units::Size;
@@ -124,7 +124,9 @@ impl Supervisor {
                 "the guest is being saved; `ferry cancel` ends that, or wait for its end"
             }
             State::Unknown => {
-                "the last move ended between GO and LIVE and the guest may run on the destination; look there first: if it does not run, `ferry resume --force` here, if it does, `ferry stop` here"
+                return Reply::Refused(format!(
+                    "{act} is not possible: the last move was cut in the moment of the handover, and the guest may run on the destination; {IF_UNKNOWN}"
+                ));
             }
             State::Paused => "the guest is paused; `ferry resume` first",
             State::Running => "the guest runs",

@@ -9,7 +9,7 @@ use super::saving::Saved;
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Phase, Supervisor, chain};
 use super::{End, MachineError, announce};
-use crate::control::{LastMove, MoveEvent};
+use crate::control::{IF_UNKNOWN, LastMove, MoveEvent};
 use crate::log;
 use crate::vcpu::VmEvent;
 use crate::vm::{PausedVm, lock};
@@ -84,7 +84,7 @@ impl Supervisor {
                 self.phase = Phase::Unknown(Box::new(vm));
                 self.last_move = Some(last);
                 log::complain(&format!(
-                    "the move to {target} was cut between GO and LIVE: the guest may run there. It is paused here and nothing is lost. Look there: if it does not run, `ferry resume --force` here; if it does, `ferry stop` here"
+                    "the move to {target} was cut in the moment of the handover, and the guest may run there; it is paused here, and nothing is lost: {IF_UNKNOWN}"
                 ));
             }
             After::Stuck(vm, error) => {

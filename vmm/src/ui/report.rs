@@ -11,6 +11,7 @@ use super::number::{bytes, count, millis, rate};
 use super::rounds::rounds_table;
 use super::style::{Colour, Style};
 use super::text::{plain, wrap};
+use crate::control::IF_UNKNOWN;
 
 /// The width of the longest bar.
 const BAR: usize = 30;
@@ -57,10 +58,9 @@ impl Table {
             let _ = writeln!(self.text, "  {line}");
         }
         if report.outcome == Outcome::Unknown {
-            self.text
-                .push_str("  Look there: if it runs, `ferry stop` this one;\n");
-            self.text
-                .push_str("  if it does not, `ferry resume --force` lets it go on here.\n");
+            for line in wrap(&format!("What to do: {IF_UNKNOWN}."), 78) {
+                let _ = writeln!(self.text, "  {line}");
+            }
         }
         self.text.push('\n');
     }
@@ -157,7 +157,10 @@ impl Table {
             self.row("guest work lost", &format!("{lost:.1} %"), &note);
         }
         if let Some(verify) = report.verify_ms {
-            let note = "equal; not in the limit, nor predicted";
+            let note = match report.outcome {
+                Outcome::Failed => "compared; not in the limit, nor predicted",
+                _ => "equal; not in the limit, nor predicted",
+            };
             self.row("verified", &millis(verify), note);
         }
     }

@@ -136,6 +136,12 @@ fn what_makes_no_sense_is_refused_with_its_line() {
             &["run", "a"],
             "f.toml:1: 17 vCPUs: take 1 to 16",
         ),
+        // Without the kernel, which is not to blame, something else would be wrong.
+        (
+            "kernel = \"a\"\ncpus = 2\nmemory = \"3M\"",
+            &["run"],
+            "f.toml:3: 3M of guest memory: take ",
+        ),
         ("cpus = -1", &["run", "a"], "f.toml:1: invalid value '-1'"),
         (
             "cpus = 0x2",
