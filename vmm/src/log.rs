@@ -5,6 +5,7 @@
 //! `target` and `message` in one stream.
 
 use std::fmt;
+use std::io::Write;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -75,7 +76,10 @@ pub fn start(format: Format, level: Option<&Level>) {
         None => EnvFilter::try_from_env(VARIABLE).or_else(|_| EnvFilter::try_new("warn")),
     };
     let filter = filter.unwrap_or_default();
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        // Which would be said on standard error, by a macro that panics if that fails.
+        .log_internal_errors(false);
     match format {
         Format::Text => {
             let _ = log
@@ -102,7 +106,7 @@ pub fn start(format: Format, level: Option<&Level>) {
 pub fn say(text: &str) {
     match JSON.load(Ordering::Relaxed) {
         true => tracing::info!(target: TARGET, "{text}"),
-        false => eprintln!("ferry: {text}"),
+        false => write(text),
     }
 }
 
@@ -110,8 +114,13 @@ pub fn say(text: &str) {
 pub fn complain(text: &str) {
     match JSON.load(Ordering::Relaxed) {
         true => tracing::error!(target: TARGET, "{text}"),
-        false => eprintln!("ferry: {text}"),
+        false => write(text),
     }
+}
+
+/// A disk that is full, a terminal or a reader that is gone: a guest goes on without being told of.
+fn write(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "ferry: {text}");
 }
 
 #[cfg(test)]

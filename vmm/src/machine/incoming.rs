@@ -467,13 +467,13 @@ impl Receiver {
         } = come;
         let Received { guest, finish } = received;
         let view = guest.view();
-        log::say("the guest runs here now");
-        self.manager.status("the guest runs here");
         self.notify.send(FromThread::Arrived {
             vm: Box::new(guest),
             cards,
             took,
         });
+        log::say("the guest runs here now");
+        self.manager.status("the guest runs here");
         finish.run(|| view.heartbeat());
     }
 }

@@ -1,0 +1,57 @@
+//! Standard error that takes nothing: a disk that is full, or a reader that is gone. Nobody is told of a guest then, and that
+//! is all.
+
+use std::fs::OpenOptions;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const FERRY: &str = env!("CARGO_BIN_EXE_ferry");
+
+/// How a receiver ends that says something at once, and is asked and stopped after that; what it is asked gets through.
+fn lives_on(words: &[&str], stderr: Stdio) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("control");
+    let mut receiver = Command::new(FERRY)
+        .args(["receive", "--listen", "tcp:127.0.0.1:0"])
+        .args(words)
+        .arg("--control")
+        .arg(&socket)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .expect("ferry receive");
+    let ask = |what: &str| {
+        let asked = Command::new(FERRY)
+            .args([what, "--control"])
+            .arg(&socket)
+            .output();
+        asked.is_ok_and(|asked| asked.status.success())
+    };
+    let until = Instant::now() + Duration::from_secs(60);
+    while !ask("status") {
+        assert!(ended(&mut receiver).is_none(), "{words:?}: it has ended");
+        assert!(Instant::now() < until, "{words:?}: it does not answer");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // By then it has said where it waits.
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(ask("stop"), "{words:?}");
+    let status = receiver.wait().expect("its status");
+    assert!(status.success(), "{words:?}: {status}");
+}
+
+fn ended(child: &mut Child) -> Option<std::process::ExitStatus> {
+    child.try_wait().expect("its status")
+}
+
+#[test]
+fn what_cannot_be_said_ends_nobody() {
+    for words in [&[][..], &["--log-format", "json"]] {
+        let full = OpenOptions::new().write(true).open("/dev/full");
+        lives_on(words, full.expect("/dev/full").into());
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        lives_on(words, writer.into());
+    }
+}
