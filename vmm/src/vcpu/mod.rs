@@ -47,6 +47,8 @@ pub struct EventSender {
     wake: EventFd,
     /// Set once an event has ended the guest: such a guest is not moved.
     ended: Arc<AtomicBool>,
+    /// Set once the guest has said that it panicked. A guest that says so all the time keeps the main loop from nothing else.
+    panicked: Arc<AtomicBool>,
 }
 
 impl EventSender {
@@ -55,7 +57,8 @@ impl EventSender {
         Self {
             sender,
             wake,
-            ended: Arc::new(AtomicBool::new(false)),
+            ended: Arc::default(),
+            panicked: Arc::default(),
         }
     }
 
@@ -73,12 +76,15 @@ impl EventSender {
             sender: self.sender.clone(),
             wake: self.wake.try_clone()?,
             ended: self.ended.clone(),
+            panicked: self.panicked.clone(),
         })
     }
 
     fn send(&self, event: VmEvent) {
         if event != VmEvent::Panicked {
             self.ended.store(true, Ordering::Release);
+        } else if self.panicked.swap(true, Ordering::AcqRel) {
+            return;
         }
         // A main loop that is gone has no use for it.
         let _ = self.sender.send(event);
@@ -289,5 +295,29 @@ impl Pausing {
                 self.index
             ))
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A guest can say so as often as it can write to a port.
+    #[test]
+    fn a_guest_panics_once() {
+        let (sender, events) = mpsc::channel();
+        let wake = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+        let one = EventSender::new(sender, wake);
+        let other = one.try_clone().unwrap();
+        for _ in 0..1000 {
+            one.send(VmEvent::Panicked);
+            other.send(VmEvent::Panicked);
+        }
+        assert!(!one.has_ended());
+        other.send(VmEvent::Reset);
+        assert!(one.has_ended());
+        let heard: Vec<_> = events.try_iter().collect();
+        assert_eq!(heard, [VmEvent::Panicked, VmEvent::Reset]);
     }
 }
