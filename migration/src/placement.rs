@@ -12,6 +12,16 @@ use nix::unistd::Pid;
 /// The calling thread; of sched_setaffinity(2).
 const SELF: Pid = Pid::from_raw(0);
 
+/// How many processors the calling thread may run on. (The standard library would open files of cgroups for that, in a process
+/// that may have given up opening any.)
+pub(crate) fn processors() -> usize {
+    let allowed = sched_getaffinity(SELF).map_or(0, |set| {
+        let is_set = |&cpu: &usize| set.is_set(cpu).unwrap_or(false);
+        (0..CpuSet::count()).filter(is_set).count()
+    });
+    allowed.max(1)
+}
+
 /// The processors that the two ends of a move share.
 #[derive(Debug, Clone)]
 pub(crate) struct Processors {
@@ -112,6 +122,18 @@ mod tests {
             drop(bound);
             assert_eq!(sched_getaffinity(SELF).unwrap(), before);
         }
+    }
+
+    #[test]
+    fn processors_are_those_that_the_thread_may_run_on() {
+        let all = processors();
+        assert!(all >= 1);
+        let spread = Processors::shared(u16::MAX).unwrap();
+        let mut bound = Bound::new(Some(spread.clone()));
+        bound.follow(|| Some(spread.of_stream(0)));
+        assert_eq!(processors(), 1);
+        drop(bound);
+        assert_eq!(processors(), all);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use twox_hash::XxHash3_64;
 use crate::confined::{self, Role};
 use crate::guest::{GuestError, GuestRam};
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet, REGION_ALIGN};
+use crate::placement;
 use crate::ram::RamView;
 use crate::touched::{PAGEMAP, touched};
 use crate::wire::frame::Run;
@@ -88,7 +89,7 @@ impl<'a> Memory<'a> {
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
     ) -> Result<Receiver<Digests>, GuestError> {
-        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let threads = placement::processors();
         let (done, digests) = mpsc::channel();
         for index in 0..threads.min(THREADS) {
             let done = done.clone();
