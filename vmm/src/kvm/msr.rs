@@ -39,8 +39,6 @@ const MTRRS: [u32; 28] = {
 
 /// MSRs that are listed but do not travel, each for its reason.
 const DENIED: &[u32] = &[
-    // IA32_TSC_ADJUST moves with IA32_TSC: writing it would shift the TSC a second time.
-    0x3b,
     // Performance counters and their controls: the destination's host has counters of its own.
     0x38d,
     0x38e,
@@ -60,6 +58,8 @@ fn is_pmu(msr: u32) -> bool {
 /// MSRs that a guest has only with one of these features of its CPUID: KVM has some of them for every guest, but one
 /// that cannot use them need not find them on its next host.
 const GATED: &[(RangeInclusive<u32>, &[&str])] = &[
+    // IA32_TSC_ADJUST. Written from the host it is kept and shifts no TSC (arch/x86/kvm/x86.c, kvm_set_msr_common).
+    (0x3b..=0x3b, &["tsc_adjust"]),
     // IA32_SPEC_CTRL.
     (
         0x48..=0x48,
@@ -243,6 +243,9 @@ mod tests {
         assert!(!is_for(0x48, &cpuid) && !is_for(0x10a, &cpuid));
         cpuid[0].edx = 1 << 27;
         assert!(is_for(0x48, &cpuid) && !is_for(0x10a, &cpuid));
+        assert!(!is_for(0x3b, &cpuid));
+        cpuid[0].ebx = 1 << 1;
+        assert!(is_for(0x3b, &cpuid) && !DENIED.contains(&0x3b));
         let known = |name| features::WORDS.iter().any(|word| word.bit(name).is_some());
         for name in GATED.iter().flat_map(|(_, names)| *names) {
             assert!(known(name), "{name}");
