@@ -149,17 +149,19 @@ fn trace(path: &Path, settings: &[Setting], merged: &Merge<'_>) -> Result<(), Fi
             }
             Ok(())
         }
-        // The first without which other values, or none, are wrong. Without one that there must be, clap complains instead.
+        // The first without which other values, or none, are wrong; or else the first without which something else is, such as
+        // that it is missing.
         Err(Nonsense::Values(what)) => {
+            let mut suspect = None;
             for (index, setting) in settings.iter().enumerate() {
                 let others = settings[..index].iter().chain(&settings[index + 1..]);
                 match super::sense(&merged(&mut others.into_iter())) {
                     Err(Nonsense::Values(same)) if same == what => {}
-                    Err(Nonsense::Words(_)) => {}
+                    Err(Nonsense::Words(_)) => suspect = suspect.or(Some(setting)),
                     _ => return Err(blame(setting, &what)),
                 }
             }
-            Ok(())
+            suspect.map_or(Ok(()), |setting| Err(blame(setting, &what)))
         }
     }
 }
