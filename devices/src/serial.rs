@@ -52,6 +52,8 @@ pub struct SerialParts {
 pub struct Serial {
     uart: Uart<Interrupt, Room, Box<dyn Write + Send>>,
     lost: u64,
+    /// The guest is paused: input waits.
+    paused: bool,
 }
 
 /// The registers and the unread input.
@@ -172,7 +174,18 @@ impl Serial {
 
     /// Whether [`enqueue`](Self::enqueue) would take at least one byte.
     pub fn has_room(&self) -> bool {
-        self.uart.fifo_capacity() > 0
+        !self.paused && self.uart.fifo_capacity() > 0
+    }
+
+    /// Takes no input until it is resumed: what came would be in no state that is saved.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Takes input again, and says so to whoever has some.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.uart.events().in_buffer_empty();
     }
 
     /// How many bytes of output were lost because the writer refused them.
@@ -210,7 +223,11 @@ impl Snapshot for Serial {
 
     fn save(&self) -> SerialState {
         // The count of lost bytes is this process's, not the guest's.
-        let Self { uart, lost: _ } = self;
+        let Self {
+            uart,
+            lost: _,
+            paused: _,
+        } = self;
         uart.state().into()
     }
 
@@ -220,7 +237,11 @@ impl Snapshot for Serial {
         // Raises the interrupts that were pending, in case the one on its way was lost.
         let uart = Uart::from_state(&state.into(), Interrupt(irq), Room(room), out)
             .map_err(|error| format!("serial port with {input} bytes of unread input: {error}"))?;
-        Ok(Self { uart, lost: 0 })
+        Ok(Self {
+            uart,
+            lost: 0,
+            paused: false,
+        })
     }
 }
 
@@ -287,6 +308,20 @@ mod tests {
         let mut serial = Serial::new(parts(Closed).0).unwrap();
         assert_eq!(serial.write(0, b"x"), Action::None);
         assert_eq!(serial.lost_bytes(), 1);
+    }
+
+    /// What came between the save and the end would be nobody's.
+    #[test]
+    fn a_paused_port_takes_no_input_and_says_when_it_does_again() {
+        let (parts, _, room) = parts(io::sink());
+        let mut serial = Serial::new(parts).unwrap();
+        assert!(serial.has_room());
+        serial.pause();
+        assert!(!serial.has_room());
+        assert!(room.read().is_err());
+        serial.resume();
+        assert!(serial.has_room());
+        assert_eq!(room.read().unwrap(), 1);
     }
 
     #[test]

@@ -51,8 +51,8 @@ pub use router::{Asked, OPENAPI, route, routes};
 pub use server::{ControlError, ControlServer};
 pub use snapshot::{SnapshotName, SnapshotRequest};
 pub use status::{
-    BalloonStatus, DeviceStatus, DirtyLogStatus, HeartbeatStatus, IF_UNKNOWN, LastMove, MemoryRegion,
-    MoveProgress, State, Status,
+    BalloonStatus, DeviceStatus, DirtyLogStatus, HeartbeatStatus, IF_UNKNOWN, LastMove,
+    MemoryRegion, MoveProgress, State, Status,
 };
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use super::outgoing::Purpose;
 use super::supervisor::{Phase, Supervisor, chain};
 use super::{End, measuring, outgoing, predicting, saving, status};
 use crate::control::{
-    BalloonRequest, Call, Command, DirtyRateRequest, IF_UNKNOWN, Metrics, MigrateRequest, PassedFile,
-    PredictRequest, Reply, SnapshotName, SnapshotRequest, State,
+    BalloonRequest, Call, Command, DirtyRateRequest, IF_UNKNOWN, Metrics, MigrateRequest,
+    PassedFile, PredictRequest, Reply, SnapshotName, SnapshotRequest, State,
 };
 use crate::units::Size;
 use crate::vm::View;
@@ -173,9 +173,10 @@ impl Supervisor {
         };
         match vm.resume() {
             Ok(running) => {
-                // A move that ended as unknown has left both on.
+                // A move that ended as unknown has left both on. Whoever measures needs the log, too.
                 running.throttle(&[], Duration::ZERO);
                 if self.tracked.is_none()
+                    && self.measuring.is_none()
                     && let Err(error) = running.dirty_log().stop()
                 {
                     tracing::warn!("{}", chain(&error));

@@ -385,6 +385,7 @@ impl Devices {
 
     /// Stops every device: on return none writes guest memory any more. The vCPUs are stopped.
     pub fn pause(&self) {
+        lock(&self.serial).pause();
         for unit in &self.virtio {
             lock(&unit.mmio).pause();
         }
@@ -392,6 +393,7 @@ impl Devices {
 
     /// Lets devices go on; the vCPUs are still stopped.
     pub fn resume(&self) {
+        lock(&self.serial).resume();
         for unit in &self.virtio {
             lock(&unit.mmio).resume();
         }

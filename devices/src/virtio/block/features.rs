@@ -41,7 +41,7 @@ pub const MAX_REQUEST_BYTES: u64 = MAX_SEGMENTS as u64 * MAX_SEGMENT_BYTES as u6
 pub const MAX_DISCARD_SECTORS: u32 = 2 << 20;
 /// The most sectors of a zeroed range, 32 MiB: where the host's file system cannot do it they are written.
 pub const MAX_WRITE_ZEROES_SECTORS: u32 = 64 << 10;
-/// The most ranges of a discard or write-zeroes request.
+/// The most ranges of a discard request. One of write-zeroes has one, for the same reason as [`MAX_REQUEST_BYTES`].
 pub const MAX_RANGES: u32 = 16;
 /// Bytes of a physical block, as TOPOLOGY tells it: a page of the host's cache, and a block of nearly all file systems.
 pub const PHYSICAL_BLOCK: u32 = 4096;

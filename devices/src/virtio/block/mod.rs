@@ -89,7 +89,7 @@ impl VirtioBlock {
             put(40, &MAX_RANGES.to_le_bytes());
             put(44, &(block / 512).to_le_bytes());
             put(48, &MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
-            put(52, &MAX_RANGES.to_le_bytes());
+            put(52, &1u32.to_le_bytes());
             // A hole may be made of what is zeroed.
             put(56, &[1]);
         }

@@ -209,6 +209,11 @@ impl<'a> Request<'a> {
             kind::VIRTIO_BLK_T_WRITE_ZEROES if means.features & WRITE_ZEROES != 0 => {
                 let unmap = kind::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
                 let ranges = self.ranges(means, MAX_WRITE_ZEROES_SECTORS, unmap)?;
+                // A driver that has come with its guest may know of more ranges.
+                let sum: u64 = ranges.iter().map(|range| range.bytes).sum();
+                if sum > u64::from(MAX_WRITE_ZEROES_SECTORS) * SECTOR {
+                    return Err(Refusal::Status(Status::IoError));
+                }
                 for range in ranges {
                     means
                         .disk

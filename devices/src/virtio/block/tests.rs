@@ -296,6 +296,20 @@ fn ranges_are_checked_before_the_first_is_touched() {
     assert!(bench.on_disk()[4096..] == expected[4096..]);
 }
 
+/// Where zeros have to be written a request of several ranges would keep a pause waiting for as many times as long.
+#[test]
+fn ranges_to_be_zeroed_are_no_longer_together_than_one() {
+    let file = file();
+    file.as_file().set_len(64 << 20).unwrap();
+    let mut bench = Bench::on(file, false, false, 1, 0);
+    let zeroes = bit::VIRTIO_BLK_T_WRITE_ZEROES;
+    let half = MAX_WRITE_ZEROES_SECTORS / 2;
+    for (second, want) in [(half, OK), (half + 1, IOERR)] {
+        bench.put(DATA, &[range(0, half, 0), range(0, second, 0)].concat());
+        assert_eq!(bench.ask(zeroes, 0, &[(DATA, 32, false)]).0, want);
+    }
+}
+
 #[test]
 fn what_is_no_request_costs_the_guest_its_device() {
     let header = (HEADER, 16, false);
@@ -376,7 +390,7 @@ fn the_configuration_space_tells_size_and_limits() {
     assert_eq!(values, [SIZE / 512, 128 << 10, 254, 512, 3, 8, 4]);
     let fields = [(36, 4), (40, 4), (44, 4), (48, 4), (52, 4), (56, 1)];
     let values = fields.map(|(at, len)| field(&disk, at, len));
-    assert_eq!(values, [2 << 20, 16, 1, 64 << 10, 16, 1]);
+    assert_eq!(values, [2 << 20, 16, 1, 64 << 10, 1, 1]);
     assert_eq!(
         fields.map(|(at, len)| field(&device(true), at, len)),
         [0; 6]

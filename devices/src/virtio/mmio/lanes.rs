@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -24,6 +25,8 @@ pub(super) struct Shared {
     /// What the driver reads. A lane sets an interrupt there behind the entries that it is about; a driver acknowledges before
     /// it looks for those.
     pub(super) page: Arc<RegisterPage>,
+    /// It was said once that the device is out of order. A driver that breaks it again and again does not fill the log.
+    pub(super) told: AtomicBool,
 }
 
 impl Shared {
@@ -60,7 +63,7 @@ impl Shared {
     /// The device is out of order until the driver resets it (2.1.2). `true` the first time.
     pub(super) fn give_up(&self, why: &str) -> bool {
         let first = self.page.add_status(NEEDS_RESET) & NEEDS_RESET == 0;
-        if first {
+        if first && !self.told.swap(true, Ordering::Relaxed) {
             let kind = self.device_type;
             tracing::warn!("virtio device of type {kind} needs a reset by its driver: {why}");
         }

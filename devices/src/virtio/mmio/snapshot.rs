@@ -1,6 +1,7 @@
 //! What of a transport moves with the guest.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use migration::state::{Kind, Snapshot};
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,7 @@ impl Snapshot for VirtioMmio {
             irq: _,
             queue_events: _,
             page,
+            told: _,
         } = &**shared;
         let mut queues = Vec::new();
         for lane in lanes {
@@ -153,6 +155,7 @@ impl Snapshot for VirtioMmio {
             irq,
             queue_events,
             page,
+            told: AtomicBool::new(false),
         });
         let mut first = 0;
         let mut lanes = Vec::new();

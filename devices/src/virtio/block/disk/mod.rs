@@ -241,7 +241,8 @@ impl Disk {
         let how = how | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         match fallocate(&self.file, how, at(offset)?, at(bytes)?) {
             Ok(()) => Ok(true),
-            Err(nix::Error::EOPNOTSUPP | nix::Error::ENOSYS) => Ok(false),
+            // EINVAL: a block device with larger blocks than the range is of.
+            Err(nix::Error::EOPNOTSUPP | nix::Error::ENOSYS | nix::Error::EINVAL) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
