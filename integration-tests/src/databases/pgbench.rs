@@ -195,7 +195,8 @@ pub fn check(ssh: &Ssh<'_>, outcome: &mut Outcome) -> Result<(), Error> {
     // Its status is 2 where something is corrupt; what it found is printed.
     let amcheck = as_postgres("/usr/lib/postgresql/*/bin/pg_amcheck --heapallindexed bench");
     outcome.amcheck = ssh.run(&(amcheck + " 2>&1 || true"))?;
-    ssh.run("systemctl stop postgresql")?;
+    // The cluster's own unit: that of all clusters has stopped before it has.
+    ssh.run("systemctl stop 'postgresql@*' postgresql")?;
     let data = "/var/lib/postgresql/*/main";
     let said = ssh.run(&format!(
         "/usr/lib/postgresql/*/bin/pg_checksums --check -D {data} 2>&1 || true"
