@@ -161,7 +161,9 @@ impl<G: RunningGuest> Precopy<G> {
             match ended.recv_timeout(SIGN) {
                 Ok(done) => {
                     done?;
-                    return Ok(began.elapsed());
+                    let took = began.elapsed();
+                    tracing::info!("the guest's disks were written back in {took:.1?}");
+                    return Ok(took);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     trip.cancel.sleep(Duration::ZERO)?;
