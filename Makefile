@@ -18,7 +18,7 @@ demo: deps build image-cloud ## move a stock Linux guest between two hosts while
 	$(CARGO) run --release --quiet -p integration-tests --bin demo
 
 .PHONY: test
-test: deps lint build images ## lint, all tests, whole VMs included; less than 25 minutes on two cores
+test: deps lint build images ## lint, all tests, whole VMs included; 25 to 40 minutes on two cores
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/integration-tests/runner \
 		$(CARGO) test -p migration -p devices -p vmm -p guest-images -p agent
 	$(CARGO) run --release --quiet -p integration-tests --bin nested-host -- check

@@ -15,11 +15,11 @@ const SELF: Pid = Pid::from_raw(0);
 /// How many processors the calling thread may run on. (The standard library would open files of cgroups for that, in a process
 /// that may have given up opening any.)
 pub(crate) fn processors() -> usize {
-    let allowed = sched_getaffinity(SELF).map_or(0, |set| {
-        let is_set = |&cpu: &usize| set.is_set(cpu).unwrap_or(false);
-        (0..CpuSet::count()).filter(is_set).count()
-    });
-    allowed.max(1)
+    sched_getaffinity(SELF).map_or(1, |allowed| numbers(&allowed).count())
+}
+
+fn numbers(set: &CpuSet) -> impl Iterator<Item = usize> {
+    (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false))
 }
 
 /// The processors that the two ends of a move share.
@@ -36,9 +36,7 @@ impl Processors {
     /// for itself, so that the scheduler does better alone. To be asked by a thread that is not bound to one yet.
     pub fn shared(streams: u16) -> Option<Self> {
         let allowed = sched_getaffinity(SELF).ok()?;
-        let numbers: Vec<_> = (0..CpuSet::count())
-            .filter(|&cpu| allowed.is_set(cpu).unwrap_or(false))
-            .collect();
+        let numbers: Vec<_> = numbers(&allowed).collect();
         let here = nix::sched::sched_getcpu().ok()?;
         let scarce = numbers.len() < 2 * usize::from(streams);
         scarce.then(|| Self {

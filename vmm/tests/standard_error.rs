@@ -2,12 +2,12 @@
 //! is all.
 
 use std::fs::OpenOptions;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const FERRY: &str = env!("CARGO_BIN_EXE_ferry");
 
-/// How a receiver ends that says something at once, and is asked and stopped after that; what it is asked gets through.
+/// A receiver says something at once; then it is asked, and stopped.
 fn lives_on(words: &[&str], stderr: Stdio) {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("control");
@@ -30,7 +30,8 @@ fn lives_on(words: &[&str], stderr: Stdio) {
     };
     let until = Instant::now() + Duration::from_secs(60);
     while !ask("status") {
-        assert!(ended(&mut receiver).is_none(), "{words:?}: it has ended");
+        let ended = receiver.try_wait().expect("its status");
+        assert!(ended.is_none(), "{words:?}: it has ended");
         assert!(Instant::now() < until, "{words:?}: it does not answer");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -39,10 +40,6 @@ fn lives_on(words: &[&str], stderr: Stdio) {
     assert!(ask("stop"), "{words:?}");
     let status = receiver.wait().expect("its status");
     assert!(status.success(), "{words:?}: {status}");
-}
-
-fn ended(child: &mut Child) -> Option<std::process::ExitStatus> {
-    child.try_wait().expect("its status")
 }
 
 #[test]

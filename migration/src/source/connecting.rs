@@ -254,6 +254,7 @@ impl Link {
                 // The guest is not to go down with it.
                 joined.unwrap_or_else(|_| Err(GuestError::bare("open a stream: panicked").into()))
             });
+            // All of them before the first error: one that panics and is not joined has the scope panic, too.
             ended.collect()
         });
         let joined: Vec<_> = joined.into_iter().collect::<Result<_, _>>()?;

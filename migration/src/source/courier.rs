@@ -114,7 +114,7 @@ impl<'a> Courier<'a> {
             true => PACKED_BATCH.min(load.pacer.pages(PACKED_TIME) / u64::from(load.streams)),
             false => 0,
         };
-        let batch = load.pacer.batch(BATCH).max(least).max(1);
+        let batch = load.pacer.batch(BATCH).max(least);
         Ok(Self {
             load,
             ram: RamView::new(load.ram, load.layout)?,

@@ -43,6 +43,12 @@ impl Line {
         Ok(self.channel.send(&Frame::Ping(SIGN_OF_LIFE))?)
     }
 
+    /// For whoever waits for something else than the destination: hears what it says, and says that this side lives.
+    pub fn keep_alive(&mut self) -> Result<(), MoveError> {
+        self.listen()?;
+        self.ask()
+    }
+
     /// Hears what has come without waiting: signs of life, or that the destination cannot go on.
     pub fn listen(&mut self) -> Result<(), MoveError> {
         if self.kept {

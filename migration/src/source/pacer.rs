@@ -11,8 +11,8 @@ use crate::predict::transfer;
 /// What may be sent at once after a pause, in time at the given bandwidth: enough to even out a late wake-up,
 /// too little to fill a queue in the network.
 const BURST: Duration = Duration::from_millis(5);
-/// So many batches leave in a second at least (one every millisecond): a window of 100 ms is then even to 1 %.
-const BATCHES_PER_SECOND: u64 = 1000;
+/// A batch leaves so often at least: a window of 100 ms is then even to 1 %.
+const BATCH: Duration = Duration::from_millis(1);
 
 /// Spaces batches of bytes evenly, those of all streams together. Without a bandwidth it does nothing.
 #[derive(Debug)]
@@ -59,9 +59,7 @@ impl Pacer {
 
     /// The most pages to be sent at once, out of `most`.
     pub fn batch(&self, most: u64) -> u64 {
-        self.bandwidth.map_or(most, |bandwidth| {
-            (bandwidth / BATCHES_PER_SECOND / PAGE_SIZE).clamp(1, most)
-        })
+        self.pages(BATCH).clamp(1, most)
     }
 
     /// How many pages may be sent in so much time, as they are.

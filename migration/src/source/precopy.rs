@@ -166,10 +166,9 @@ impl<G: RunningGuest> Precopy<G> {
                     return Ok(took);
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    trip.cancel.sleep(Duration::ZERO)?;
+                    main.channel.interrupted()?;
                     check_time(trip)?;
-                    main.listen()?;
-                    main.ask()?;
+                    main.keep_alive()?;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(GuestError::bare("write the guest's disks back: panicked").into());

@@ -200,10 +200,7 @@ pub(super) fn carry(
             match ends.recv_timeout(SIGN) {
                 Ok(one) => all = together(all, one),
                 Err(RecvTimeoutError::Timeout) if all.is_ok() => {
-                    if let Err(error) = look(&midway)
-                        .and_then(|()| main.listen())
-                        .and_then(|()| main.ask())
-                    {
+                    if let Err(error) = look(&midway).and_then(|()| main.keep_alive()) {
                         all = Err(error);
                     }
                 }

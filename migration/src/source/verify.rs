@@ -61,10 +61,7 @@ fn gather<'scope>(
         match computed.recv_timeout(SIGN) {
             Ok(digests) => ours.put(digests).map_err(|()| ended_early())?,
             // The destination has nothing to do, and should know that this side lives.
-            Err(RecvTimeoutError::Timeout) => {
-                line.listen()?;
-                line.ask()?;
-            }
+            Err(RecvTimeoutError::Timeout) => line.keep_alive()?,
             Err(RecvTimeoutError::Disconnected) => return Err(ended_early()),
         }
         line.channel.interrupted()?;

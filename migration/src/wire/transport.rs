@@ -13,8 +13,9 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::iov::{self, In, Out};
 
-/// What a sender may have under way to a processor that it shares, in bytes; the kernel doubles it (socket(7)). Below that a packet
-/// of loopback's size (64 KiB) no longer fits in beside another, and each waits for the last to be acknowledged.
+/// What a sender may have under way to a processor that it shares, in bytes; the kernel doubles it (socket(7)). With less the
+/// two ends take turns more often, with more it no longer lies in the processor's cache (docs/performance.md); and Linux allows
+/// as much without being told otherwise (net.core.wmem_max).
 const SHARED_BUFFER: usize = 208 << 10;
 
 /// What a transport has to be waited for.

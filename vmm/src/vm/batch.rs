@@ -27,10 +27,10 @@ const LONG: u64 = 32;
 /// has just queued, and so each frame costs a doorbell, two switches and, as the device catches up each time, another
 /// doorbell. One that waits for the answer to each request only waits longer. Which it is shows only in waiting, so that is
 /// tried again and again.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Turns {
     waits: bool,
-    /// How often it will be woken up without waiting when it next does not.
+    /// How often it will be woken up without waiting when it next does not. The first wake-up is behind a silence, which sets it.
     rest: u32,
     /// Wake-ups since that was decided, and the requests handled until then.
     woken: u32,
@@ -39,19 +39,6 @@ pub struct Turns {
     before: u64,
     /// When that was.
     last: Option<Instant>,
-}
-
-impl Default for Turns {
-    fn default() -> Self {
-        Self {
-            waits: false,
-            rest: REST.0,
-            woken: 0,
-            handled: 0,
-            before: 0,
-            last: None,
-        }
-    }
 }
 
 impl Turns {
