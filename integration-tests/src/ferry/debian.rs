@@ -133,6 +133,9 @@ impl Ssh<'_> {
         for option in [
             "BatchMode=yes",
             "ConnectTimeout=30",
+            // A guest that dies while it is spoken to would be waited for without end.
+            "ServerAliveInterval=30",
+            "ServerAliveCountMax=4",
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",

@@ -256,6 +256,8 @@ fn shape() -> Shape {
         cpuid: vec![entry(1, 1 << 31), entry(0xb, 0), entry(0x8000_0008, 0)],
         tsc_khz: Some(2_000_000),
         msrs: vec![0x10, 0x6e0],
+        arch_capabilities: Some(0x21),
+        counters: false,
         slots: vec![
             SlotKind::Net(CardShape::PLAIN),
             SlotKind::Rng,

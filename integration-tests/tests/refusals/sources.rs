@@ -171,12 +171,14 @@ fn descriptions_of_guests_that_cannot_come() {
 }
 
 /// As the VMM encodes it.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct CpuModel {
     cpuid: Vec<kvm_cpuid_entry2>,
     tsc_khz: Option<u32>,
     baseline: Baseline,
     msrs: Vec<u32>,
+    arch_capabilities: Option<u64>,
+    counters: bool,
 }
 
 #[derive(Serialize)]
@@ -199,16 +201,12 @@ fn cpus_and_devices_that_are_not_here() {
         .hello
         .description
         .sections
-        .get(Kind::CPU_MODEL, 0, 2)
+        .get(Kind::CPU_MODEL, 0, vmm::vm::CPU_VERSION)
         .unwrap();
     assert!(real.msrs.len() > 20, "{:x?}", real.msrs);
+    assert!(!real.counters);
     let cpu = |change: fn(&mut CpuModel)| {
-        let mut model = CpuModel {
-            cpuid: real.cpuid.clone(),
-            tsc_khz: real.tsc_khz,
-            baseline: real.baseline,
-            msrs: real.msrs.clone(),
-        };
+        let mut model = real.clone();
         change(&mut model);
         lab.described(Kind::CPU_MODEL, postcard::to_stdvec(&model).unwrap())
     };
@@ -250,6 +248,19 @@ fn cpus_and_devices_that_are_not_here() {
         &cpu(|model| model.msrs = vec![0x10; 300]),
         &["300 MSRs", "at most 256"],
     );
+    // A host without the MSR refuses the guest for that.
+    if real.arch_capabilities.is_some() {
+        // No processor has bit 63.
+        let immune = cpu(|model| {
+            model.arch_capabilities = model.arch_capabilities.map(|bits| bits | 1 << 63);
+        });
+        let parts = [
+            "IA32_ARCH_CAPABILITIES (0x10a)",
+            "told of bit 63",
+            "--cpu v2",
+        ];
+        lab.refuses(&immune, &parts);
+    }
     // A KVM that scales would take it.
     if !kvm_ioctls::Kvm::new()
         .unwrap()

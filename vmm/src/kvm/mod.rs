@@ -4,6 +4,7 @@
 
 pub mod cpuid;
 pub mod dirty;
+pub mod mitigations;
 pub mod msr;
 pub mod probe;
 mod raw;
@@ -15,7 +16,10 @@ pub mod vm_state;
 
 use std::io;
 
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    KVM_CAP_PMU_CAPABILITY, KVM_PIT_SPEAKER_DUMMY, KVM_PMU_CAP_DISABLE, kvm_enable_cap,
+    kvm_pit_config,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use thiserror::Error;
 
@@ -125,6 +129,25 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     vm.set_tss_address(tss)
         .map_err(ioctl("set the TSS address"))?;
     Ok(vm)
+}
+
+/// Takes the performance counters from a VM: AMD's have no bit of CPUID, and a guest without them would find some that do
+/// not travel. Before its first vCPU. A KVM that cannot (Linux before 5.18) leaves them, and one that has none has none to take.
+///
+/// # Errors
+/// An ioctl failed.
+pub fn take_counters(kvm: &Kvm, vm: &VmFd) -> Result<(), KvmError> {
+    let can = kvm.check_extension_raw(KVM_CAP_PMU_CAPABILITY.into());
+    if can & KVM_PMU_CAP_DISABLE.cast_signed() == 0 {
+        return Ok(());
+    }
+    let cap = kvm_enable_cap {
+        cap: KVM_CAP_PMU_CAPABILITY,
+        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&cap)
+        .map_err(ioctl("take the performance counters from a VM"))
 }
 
 /// Gives a VM its interrupt controllers and its timer: after its memory, since every change of a memory slot

@@ -83,6 +83,8 @@ const GATED: &[(RangeInclusive<u32>, &[&str])] = &[
     // VMX; and SVM's host save area.
     (0x480..=0x493, &["vmx"]),
     (0xc001_0117..=0xc001_0117, &["svm"]),
+    // IA32_PERF_CAPABILITIES.
+    (0x345..=0x345, &["pdcm"]),
     // Intel PT.
     (0x560..=0x587, &["intel_pt"]),
     // Shadow stacks.
@@ -200,6 +202,12 @@ pub fn get(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<Vec<kvm_msr_entry>,
             value: None,
         }),
     }
+}
+
+/// The value of one MSR on a vCPU, where it is among those that the vCPU has.
+pub fn find(vcpu: &VcpuFd, msrs: &[u32], msr: u32) -> Option<u64> {
+    let (_, entries) = msrs.contains(&msr).then(|| read(vcpu, &[msr]).ok())??;
+    entries.as_slice().first().map(|entry| entry.data)
 }
 
 /// Writes all of `msrs`, in their order.

@@ -92,6 +92,8 @@ fn start(
         cpuid: cpu(config.cpu, kvm)?,
         tsc_khz: None,
         msrs: Vec::new(),
+        arch_capabilities: None,
+        counters: false,
         slots: backends.iter().map(Backend::kind).collect(),
         lines: (0u32..)
             .zip(&backends)

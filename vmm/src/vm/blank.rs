@@ -18,10 +18,11 @@ use super::work::History;
 use super::{Core, PausedVm, STATE_VERSION};
 use crate::boot;
 use crate::kvm::dirty::VmLog;
+use crate::kvm::mitigations::MSR_IA32_ARCH_CAPABILITIES;
 use crate::kvm::standstill::{Standstill, wall_ns};
 use crate::kvm::vcpu_state::{VcpuCaps, VcpuState};
 use crate::kvm::vm_state::{self, VmCommonState};
-use crate::kvm::{self, cpuid};
+use crate::kvm::{self, cpuid, msr};
 use crate::memory::{self, Backing};
 use crate::vcpu::{EventSender, Throttle, VcpuHandle};
 
@@ -77,6 +78,9 @@ impl BlankVm {
         let registers = memory::show_registers(kvm, &vm, making.backends.len())
             .map_err(|e| GuestError::new("show the guest its devices' registers", e))?;
         kvm::create_interrupt_controllers(&vm).map_err(kvm_error("make a VM"))?;
+        if !shape.counters {
+            kvm::take_counters(kvm, &vm).map_err(kvm_error("make a VM"))?;
+        }
         let (fds, caps) = create_vcpus(kvm, &vm, &mut shape)?;
         let log = making.log.make(&vm, &ram, &shape.layout, &fds)?;
         let vcpus = start_vcpus(fds, &caps, &making.events, &log)?;
@@ -219,6 +223,8 @@ fn create_vcpus(
     let mut caps = VcpuCaps::of(kvm, vm, first, &shape.cpuid)
         .map_err(kvm_error("look at what vCPUs can do"))?;
     shape.settle_msrs(&mut caps)?;
+    let told = msr::find(first, caps.msrs(), MSR_IA32_ARCH_CAPABILITIES);
+    shape.settle_mitigations(told)?;
     let host_khz = first.get_tsc_khz().ok();
     // Now, not when the state comes: then the guest would have been moved for nothing.
     if let Some(khz) = shape.scale_tsc(host_khz, kvm.check_extension(Cap::TscControl))? {

@@ -120,6 +120,8 @@ fn guest() -> Shape {
         cpuid: vec![filled(1), filled(2), kvm_cpuid_entry2::default()],
         tsc_khz: Some(2_345_678),
         msrs: vec![0x10, 0x6e0],
+        arch_capabilities: Some(0x0123_4567_89ab_cdef),
+        counters: false,
         slots: vec![
             SlotKind::Net(card()),
             SlotKind::Block(disk()),
@@ -187,24 +189,32 @@ fn cpu_model_and_device_list_are_their_golden_bytes() {
     assert_eq!(Shape::parse(&kept).unwrap().describe().unwrap(), said);
 }
 
-/// Version 1 of the CPU model says nothing of a baseline, and of no MSRs.
+/// Versions 1 and 2 of the CPU model say nothing of mitigations, and their guests have counters; version 1 says nothing of a
+/// baseline, and of no MSRs.
 #[test]
-fn the_first_cpu_model_is_read() {
+fn older_cpu_models_are_read() {
+    let second = Shape {
+        arch_capabilities: None,
+        counters: true,
+        ..guest()
+    };
     let first = Shape {
         baseline: Baseline::Host,
         msrs: Vec::new(),
-        ..guest()
+        ..second.clone()
     };
-    let said = first.describe().unwrap();
-    let model = kept(&ours(), 1, "cpu_model").unwrap();
-    let mut sections = arrived(Kind::CPU_MODEL, 1, model).sections().to_vec();
-    let list = said.sections.section(Kind::DEVICE_LIST, 0).unwrap();
-    sections.push(list.clone());
-    let arrived = Description {
-        sections: VmState::from_sections(sections),
-        ..said.clone()
-    };
-    assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
+    for (version, guest) in [(1, first), (2, second)] {
+        let said = guest.describe().unwrap();
+        let model = kept(&ours(), version, "cpu_model").unwrap();
+        let mut sections = (arrived(Kind::CPU_MODEL, version, model).sections()).to_vec();
+        let list = said.sections.section(Kind::DEVICE_LIST, 0).unwrap();
+        sections.push(list.clone());
+        let arrived = Description {
+            sections: VmState::from_sections(sections),
+            ..said.clone()
+        };
+        assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
+    }
 }
 
 /// To versions 1 and 2 of the device list a network card has one queue pair; version 1 knows no disks; to all before

@@ -13,15 +13,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::MAX_CPUS;
 use crate::kvm::cpuid::{self, baseline::Baseline};
-use crate::kvm::msr;
 use crate::kvm::vcpu_state::{self, VcpuCaps};
+use crate::kvm::{mitigations, msr};
 use crate::layout::{self, VIRTIO_SLOTS};
 
 /// Version of the device list. Of those that are still read, version 1 knows no disks, to versions 1 and 2 a network card has
 /// one queue pair, and to all three the slots have the interrupt lines of that time.
 pub const DEVICES_VERSION: u32 = 4;
-/// Version of the CPU model. Version 1, which is still read, has no baseline and no MSRs.
-pub const CPU_VERSION: u32 = 2;
+/// Version of the CPU model. Of those that are still read, version 1 has no baseline and no MSRs, and guests of versions 1 and
+/// 2 have their host's performance counters and may have been told anything of its mitigations.
+pub const CPU_VERSION: u32 = 3;
 /// A guest has no more MSRs than KVM takes in one call.
 const MAX_MSRS: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
 /// More CPUID entries than KVM itself takes are not looked at.
@@ -116,6 +117,10 @@ pub struct Shape {
     pub tsc_khz: Option<u32>,
     /// The MSRs of its vCPUs that travel; empty until they are known, or where the source did not tell.
     pub msrs: Vec<u32>,
+    /// What its vCPUs read in IA32_ARCH_CAPABILITIES, once it is known and where the source told.
+    pub arch_capabilities: Option<u64>,
+    /// Whether it has its host's performance counters, whose counts do not travel.
+    pub counters: bool,
     /// What sits in slot 0, 1, …
     pub slots: Vec<SlotKind>,
     /// The interrupt line of each: its guest was told when it booted.
@@ -131,6 +136,17 @@ struct CpuModel {
     tsc_khz: Option<u32>,
     baseline: Baseline,
     msrs: Vec<u32>,
+    arch_capabilities: Option<u64>,
+    counters: bool,
+}
+
+/// Its second version.
+#[derive(Debug, Serialize, Deserialize)]
+struct CpuModelV2 {
+    cpuid: Vec<kvm_cpuid_entry2>,
+    tsc_khz: Option<u32>,
+    baseline: Baseline,
+    msrs: Vec<u32>,
 }
 
 /// Its first version.
@@ -140,7 +156,26 @@ struct CpuModelV1 {
     tsc_khz: Option<u32>,
 }
 
-impl From<CpuModelV1> for CpuModel {
+impl From<CpuModelV2> for CpuModel {
+    fn from(model: CpuModelV2) -> Self {
+        let CpuModelV2 {
+            cpuid,
+            tsc_khz,
+            baseline,
+            msrs,
+        } = model;
+        Self {
+            cpuid,
+            tsc_khz,
+            baseline,
+            msrs,
+            arch_capabilities: None,
+            counters: true,
+        }
+    }
+}
+
+impl From<CpuModelV1> for CpuModelV2 {
     fn from(CpuModelV1 { cpuid, tsc_khz }: CpuModelV1) -> Self {
         Self {
             cpuid,
@@ -153,12 +188,14 @@ impl From<CpuModelV1> for CpuModel {
 
 impl CpuModel {
     fn read(sections: &VmState) -> Result<Self, StateError> {
-        match sections.section(Kind::CPU_MODEL, 0)?.version {
+        let second = match sections.section(Kind::CPU_MODEL, 0)?.version {
             1 => sections
                 .get::<CpuModelV1>(Kind::CPU_MODEL, 0, 1)
-                .map(Self::from),
-            _ => sections.get(Kind::CPU_MODEL, 0, CPU_VERSION),
-        }
+                .map(CpuModelV2::from)?,
+            2 => sections.get(Kind::CPU_MODEL, 0, 2)?,
+            _ => return sections.get(Kind::CPU_MODEL, 0, CPU_VERSION),
+        };
+        Ok(second.into())
     }
 }
 
@@ -279,6 +316,8 @@ impl Shape {
             tsc_khz: self.tsc_khz,
             baseline: self.baseline,
             msrs: self.msrs.clone(),
+            arch_capabilities: self.arch_capabilities,
+            counters: self.counters,
         };
         let devices = DeviceList {
             heartbeat: self.heartbeat,
@@ -351,6 +390,8 @@ impl Shape {
             tsc_khz: cpu.tsc_khz,
             baseline: cpu.baseline,
             msrs: cpu.msrs,
+            arch_capabilities: cpu.arch_capabilities,
+            counters: cpu.counters,
             slots: slots(&devices)?,
             lines: lines(devices.lines, devices.slots.len())?,
             heartbeat: devices.heartbeat,
@@ -395,6 +436,24 @@ impl Shape {
             })?;
         }
         self.msrs = caps.msrs().to_vec();
+        Ok(())
+    }
+
+    /// Compares what the guest was told of its processor's mitigations with what a vCPU reads `here`; a new guest is told that.
+    ///
+    /// # Errors
+    /// The guest was told more than is so here.
+    pub fn settle_mitigations(&mut self, here: Option<u64>) -> Result<(), GuestError> {
+        match (self.arch_capabilities, here) {
+            (Some(told), Some(here)) => {
+                if let Some(why) = mitigations::refusal(told, here) {
+                    return Err(GuestError::bare(why));
+                }
+            }
+            // Of a guest with counters, a former ferry did not say what it was told.
+            (None, here) if !self.counters => self.arch_capabilities = here,
+            _ => {}
+        }
         Ok(())
     }
 }
@@ -514,6 +573,8 @@ mod tests {
             cpuid: vec![kvm_cpuid_entry2::default()],
             tsc_khz,
             msrs: vec![0x10, 0x6e0],
+            arch_capabilities: None,
+            counters: false,
             slots: vec![SlotKind::Rng],
             lines: vec![16],
             heartbeat: false,
@@ -541,29 +602,61 @@ mod tests {
         }
     }
 
-    /// A description of the last version has neither baseline nor MSRs, and is read.
+    /// A description of an older version has no mitigations, of the first neither baseline nor MSRs, and both are read.
     #[test]
-    fn cpu_models_of_both_versions_are_read() {
+    fn cpu_models_of_all_versions_are_read() {
         let described = shape(Some(5)).describe().unwrap().sections;
         let now = CpuModel::read(&described).unwrap();
         assert_eq!((now.baseline, now.msrs), (Baseline::V2, vec![0x10, 0x6e0]));
-        let mut old = VmState::default();
+        assert!(!now.counters);
         let model = CpuModelV1 {
             cpuid: vec![kvm_cpuid_entry2::default()],
             tsc_khz: Some(5),
         };
-        old.put(Kind::CPU_MODEL, 0, 1, &model).unwrap();
-        let read = CpuModel::read(&old).unwrap();
-        assert_eq!(
-            (read.tsc_khz, read.baseline, read.msrs.len()),
-            (Some(5), Baseline::Host, 0)
-        );
         let mut newer = VmState::default();
-        newer.put(Kind::CPU_MODEL, 0, 3, &model).unwrap();
+        newer.put(Kind::CPU_MODEL, 0, 4, &model).unwrap();
         let text = CpuModel::read(&newer).unwrap_err().to_string();
         assert!(
-            text.contains("version 3, this build reads up to 2"),
+            text.contains("version 4, this build reads up to 3"),
             "{text}"
         );
+        let mut first = VmState::default();
+        first.put(Kind::CPU_MODEL, 0, 1, &model).unwrap();
+        let read = CpuModel::read(&first).unwrap();
+        assert_eq!(
+            (read.tsc_khz, read.baseline, read.msrs.len(), read.counters),
+            (Some(5), Baseline::Host, 0, true)
+        );
+        let mut second = VmState::default();
+        let model = CpuModelV2 {
+            baseline: Baseline::V3,
+            msrs: vec![0x10],
+            ..CpuModelV2::from(model)
+        };
+        second.put(Kind::CPU_MODEL, 0, 2, &model).unwrap();
+        let read = CpuModel::read(&second).unwrap();
+        assert_eq!(
+            (read.baseline, read.msrs, read.arch_capabilities),
+            (Baseline::V3, vec![0x10], None)
+        );
+        assert!(read.counters);
+    }
+
+    #[test]
+    fn a_guest_keeps_what_it_was_told_of_mitigations() {
+        let mut guest = shape(None);
+        guest.settle_mitigations(Some(0x21)).unwrap();
+        assert_eq!(guest.arch_capabilities, Some(0x21));
+        // A host that has more does not tell it.
+        guest.settle_mitigations(Some(0x121)).unwrap();
+        assert_eq!(guest.arch_capabilities, Some(0x21));
+        let text = guest.settle_mitigations(Some(1)).unwrap_err().to_string();
+        assert!(text.contains("told of MDS_NO"), "{text}");
+        let mut former = Shape {
+            counters: true,
+            ..shape(None)
+        };
+        former.settle_mitigations(Some(1)).unwrap();
+        assert_eq!(former.arch_capabilities, None);
     }
 }

@@ -21,7 +21,7 @@ use super::vendor;
 /// The CPU that a guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub enum Baseline {
-    /// All that this host has and a move can carry.
+    /// All that this host has and a move can carry: neither nested virtualization nor performance counters.
     #[default]
     Host,
     /// x86-64-v1: every 64-bit processor.
@@ -90,13 +90,20 @@ const FEATURES: [(Baseline, &str); 4] = [
     ),
 ];
 
+/// Performance counters and what hangs on them (PEBS, last branches): counts would not go on after a move. A guest that has
+/// none knows it, and its perf takes time instead.
+const COUNTERS: &str = "pdcm dts dtes64 ds_cpl arch_lbr arch_perfmon_ext perfctr_core perfctr_nb perfctr_llc ptsc irperf brs";
+/// Their leaves: architectural performance monitoring (Intel SDM vol. 2A), its last branches, its extension; AMD's
+/// (APM vol. 3, appendix E).
+const COUNTER_LEAVES: [u32; 4] = [0xa, 0x1c, 0x23, 0x8000_0022];
+
 /// Kept where the host has it: a TSC that never stops. A guest that was told so is refused by a host without it.
 const OPTIONAL: &str = "nonstop_tsc";
 
 /// Physical address bits: enough for 1 TiB, which is more than a guest has here, and had by every server.
 const ADDRESS_BITS: u32 = 40;
 
-/// The CPUID of a baseline on a host that offers `host`; of [`Baseline::Host`], all of it.
+/// The CPUID of a baseline on a host that offers `host`; of [`Baseline::Host`], all of it but the performance counters.
 ///
 /// # Errors
 /// The features that this host lacks.
@@ -105,13 +112,13 @@ pub fn apply(
     host: &[kvm_cpuid_entry2],
 ) -> Result<Vec<kvm_cpuid_entry2>, Vec<String>> {
     if baseline == Baseline::Host {
-        return Ok(host.to_vec());
+        return Ok(without_counters(host));
     }
     let allowed = |name: &str| {
         let mut levels = FEATURES.iter().filter(|(level, _)| *level <= baseline);
-        levels.any(|(_, names)| names.split_whitespace().any(|other| other == name))
+        levels.any(|(_, names)| is_in(names, name))
     };
-    let optional = |name: &str| OPTIONAL.split_whitespace().any(|other| other == name);
+    let optional = |name: &str| is_in(OPTIONAL, name);
     let amd = vendor(host).is_some_and(|vendor| vendor != *b"GenuineIntel");
     let mut cpuid: Vec<_> = host
         .iter()
@@ -138,6 +145,23 @@ pub fn apply(
     }
     size_xsave(&mut cpuid);
     Ok(cpuid)
+}
+
+/// Whether a list of names has this one.
+fn is_in(names: &str, name: &str) -> bool {
+    names.split_whitespace().any(|other| other == name)
+}
+
+fn without_counters(host: &[kvm_cpuid_entry2]) -> Vec<kvm_cpuid_entry2> {
+    let mut cpuid = host.to_vec();
+    cpuid.retain(|entry| !COUNTER_LEAVES.contains(&entry.function));
+    for word in WORDS {
+        let counters = word.bits(|name| is_in(COUNTERS, name));
+        for entry in cpuid.iter_mut().filter(|entry| word.is_of(entry)) {
+            *word.register.of_mut(entry) &= !counters;
+        }
+    }
+    cpuid
 }
 
 /// What `host` lacks of `wanted`, which has an entry a word.
@@ -379,7 +403,23 @@ mod tests {
             );
             assert_eq!(address_bits(&cpuid), Some(40));
         }
-        assert_eq!(apply(Baseline::Host, &host).unwrap(), host);
+    }
+
+    #[test]
+    fn a_guest_with_all_that_its_host_has_has_no_counters() {
+        let host = rich(b"GenuineIntel");
+        let guest = apply(Baseline::Host, &host).unwrap();
+        for hidden in COUNTERS.split_whitespace() {
+            assert!(has(&host, hidden) && !has(&guest, hidden), "{hidden}");
+        }
+        let leaf = |cpuid: &[kvm_cpuid_entry2], function| {
+            cpuid.iter().any(|entry| entry.function == function)
+        };
+        assert!(leaf(&host, 0xa) && !leaf(&guest, 0xa));
+        for kept in ["spec_ctrl", "amx_tile", "avx512vl", "arch_capabilities"] {
+            assert!(has(&guest, kept), "{kept}");
+        }
+        assert_eq!(apply(Baseline::Host, &guest).unwrap(), guest);
     }
 
     /// Two hosts of which one has much more, and other values everywhere, make the same CPU of it.
@@ -495,6 +535,7 @@ mod tests {
             .iter()
             .flat_map(|(_, names)| names.split_whitespace())
             .chain(OPTIONAL.split_whitespace())
+            .chain(COUNTERS.split_whitespace())
         {
             assert!(WORDS.iter().any(|word| word.bit(name).is_some()), "{name}");
         }
