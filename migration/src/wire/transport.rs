@@ -18,6 +18,9 @@ use super::iov::{self, In, Out};
 /// as much without being told otherwise (net.core.wmem_max).
 const SHARED_BUFFER: usize = 208 << 10;
 
+/// Congestion control of streams that do not leave this host.
+const LOOPBACK_CONGESTION: &[u8] = b"reno";
+
 /// What a transport has to be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
@@ -148,9 +151,9 @@ impl Transport for TcpStream {
         self.set_nodelay(true)?;
         let socket = SockRef::from(self);
         if self.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
-            // Nothing is congested on the way to oneself, and BBR's pacing halves what two streams carry
-            // there. Where the system has no cubic, its own choice stays.
-            let _ = socket.set_tcp_congestion(b"cubic");
+            // Nothing is congested on the way to oneself, and BBR, the choice of some systems, paces there for nothing. Reno is
+            // in every Linux, and free to all: any other may be refused to a process without capabilities. It is a wish.
+            let _ = socket.set_tcp_congestion(LOOPBACK_CONGESTION);
         }
         // Where nothing is under way that could stay unacknowledged, the kernel asks by itself: a stream that waits for
         // its next page notices a dead host too. Its unit is a second.
@@ -218,6 +221,16 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+
+    /// Whoever makes a stream ready holds no capability, and may not choose freely.
+    #[test]
+    fn over_loopback_no_stream_is_paced() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.prepare(Duration::from_secs(5)).unwrap();
+        let congestion = SockRef::from(&stream).tcp_congestion().unwrap();
+        assert!(congestion.starts_with(b"reno"), "{congestion:?}");
+    }
 
     /// Ends with a processor each would stand still in turns if little were under way: 776 ms a GiB instead of 300.
     #[test]
