@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
-    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_enable_cap,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
 };
 use kvm_ioctls::VmFd;
 use migration::dirty::DirtyLog;
@@ -17,7 +17,7 @@ use migration::pages::{MemoryLayout, PageSet};
 use migration::touched::touched;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{KvmError, ioctl, raw};
+use super::{KvmError, raw};
 use crate::memory;
 
 /// What the VMM itself needs of a dirty log, whichever it is.
@@ -226,11 +226,6 @@ fn set_manual_protect(vm: &VmFd, mode: LogMode) -> Result<(), KvmError> {
         LogMode::Manual => KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
         LogMode::Plain => 0,
     };
-    let cap = kvm_enable_cap {
-        cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-        args: [u64::from(flags), 0, 0, 0],
-        ..Default::default()
-    };
-    vm.enable_cap(&cap)
-        .map_err(ioctl("choose how the dirty log protects pages"))
+    let act = "choose how the dirty log protects pages";
+    super::enable_capability(vm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, flags.into(), act)
 }

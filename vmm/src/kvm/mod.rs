@@ -141,13 +141,27 @@ pub fn take_counters(kvm: &Kvm, vm: &VmFd) -> Result<(), KvmError> {
     if can & KVM_PMU_CAP_DISABLE.cast_signed() == 0 {
         return Ok(());
     }
+    enable_capability(
+        vm,
+        KVM_CAP_PMU_CAPABILITY,
+        KVM_PMU_CAP_DISABLE.into(),
+        "take the performance counters from a VM",
+    )
+}
+
+/// Gives a VM a capability that has one argument.
+fn enable_capability(
+    vm: &VmFd,
+    cap: u32,
+    argument: u64,
+    act: &'static str,
+) -> Result<(), KvmError> {
     let cap = kvm_enable_cap {
-        cap: KVM_CAP_PMU_CAPABILITY,
-        args: [KVM_PMU_CAP_DISABLE.into(), 0, 0, 0],
+        cap,
+        args: [argument, 0, 0, 0],
         ..Default::default()
     };
-    vm.enable_cap(&cap)
-        .map_err(ioctl("take the performance counters from a VM"))
+    vm.enable_cap(&cap).map_err(ioctl(act))
 }
 
 /// Gives a VM its interrupt controllers and its timer: after its memory, since every change of a memory slot

@@ -204,12 +204,6 @@ pub fn get(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<Vec<kvm_msr_entry>,
     }
 }
 
-/// The value of one MSR on a vCPU, where it is among those that the vCPU has.
-pub fn find(vcpu: &VcpuFd, msrs: &[u32], msr: u32) -> Option<u64> {
-    let (_, entries) = msrs.contains(&msr).then(|| read(vcpu, &[msr]).ok())??;
-    entries.as_slice().first().map(|entry| entry.data)
-}
-
 /// Writes all of `msrs`, in their order.
 ///
 /// # Errors

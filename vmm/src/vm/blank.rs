@@ -223,8 +223,12 @@ fn create_vcpus(
     let mut caps = VcpuCaps::of(kvm, vm, first, &shape.cpuid)
         .map_err(kvm_error("look at what vCPUs can do"))?;
     shape.settle_msrs(&mut caps)?;
-    let told = msr::find(first, caps.msrs(), MSR_IA32_ARCH_CAPABILITIES);
-    shape.settle_mitigations(told)?;
+    let read: Vec<_> = (caps.msrs().iter().copied())
+        .filter(|&msr| msr == MSR_IA32_ARCH_CAPABILITIES)
+        .collect();
+    let here = msr::get(first, 0, &read)
+        .map_err(|e| GuestError::new("look at what vCPUs are told of mitigations", e))?;
+    shape.settle_mitigations(here.first().map(|entry| entry.data))?;
     let host_khz = first.get_tsc_khz().ok();
     // Now, not when the state comes: then the guest would have been moved for nothing.
     if let Some(khz) = shape.scale_tsc(host_khz, kvm.check_extension(Cap::TscControl))? {

@@ -1,11 +1,11 @@
 //! What ring a KVM has, and giving a VM one.
 
-use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, kvm_enable_cap};
+use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL};
 use kvm_ioctls::{Kvm, VmFd};
 
 use super::DEFAULT_ENTRIES;
 use super::entry::Entry;
-use crate::kvm::{KvmError, ioctl};
+use crate::kvm::{KvmError, enable_capability};
 
 /// The ring that a KVM has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,13 +67,8 @@ fn choose(offer: Offer, wanted: Option<u32>) -> Result<u32, KvmError> {
 /// KVM's refusal.
 pub fn enable(kvm: &Kvm, vm: &VmFd, entries: u32) -> Result<(), KvmError> {
     let bytes = u64::from(entries) * size_of::<Entry>() as u64;
-    let cap = kvm_enable_cap {
-        cap: Offer::of(kvm)?.capability,
-        args: [bytes, 0, 0, 0],
-        ..Default::default()
-    };
-    vm.enable_cap(&cap)
-        .map_err(ioctl("give the VM's vCPUs dirty rings"))
+    let act = "give the VM's vCPUs dirty rings";
+    enable_capability(vm, Offer::of(kvm)?.capability, bytes, act)
 }
 
 #[cfg(test)]
