@@ -195,12 +195,31 @@ fn message(pieces: *mut libc::iovec, count: usize) -> libc::msghdr {
     header
 }
 
-/// One sendmsg(2) that neither waits nor raises SIGPIPE; says how many bytes the kernel took.
+/// Whether a call waits for room, or for bytes: as long as its socket says (SO_SNDTIMEO, SO_RCVTIMEO), and not at all if that
+/// is non-blocking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// It does.
+    Yes,
+    /// It does not.
+    No,
+}
+
+impl Waits {
+    fn flag(self) -> libc::c_int {
+        match self {
+            Self::Yes => 0,
+            Self::No => libc::MSG_DONTWAIT,
+        }
+    }
+}
+
+/// One sendmsg(2) that does not raise SIGPIPE; says how many bytes the kernel took.
 ///
 /// # Errors
 /// As sendmsg(2); nothing was taken.
-pub fn send(socket: BorrowedFd<'_>, pieces: &[Out<'_>]) -> io::Result<usize> {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+pub fn send(socket: BorrowedFd<'_>, pieces: &[Out<'_>], waits: Waits) -> io::Result<usize> {
+    let flags = libc::MSG_NOSIGNAL | waits.flag();
     // `Out` is a transparent iovec.
     let header = message(pieces.as_ptr().cast_mut().cast(), pieces.len());
     // SAFETY: the descriptor is open while borrowed. `header` points at `msg_iovlen <= pieces.len()` iovecs
@@ -227,17 +246,17 @@ impl Control {
     }
 }
 
-/// One recvmsg(2) that does not wait; says how many bytes came, 0 at the end of the stream.
+/// One recvmsg(2); says how many bytes came, 0 at the end of the stream.
 ///
 /// # Errors
 /// As recvmsg(2); nothing came.
-pub fn receive(socket: BorrowedFd<'_>, pieces: &mut [In<'_>]) -> io::Result<usize> {
+pub fn receive(socket: BorrowedFd<'_>, pieces: &mut [In<'_>], waits: Waits) -> io::Result<usize> {
     // `In` is a transparent iovec.
     let mut header = message(pieces.as_mut_ptr().cast(), pieces.len());
     // SAFETY: the descriptor is open while borrowed. `header` points at `msg_iovlen <= pieces.len()` iovecs,
     // each of which covers memory that is writable for its lifetime and that no Rust reference covers: own
     // buffers are borrowed exclusively, guest memory is volatile.
-    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_DONTWAIT) };
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, waits.flag()) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
@@ -291,11 +310,11 @@ mod tests {
         let mut out = [Out::bytes(b"ab"), Out::bytes(b""), Out::bytes(b"cdef")];
         let rest = advance_out(&mut out, 3);
         assert_eq!(rest.len(), 1);
-        assert_eq!(send(a.as_fd(), rest).unwrap(), 3);
+        assert_eq!(send(a.as_fd(), rest, Waits::No).unwrap(), 3);
         let (mut x, mut y) = ([0; 2], [0; 8]);
         let mut into = [In::bytes(&mut x), In::bytes(&mut y)];
         assert_eq!(into[0].fill(b"z"), 1);
-        assert_eq!(receive(b.as_fd(), &mut into).unwrap(), 3);
+        assert_eq!(receive(b.as_fd(), &mut into, Waits::No).unwrap(), 3);
         assert_eq!(advance_in(&mut into, 3)[0].len(), 6);
         assert_eq!((&x, &y[..2]), (b"zd", &b"ef"[..]));
     }
@@ -326,10 +345,13 @@ mod tests {
     fn an_empty_socket_does_not_block() {
         let (a, b) = UnixStream::pair().unwrap();
         let mut byte = [0];
-        let error = receive(a.as_fd(), &mut [In::bytes(&mut byte)]).unwrap_err();
+        let error = receive(a.as_fd(), &mut [In::bytes(&mut byte)], Waits::No).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         drop(b);
-        assert_eq!(receive(a.as_fd(), &mut [In::bytes(&mut byte)]).unwrap(), 0);
-        assert!(send(a.as_fd(), &[Out::bytes(b"x")]).is_err());
+        assert_eq!(
+            receive(a.as_fd(), &mut [In::bytes(&mut byte)], Waits::No).unwrap(),
+            0
+        );
+        assert!(send(a.as_fd(), &[Out::bytes(b"x")], Waits::No).is_err());
     }
 }

@@ -40,6 +40,10 @@ impl Transport for Local {
         self.stream.send(from)
     }
 
+    fn send_waiting(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+        self.stream.send_waiting(from)
+    }
+
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
         let mut control = iov::Control::default();
         let count = iov::receive_with(self.stream.as_fd(), into, &mut control)?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 
-use super::iov::{self, In, Out};
+use super::iov::{self, In, Out, Waits};
 
 /// What a sender may have under way to a processor that it shares, in bytes; the kernel doubles it (socket(7)). With less the
 /// two ends take turns more often, with more it no longer lies in the processor's cache (docs/performance.md); and Linux allows
@@ -48,9 +48,9 @@ pub struct Kept {
     pub digest: u64,
 }
 
-/// A connected byte stream that never blocks: waiting is the channel's work, so that it can be cancelled.
+/// A connected byte stream that hardly ever blocks: waiting for long is the channel's work, so that it can be cancelled.
 pub trait Transport: Send + Debug {
-    /// Makes the stream ready for a move: non-blocking, no delay of small frames, and a kernel that gives up
+    /// Makes the stream ready for a move: no long waits, no delay of small frames, and a kernel that gives up
     /// on data not acknowledged for `peer_timeout`.
     ///
     /// # Errors
@@ -73,6 +73,15 @@ pub trait Transport: Send + Debug {
     /// `WouldBlock` when there is no room, else as the stream has it.
     fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize>;
 
+    /// The same, but may wait a little for room ([`LINGER`]), where the kernel does that by itself: a wait by poll(2) is two
+    /// calls more.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    fn send_waiting(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+        self.send(from)
+    }
+
     /// Hands on what was taken and is still held back.
     ///
     /// # Errors
@@ -87,6 +96,14 @@ pub trait Transport: Send + Debug {
     /// # Errors
     /// `WouldBlock` when there are none, else as the stream has it.
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize>;
+
+    /// The same, but may wait a little for bytes, as [`send_waiting`](Self::send_waiting) does for room.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    fn receive_waiting(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
+        self.receive(into)
+    }
 
     /// Receives bytes that nobody wants to know; `sink` is only room for them. Says how many, 0 at the end of the stream.
     ///
@@ -145,11 +162,21 @@ pub trait Transport: Send + Debug {
     fn shutdown(&mut self, how: Shutdown);
 }
 
+/// How long a call may wait in the kernel, where nothing but the socket wakes it: a cancel is noticed so much later.
+const LINGER: Duration = Duration::from_millis(20);
+
+/// Has calls wait for [`LINGER`] at most, but for those that are told not to.
+fn linger(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(LINGER))?;
+    socket.set_write_timeout(Some(LINGER))
+}
+
 impl Transport for TcpStream {
     fn prepare(&self, peer_timeout: Duration) -> io::Result<()> {
-        self.set_nonblocking(true)?;
-        self.set_nodelay(true)?;
         let socket = SockRef::from(self);
+        linger(&socket)?;
+        self.set_nodelay(true)?;
         if self.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
             // Nothing is congested on the way to oneself, and BBR, the choice of some systems, paces there for nothing. Reno is
             // in every Linux, and free to all: any other may be refused to a process without capabilities. It is a wish.
@@ -166,11 +193,19 @@ impl Transport for TcpStream {
     }
 
     fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        iov::send(self.as_fd(), from)
+        iov::send(self.as_fd(), from, Waits::No)
+    }
+
+    fn send_waiting(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+        iov::send(self.as_fd(), from, Waits::Yes)
     }
 
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
-        iov::receive(self.as_fd(), into)
+        iov::receive(self.as_fd(), into, Waits::No)
+    }
+
+    fn receive_waiting(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
+        iov::receive(self.as_fd(), into, Waits::Yes)
     }
 
     fn shared_processor(&self) -> Option<usize> {
@@ -195,15 +230,23 @@ impl Transport for TcpStream {
 
 impl Transport for UnixStream {
     fn prepare(&self, _peer_timeout: Duration) -> io::Result<()> {
-        self.set_nonblocking(true)
+        linger(&SockRef::from(self))
     }
 
     fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        iov::send(self.as_fd(), from)
+        iov::send(self.as_fd(), from, Waits::No)
+    }
+
+    fn send_waiting(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+        iov::send(self.as_fd(), from, Waits::Yes)
     }
 
     fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
-        iov::receive(self.as_fd(), into)
+        iov::receive(self.as_fd(), into, Waits::No)
+    }
+
+    fn receive_waiting(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
+        iov::receive(self.as_fd(), into, Waits::Yes)
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {
@@ -230,6 +273,29 @@ mod tests {
         stream.prepare(Duration::from_secs(5)).unwrap();
         let congestion = SockRef::from(&stream).tcp_congestion().unwrap();
         assert!(congestion.starts_with(b"reno"), "{congestion:?}");
+    }
+
+    /// A call that waits does not do so for long; one that does not wait never does.
+    #[test]
+    fn a_call_waits_a_little_or_not_at_all() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _peer = listener.accept().unwrap();
+        let (mut unix, _other) = UnixStream::pair().unwrap();
+        let both: [&mut dyn Transport; 2] = [&mut tcp, &mut unix];
+        for transport in both {
+            transport.prepare(Duration::from_secs(5)).unwrap();
+            let mut byte = [0];
+            let none = transport.receive(&mut [In::bytes(&mut byte)]);
+            assert_eq!(none.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            let none = transport.receive_waiting(&mut [In::bytes(&mut byte)]);
+            assert_eq!(none.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            let much = vec![0; 1 << 20];
+            let full = (0..1024).find_map(|_| transport.send_waiting(&[Out::bytes(&much)]).err());
+            assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
+            let full = (0..1024).find_map(|_| transport.send(&[Out::bytes(&much)]).err());
+            assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
+        }
     }
 
     /// Ends with a processor each would stand still in turns if little were under way: 776 ms a GiB instead of 300.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{BUFFER, Channel, ChannelError, READ_AHEAD};
 use crate::wire::codec::{self, FrameError, HEADER, Header};
 use crate::wire::frame::Frame;
-use crate::wire::iov::{In, advance_in};
+use crate::wire::iov::{In, Waits, advance_in};
 use crate::wire::transport::Wait;
 
 impl Channel {
@@ -16,7 +16,7 @@ impl Channel {
     /// # Errors
     /// As [`receive`](Self::receive), but for silence.
     pub fn wait_for_frame(&mut self) -> Result<(), ChannelError> {
-        while self.start == self.end && !self.look()? {
+        while self.start == self.end && !self.look(Waits::Yes)? {
             self.wait(Wait::Receive, None, true)?;
         }
         Ok(())
@@ -68,17 +68,21 @@ impl Channel {
     /// # Errors
     /// As [`receive`](Self::receive).
     pub fn poll_frame(&mut self) -> Result<Option<Frame>, ChannelError> {
-        if self.start == self.end && !self.look()? {
+        if self.start == self.end && !self.look(Waits::No)? {
             return Ok(None);
         }
         self.receive().map(Some)
     }
 
-    /// Whether bytes come into the empty buffer without waiting.
-    fn look(&mut self) -> Result<bool, ChannelError> {
+    /// Whether bytes come into the empty buffer, without waiting or after a little of it.
+    fn look(&mut self, waits: Waits) -> Result<bool, ChannelError> {
         self.make_room(READ_AHEAD);
-        let into = &mut self.buffer[self.end..self.end + READ_AHEAD];
-        match self.transport.receive(&mut [In::bytes(into)]) {
+        let into = &mut [In::bytes(&mut self.buffer[self.end..self.end + READ_AHEAD])];
+        let looked = match waits {
+            Waits::Yes => self.transport.receive_waiting(into),
+            Waits::No => self.transport.receive(into),
+        };
+        match looked {
             Ok(0) => Err(self.closed()),
             Ok(count) => {
                 self.end += count;
@@ -178,14 +182,16 @@ impl Channel {
         }
     }
 
-    /// One receive that brings at least one byte.
+    /// One receive that brings at least one byte. Behind a peer that sends without end there is never a wait in which a
+    /// cancel would be noticed.
     fn receive_pieces(
         &mut self,
         into: &mut [In<'_>],
         deadline: Instant,
     ) -> Result<usize, ChannelError> {
         loop {
-            match self.transport.receive(into) {
+            self.interrupted()?;
+            match self.transport.receive_waiting(into) {
                 Ok(0) => return Err(self.closed()),
                 Ok(count) => {
                     self.received += u64::try_from(count).unwrap_or(0);

@@ -110,9 +110,10 @@ impl Channel {
         let mut deadline = self.deadline();
         let before = self.sent;
         loop {
-            let result = match rest.is_empty() {
-                false => self.transport.send(rest),
-                true => self.transport.flush().map(|()| 0),
+            let result = match (rest.is_empty(), grace) {
+                (true, _) => self.transport.flush().map(|()| 0),
+                (false, None) => self.transport.send_waiting(rest),
+                (false, Some(_)) => self.transport.send(rest),
             };
             match result {
                 Ok(_) if rest.is_empty() => return Ok(()),
