@@ -16,7 +16,7 @@ use migration::report::Outcome;
 use migration::source::{Moved, migrate};
 use migration::wire::codec;
 use migration::wire::frame::{Frame, Run};
-use migration::wire::iov::{self, In, Out};
+use migration::wire::iov::{self, In, Out, Waits};
 use migration::wire::preamble;
 use migration::wire::{Connect, ConnectError, TcpTarget, Transport};
 use support::run::{back, options, receiving_streams, verify};
@@ -347,21 +347,21 @@ impl Transport for Dozing {
         self.inner.prepare(peer_timeout)
     }
 
-    fn send(&mut self, from: &[Out<'_>]) -> std::io::Result<usize> {
+    fn send(&mut self, from: &[Out<'_>], waits: Waits) -> std::io::Result<usize> {
         let Some(nap) = self.nap() else {
-            let count = self.inner.send(from)?;
+            let count = self.inner.send(from, waits)?;
             self.sent += count;
             return Ok(count);
         };
         let mut some = [0; 1000];
         let count = iov::gather(from, &mut iov::Place::default(), &mut some);
-        let count = self.inner.send(&[Out::bytes(&some[..count])])?;
+        let count = self.inner.send(&[Out::bytes(&some[..count])], waits)?;
         std::thread::sleep(nap);
         Ok(count)
     }
 
-    fn receive(&mut self, into: &mut [In<'_>]) -> std::io::Result<usize> {
-        self.inner.receive(into)
+    fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> std::io::Result<usize> {
+        self.inner.receive(into, waits)
     }
 
     fn poll_fd(&self) -> std::os::fd::BorrowedFd<'_> {
@@ -421,18 +421,18 @@ impl Transport for Lying {
         self.inner.prepare(peer_timeout)
     }
 
-    fn send(&mut self, from: &[Out<'_>]) -> std::io::Result<usize> {
-        let count = self.inner.send(from)?;
+    fn send(&mut self, from: &[Out<'_>], waits: Waits) -> std::io::Result<usize> {
+        let count = self.inner.send(from, waits)?;
         self.sent += count;
         if self.sent > PREAMBLE && !self.lie.is_empty() {
             let lie = std::mem::take(&mut self.lie);
-            self.inner.send(&[Out::bytes(&lie)])?;
+            self.inner.send(&[Out::bytes(&lie)], waits)?;
         }
         Ok(count)
     }
 
-    fn receive(&mut self, into: &mut [In<'_>]) -> std::io::Result<usize> {
-        self.inner.receive(into)
+    fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> std::io::Result<usize> {
+        self.inner.receive(into, waits)
     }
 
     fn poll_fd(&self) -> std::os::fd::BorrowedFd<'_> {

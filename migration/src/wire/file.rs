@@ -17,7 +17,7 @@ use twox_hash::XxHash3_64;
 
 use super::codec::{self, HEADER, Header};
 use super::frame::Frame;
-use super::iov::{In, Out, Place, gather, scatter};
+use super::iov::{In, Out, Place, Waits, gather, scatter};
 use super::transport::{Kept, Transport};
 
 /// So much is copied at a time: guest memory changes while it is looked at, and the digest has to be that of the bytes
@@ -81,7 +81,7 @@ impl Transport for FileSink {
         Ok(())
     }
 
-    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+    fn send(&mut self, from: &[Out<'_>], _waits: Waits) -> io::Result<usize> {
         let count = gather(from, &mut Place::default(), &mut self.room);
         let count = match self.file.write(&self.room[..count])? {
             0 if count > 0 => return Err(io::ErrorKind::WriteZero.into()),
@@ -92,7 +92,7 @@ impl Transport for FileSink {
     }
 
     /// Nobody says anything.
-    fn receive(&mut self, _into: &mut [In<'_>]) -> io::Result<usize> {
+    fn receive(&mut self, _into: &mut [In<'_>], _waits: Waits) -> io::Result<usize> {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
@@ -170,11 +170,11 @@ impl Transport for FileSource {
     }
 
     /// Nobody hears it.
-    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+    fn send(&mut self, from: &[Out<'_>], _waits: Waits) -> io::Result<usize> {
         Ok(from.iter().map(Out::len).sum())
     }
 
-    fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
+    fn receive(&mut self, into: &mut [In<'_>], _waits: Waits) -> io::Result<usize> {
         let wanted: usize = into.iter().map(In::len).sum();
         // Never across the end mark, so that the digest stops there.
         let left = self.before_end.saturating_sub(self.passing.bytes);

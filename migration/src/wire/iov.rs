@@ -268,11 +268,12 @@ pub(super) fn receive_with(
     socket: BorrowedFd<'_>,
     pieces: &mut [In<'_>],
     control: &mut Control,
+    waits: Waits,
 ) -> io::Result<usize> {
     let mut header = message(pieces.as_mut_ptr().cast(), pieces.len());
     header.msg_control = control.room.as_mut_ptr().cast();
     header.msg_controllen = size_of_val(&control.room);
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let flags = waits.flag() | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: as in `receive`; besides, `msg_control` points at `msg_controllen` writable bytes of `control`,
     // which is borrowed exclusively.
     let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, flags) };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use super::iov::{self, In, Out};
+use super::iov::{self, In, Out, Waits};
 use super::transport::Transport;
 use crate::pages::MAX_REGIONS;
 
@@ -36,17 +36,13 @@ impl Transport for Local {
         self.stream.prepare(peer_timeout)
     }
 
-    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        self.stream.send(from)
+    fn send(&mut self, from: &[Out<'_>], waits: Waits) -> io::Result<usize> {
+        self.stream.send(from, waits)
     }
 
-    fn send_waiting(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        self.stream.send_waiting(from)
-    }
-
-    fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
+    fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize> {
         let mut control = iov::Control::default();
-        let count = iov::receive_with(self.stream.as_fd(), into, &mut control)?;
+        let count = iov::receive_with(self.stream.as_fd(), into, &mut control, waits)?;
         for descriptor in control.descriptors() {
             // SAFETY: the kernel has just made this descriptor for us (SCM_RIGHTS of a message received), and
             // `descriptors` gives each of them once, so nobody else owns it.
@@ -108,7 +104,10 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(a.send_files(b"xy", &[file.as_fd()]).unwrap(), 2);
             let mut byte = [0; 8];
-            assert_eq!(b.receive(&mut [In::bytes(&mut byte)]).unwrap(), 2);
+            assert_eq!(
+                b.receive(&mut [In::bytes(&mut byte)], Waits::No).unwrap(),
+                2
+            );
         }
         let mut files = b.take_files();
         assert_eq!(files.len(), MAX_REGIONS);

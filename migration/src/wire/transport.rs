@@ -48,7 +48,9 @@ pub struct Kept {
     pub digest: u64,
 }
 
-/// A connected byte stream that hardly ever blocks: waiting for long is the channel's work, so that it can be cancelled.
+/// A connected byte stream that hardly ever blocks: waiting for long is the channel's work, so that it can be cancelled. A
+/// call may be allowed to wait a little ([`Waits::Yes`]: [`LINGER`]), which the kernel does at less cost than poll(2) and
+/// another call; a stream need not.
 pub trait Transport: Send + Debug {
     /// Makes the stream ready for a move: no long waits, no delay of small frames, and a kernel that gives up
     /// on data not acknowledged for `peer_timeout`.
@@ -71,16 +73,7 @@ pub trait Transport: Send + Debug {
     ///
     /// # Errors
     /// `WouldBlock` when there is no room, else as the stream has it.
-    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize>;
-
-    /// The same, but may wait a little for room ([`LINGER`]), where the kernel does that by itself: a wait by poll(2) is two
-    /// calls more.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
-    fn send_waiting(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        self.send(from)
-    }
+    fn send(&mut self, from: &[Out<'_>], waits: Waits) -> io::Result<usize>;
 
     /// Hands on what was taken and is still held back.
     ///
@@ -95,22 +88,14 @@ pub trait Transport: Send + Debug {
     ///
     /// # Errors
     /// `WouldBlock` when there are none, else as the stream has it.
-    fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize>;
-
-    /// The same, but may wait a little for bytes, as [`send_waiting`](Self::send_waiting) does for room.
-    ///
-    /// # Errors
-    /// As [`receive`](Self::receive).
-    fn receive_waiting(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
-        self.receive(into)
-    }
+    fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize>;
 
     /// Receives bytes that nobody wants to know; `sink` is only room for them. Says how many, 0 at the end of the stream.
     ///
     /// # Errors
     /// As [`receive`](Self::receive), but also works where nothing can be understood any more.
     fn discard(&mut self, sink: &mut [u8]) -> io::Result<usize> {
-        self.receive(&mut [In::bytes(sink)])
+        self.receive(&mut [In::bytes(sink)], Waits::No)
     }
 
     /// Who the other end has proved to be, where it had to.
@@ -192,20 +177,12 @@ impl Transport for TcpStream {
         socket.set_tcp_user_timeout(Some(peer_timeout))
     }
 
-    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        iov::send(self.as_fd(), from, Waits::No)
+    fn send(&mut self, from: &[Out<'_>], waits: Waits) -> io::Result<usize> {
+        iov::send(self.as_fd(), from, waits)
     }
 
-    fn send_waiting(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        iov::send(self.as_fd(), from, Waits::Yes)
-    }
-
-    fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
-        iov::receive(self.as_fd(), into, Waits::No)
-    }
-
-    fn receive_waiting(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
-        iov::receive(self.as_fd(), into, Waits::Yes)
+    fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize> {
+        iov::receive(self.as_fd(), into, waits)
     }
 
     fn shared_processor(&self) -> Option<usize> {
@@ -233,20 +210,12 @@ impl Transport for UnixStream {
         linger(&SockRef::from(self))
     }
 
-    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        iov::send(self.as_fd(), from, Waits::No)
+    fn send(&mut self, from: &[Out<'_>], waits: Waits) -> io::Result<usize> {
+        iov::send(self.as_fd(), from, waits)
     }
 
-    fn send_waiting(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
-        iov::send(self.as_fd(), from, Waits::Yes)
-    }
-
-    fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
-        iov::receive(self.as_fd(), into, Waits::No)
-    }
-
-    fn receive_waiting(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
-        iov::receive(self.as_fd(), into, Waits::Yes)
+    fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize> {
+        iov::receive(self.as_fd(), into, waits)
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {
@@ -286,14 +255,16 @@ mod tests {
         for transport in both {
             transport.prepare(Duration::from_secs(5)).unwrap();
             let mut byte = [0];
-            let none = transport.receive(&mut [In::bytes(&mut byte)]);
+            let none = transport.receive(&mut [In::bytes(&mut byte)], Waits::No);
             assert_eq!(none.unwrap_err().kind(), io::ErrorKind::WouldBlock);
-            let none = transport.receive_waiting(&mut [In::bytes(&mut byte)]);
+            let none = transport.receive(&mut [In::bytes(&mut byte)], Waits::Yes);
             assert_eq!(none.unwrap_err().kind(), io::ErrorKind::WouldBlock);
             let much = vec![0; 1 << 20];
-            let full = (0..1024).find_map(|_| transport.send_waiting(&[Out::bytes(&much)]).err());
+            let full =
+                (0..1024).find_map(|_| transport.send(&[Out::bytes(&much)], Waits::Yes).err());
             assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
-            let full = (0..1024).find_map(|_| transport.send(&[Out::bytes(&much)]).err());
+            let full =
+                (0..1024).find_map(|_| transport.send(&[Out::bytes(&much)], Waits::No).err());
             assert_eq!(full.unwrap().kind(), io::ErrorKind::WouldBlock);
         }
     }

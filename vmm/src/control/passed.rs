@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migration::wire::iov::In;
+use migration::wire::iov::{In, Waits};
 use migration::wire::{Local, Transport};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -89,7 +89,7 @@ impl Read for Incoming {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             self.wait()?;
-            match self.stream.receive(&mut [In::bytes(buffer)]) {
+            match self.stream.receive(&mut [In::bytes(buffer)], Waits::No) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return result,
             }

@@ -78,11 +78,7 @@ impl Channel {
     fn look(&mut self, waits: Waits) -> Result<bool, ChannelError> {
         self.make_room(READ_AHEAD);
         let into = &mut [In::bytes(&mut self.buffer[self.end..self.end + READ_AHEAD])];
-        let looked = match waits {
-            Waits::Yes => self.transport.receive_waiting(into),
-            Waits::No => self.transport.receive(into),
-        };
-        match looked {
+        match self.transport.receive(into, waits) {
             Ok(0) => Err(self.closed()),
             Ok(count) => {
                 self.end += count;
@@ -191,7 +187,7 @@ impl Channel {
     ) -> Result<usize, ChannelError> {
         loop {
             self.interrupted()?;
-            match self.transport.receive_waiting(into) {
+            match self.transport.receive(into, Waits::Yes) {
                 Ok(0) => return Err(self.closed()),
                 Ok(count) => {
                     self.received += u64::try_from(count).unwrap_or(0);

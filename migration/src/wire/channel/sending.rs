@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::{Channel, ChannelError, GRACE};
 use crate::wire::codec;
 use crate::wire::frame::Frame;
-use crate::wire::iov::{Out, advance_out};
+use crate::wire::iov::{Out, Waits, advance_out};
 use crate::wire::transport::Wait;
 
 impl Channel {
@@ -110,10 +110,13 @@ impl Channel {
         let mut deadline = self.deadline();
         let before = self.sent;
         loop {
-            let result = match (rest.is_empty(), grace) {
-                (true, _) => self.transport.flush().map(|()| 0),
-                (false, None) => self.transport.send_waiting(rest),
-                (false, Some(_)) => self.transport.send(rest),
+            let waits = match grace {
+                None => Waits::Yes,
+                Some(_) => Waits::No,
+            };
+            let result = match rest.is_empty() {
+                false => self.transport.send(rest, waits),
+                true => self.transport.flush().map(|()| 0),
             };
             match result {
                 Ok(_) if rest.is_empty() => return Ok(()),

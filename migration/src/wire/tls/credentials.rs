@@ -13,7 +13,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, CipherSuite, ClientConfig, Connection, DigitallySignedStruct,
+    CertificateError, CipherSuite, ClientConfig, CommonState, DigitallySignedStruct,
     DistinguishedName, Error, OtherError, RootCertStore, ServerConfig, SignatureScheme,
 };
 use webpki::EndEntityCert;
@@ -27,7 +27,7 @@ pub struct Credentials {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     roots: Arc<RootCertStore>,
-    provider: Arc<CryptoProvider>,
+    pub(super) provider: Arc<CryptoProvider>,
 }
 
 /// The key is nobody's business.
@@ -180,7 +180,7 @@ fn provider() -> CryptoProvider {
 }
 
 /// Who the other end has proved to be.
-pub(super) fn identity(session: &Connection) -> Option<Identity> {
+pub(super) fn identity(session: &CommonState) -> Option<Identity> {
     let certificate = session.peer_certificates()?.first()?;
     Some(Identity {
         name: shown_name(certificate),

@@ -5,30 +5,39 @@
 //! handful of connections, each with a whole handshake.
 
 mod credentials;
+mod session;
 mod words;
 
-use std::io::{self, BufRead, IoSlice, Write};
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use rustls::server::UnbufferedServerConnection;
+use rustls::{ClientConfig, ServerConfig};
 
 pub use self::credentials::{Credentials, Demand, peer_name};
+use self::session::{Outgoing, Session};
 pub use self::words::TlsError;
 use super::codec;
 use super::connect::{Connect, ConnectError};
 use super::frame::Frame;
-use super::iov::{self, In, Out, Place};
+use super::iov::{self, In, Out, Place, Waits};
 use super::preamble::{self, MAGIC};
 use super::transport::{Identity, Transport, Wait};
 use crate::cancel::CancelToken;
 
-/// What is received with one call. Records have 16 KiB at most.
+/// What is received with one call at most. Records have 16 KiB.
 const RAW: usize = 256 << 10;
+/// A record at its longest (RFC 8446, 5.2): so much room there is for each call at least.
+const RECORD: usize = 5 + (16 << 10) + 256;
+/// Where memory begins that bytes are received into, modulo this: a sender that is not ahead puts what it sends at the
+/// beginning of a page, and a copy to some bytes behind that is slow (docs/performance.md).
+const PAGE: usize = 4096;
 /// So much is put into records before they are handed to the socket: few calls, and it all stays in the cache.
 const BATCH: usize = 256 << 10;
 /// So much of it at a time is copied out of the guest's memory: four whole records.
@@ -67,17 +76,6 @@ impl<C: Connect> Connect for TlsTarget<C> {
     }
 }
 
-/// Whether the other end turned out to be sound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Health {
-    /// Nothing is known to be wrong.
-    Sound,
-    /// It said goodbye, so that nothing is missing of what it sent.
-    Ended,
-    /// The session broke. Nothing is sent or received any more.
-    Broken,
-}
-
 /// An encrypted stream over another.
 ///
 /// # When bytes are taken
@@ -91,32 +89,44 @@ enum Health {
 #[derive(Debug)]
 struct Tls {
     inner: Box<dyn Transport>,
-    session: Connection,
-    /// `raw[start..end]` has come from the peer; the session has not seen it yet.
+    session: Session,
+    /// `raw[start..end]` has come from the peer, and is not decrypted yet; none of it lies in front of `first`.
     raw: Vec<u8>,
+    first: usize,
     start: usize,
     end: usize,
+    /// `plain[given..]` was decrypted, and nobody has asked for it yet; the rest of one record.
+    plain: Vec<u8>,
+    given: usize,
     /// On the way from guest memory into records: what is encrypted must not change while it is.
     bounce: Vec<u8>,
-    health: Health,
+    outgoing: Outgoing,
+    /// The session broke. Nothing is sent or received any more.
+    broken: bool,
+    /// Why it broke, to be told once what came before is given.
+    fault: Option<io::Error>,
     /// Nothing has come yet.
     untried: bool,
     identity: Option<Identity>,
 }
 
 impl Tls {
-    fn new(inner: Box<dyn Transport>, session: impl Into<Connection>) -> Self {
-        let mut session = session.into();
-        // The channel above decides how much is under way: it flushes before it gives more.
-        session.set_buffer_limit(None);
+    fn new(inner: Box<dyn Transport>, session: impl Into<Session>) -> Self {
+        let raw = vec![0; PAGE + RAW];
+        let first = raw.as_ptr().align_offset(PAGE).min(PAGE);
         Self {
             inner,
-            session,
-            raw: vec![0; RAW],
-            start: 0,
-            end: 0,
+            session: session.into(),
+            raw,
+            first,
+            start: first,
+            end: first,
+            plain: Vec::new(),
+            given: 0,
             bounce: vec![0; BOUNCE],
-            health: Health::Sound,
+            outgoing: Outgoing::default(),
+            broken: false,
+            fault: None,
             untried: true,
             identity: None,
         }
@@ -127,35 +137,38 @@ impl Tls {
         config: &Arc<ClientConfig>,
         name: &ServerName<'static>,
     ) -> io::Result<Self> {
-        let session = ClientConnection::new(Arc::clone(config), name.clone());
+        let session = UnbufferedClientConnection::new(Arc::clone(config), name.clone());
         Ok(Self::new(inner, session.map_err(TlsError::from)?))
     }
 
     fn server(inner: Box<dyn Transport>, config: &Arc<ServerConfig>) -> io::Result<Self> {
-        let session = ServerConnection::new(Arc::clone(config));
+        let session = UnbufferedServerConnection::new(Arc::clone(config));
         Ok(Self::new(inner, session.map_err(TlsError::from)?))
     }
 
     /// Breaks the session: what is in it stays there.
     fn broken<E>(&mut self, error: E) -> E {
-        self.health = Health::Broken;
+        self.broken = true;
         error
     }
 
     fn sound(&self) -> io::Result<()> {
-        match self.health {
-            Health::Broken => Err(io::ErrorKind::BrokenPipe.into()),
-            Health::Sound | Health::Ended => Ok(()),
+        match self.broken {
+            true => Err(io::ErrorKind::BrokenPipe.into()),
+            false => Ok(()),
         }
     }
 
     /// Hands records to the socket until there are none left; says how many bytes it took, also where that ended in an
     /// error.
-    fn push(&mut self) -> (usize, io::Result<()>) {
+    fn push(&mut self, waits: Waits) -> (usize, io::Result<()>) {
         let mut pushed = 0;
-        while self.session.wants_write() {
-            match self.session.write_tls(&mut Socket(&mut *self.inner)) {
-                Ok(count) => pushed += count,
+        while !self.outgoing.is_empty() {
+            match self.inner.send(&[Out::bytes(self.outgoing.rest())], waits) {
+                Ok(count) => {
+                    self.outgoing.gone(count);
+                    pushed += count;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return (pushed, Err(error));
@@ -167,7 +180,7 @@ impl Tls {
     }
 
     /// Makes records of the bytes, about [`BATCH`] of them; says how many.
-    fn seal(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+    fn seal(&mut self, from: &[Out<'_>]) -> Result<usize, TlsError> {
         let mut place = Place::default();
         let mut sealed = 0;
         while sealed < BATCH {
@@ -175,37 +188,81 @@ impl Tls {
             if count == 0 {
                 break;
             }
-            // Without a limit it takes all.
-            self.session.writer().write_all(&self.bounce[..count])?;
+            let content = &self.bounce[..count];
+            self.session.seal(content, &mut self.outgoing)?;
             sealed += count;
         }
         Ok(sealed)
     }
 
-    /// Receives what comes, decrypted or not.
-    fn fill(&mut self) -> io::Result<()> {
-        let count = self.inner.receive(&mut [In::bytes(&mut self.raw)])?;
+    /// Receives what comes, behind what is there.
+    fn fill(&mut self, waits: Waits) -> io::Result<()> {
+        if self.start == self.end || self.raw.len() - self.end < RECORD {
+            self.raw.copy_within(self.start..self.end, self.first);
+            (self.start, self.end) = (self.first, self.first + self.end - self.start);
+        }
+        let into = &mut self.raw[self.end..];
+        let count = self.inner.receive(&mut [In::bytes(into)], waits)?;
         if count == 0 {
             return Err(self.broken(TlsError::Cut.into()));
         }
-        (self.start, self.end) = (0, count);
-        if std::mem::take(&mut self.untried) && self.raw[0] == MAGIC[0] {
+        self.end += count;
+        if std::mem::take(&mut self.untried) && self.raw[self.start] == MAGIC[0] {
             return Err(self.not_encrypted());
         }
         Ok(())
     }
 
+    /// Decrypts records until `into` is full, or no whole one is left; says how many bytes it was given.
+    fn open(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
+        let mut place = Place::default();
+        let mut given = iov::scatter(into, &mut place, &self.plain[self.given..]);
+        self.given += given;
+        while !self.broken && self.given == self.plain.len() {
+            self.plain.clear();
+            self.given = 0;
+            let plain = &mut self.plain;
+            let deliver = |content: &[u8]| {
+                let count = iov::scatter(into, &mut place, content);
+                plain.extend_from_slice(&content[count..]);
+                given += count;
+            };
+            let incoming = &mut self.raw[self.start..self.end];
+            let (done, more) = self.session.step(incoming, &mut self.outgoing, deliver);
+            self.start += done;
+            match more {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.fault = Some(self.failed(error));
+                    break;
+                }
+            }
+        }
+        match self.fault.take_if(|_| given == 0) {
+            Some(fault) => Err(fault),
+            None => Ok(given),
+        }
+    }
+
+    /// Tells the peer why this end goes no further.
+    fn failed(&mut self, error: rustls::Error) -> io::Error {
+        let _ = self.session.step(&mut [], &mut self.outgoing, |_| {});
+        let _ = self.push(Waits::No);
+        self.broken(TlsError::from(error).into())
+    }
+
     /// The other end is Ferry, and does not speak TLS: no record begins like that. A source hears why, in its own terms.
     fn not_encrypted(&mut self) -> io::Error {
-        let error = match &self.session {
-            Connection::Client(_) => TlsError::PlainReceiver,
-            Connection::Server(_) => {
+        let error = match self.session.is_client() {
+            true => TlsError::PlainReceiver,
+            false => {
                 let mut bytes = preamble::ours().to_vec();
                 let reason = "this receiver takes guests over TLS alone; give `ferry migrate` (or `ferry run` before it) \
                               --tls DIR with a certificate of the receiver's CA";
                 if codec::encode(&Frame::Refuse(reason.into()), &mut bytes).is_ok() {
                     // Nothing else was sent, so there is room. If not, it only sees the end.
-                    let _ = self.inner.send(&[Out::bytes(&bytes)]);
+                    let _ = self.inner.send(&[Out::bytes(&bytes)], Waits::No);
                 }
                 TlsError::PlainSource
             }
@@ -213,53 +270,13 @@ impl Tls {
         self.broken(error.into())
     }
 
-    /// Has the session look at what has come.
-    fn digest(&mut self) -> io::Result<()> {
-        let seen = self
-            .session
-            .read_tls(&mut &self.raw[self.start..self.end])?;
-        self.start += seen;
-        match self.session.process_new_packets() {
-            Ok(state) => {
-                if state.peer_has_closed() {
-                    self.health = Health::Ended;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                // The alert that tells the peer why.
-                let _ = self.push();
-                Err(self.broken(TlsError::from(error).into()))
-            }
-        }
-    }
-
-    /// Gives what was decrypted; says how much.
-    fn give(&mut self, into: &mut [In<'_>]) -> usize {
-        let mut place = Place::default();
-        let mut given = 0;
-        let mut reader = self.session.reader();
-        // An error means that there is nothing more: why, shows when more is asked of the peer.
-        while let Ok(bytes) = reader.fill_buf() {
-            let count = iov::scatter(into, &mut place, bytes);
-            if count == 0 {
-                break;
-            }
-            reader.consume(count);
-            given += count;
-        }
-        given
-    }
-
     /// Tells the peer that this is the end, unless what it was sent before is not whole.
     fn say_goodbye(&mut self) {
-        if self.health != Health::Broken
-            && !self.session.is_handshaking()
-            && !self.session.wants_write()
-        {
-            self.session.send_close_notify();
+        let ready = !self.broken && !self.session.common().is_handshaking();
+        if ready && self.outgoing.is_empty() {
             // If there is no room for it the peer sees a cut. It has no better news coming.
-            let _ = self.push();
+            let _ = self.session.say_goodbye(&mut self.outgoing);
+            let _ = self.push(Waits::No);
         }
     }
 }
@@ -272,33 +289,34 @@ impl Transport for Tls {
     fn handshake(&mut self) -> io::Result<Option<Wait>> {
         self.sound()?;
         loop {
-            match self.push().1 {
+            match self.push(Waits::No).1 {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(Some(Wait::Send));
                 }
                 Err(error) => return Err(error),
             }
-            if !self.session.is_handshaking() {
-                self.identity = credentials::identity(&self.session);
+            if !self.session.common().is_handshaking() {
+                self.identity = credentials::identity(self.session.common());
                 return Ok(None);
             }
-            if self.start == self.end {
-                match self.fill() {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        return Ok(Some(Wait::Receive));
-                    }
-                    Err(error) => return Err(error),
-                }
+            self.open(&mut [])?;
+            if !self.outgoing.is_empty() || !self.session.common().is_handshaking() {
+                continue;
             }
-            self.digest()?;
+            match self.fill(Waits::No) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Some(Wait::Receive));
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
-    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+    fn send(&mut self, from: &[Out<'_>], waits: Waits) -> io::Result<usize> {
         self.sound()?;
-        self.push().1?;
+        self.push(waits).1?;
         // Asked before there is a record that would have to go: after this the socket takes at least a byte of it.
         if !has_room(self.inner.poll_fd())? {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -306,10 +324,10 @@ impl Transport for Tls {
         let sealed = match self.seal(from) {
             Ok(sealed) => sealed,
             // What is in it may be part of a record.
-            Err(error) => return Err(self.broken(error)),
+            Err(error) => return Err(self.broken(error.into())),
         };
-        match self.push() {
-            (0, Err(error)) if self.health == Health::Broken => Err(error),
+        match self.push(waits) {
+            (0, Err(error)) if self.broken => Err(error),
             // Whatever is wrong with the rest shows with the next call.
             _ => Ok(sealed),
         }
@@ -317,29 +335,22 @@ impl Transport for Tls {
 
     fn flush(&mut self) -> io::Result<()> {
         self.sound()?;
-        self.push().1
+        self.push(Waits::No).1
     }
 
-    fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
+    fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize> {
         loop {
-            let given = self.give(into);
-            if given > 0 {
+            let given = self.open(into)?;
+            if given > 0 || self.session.has_ended() {
                 return Ok(given);
             }
-            match self.health {
-                Health::Ended => return Ok(0),
-                Health::Broken => return Err(io::ErrorKind::BrokenPipe.into()),
-                Health::Sound => {}
-            }
-            if self.start == self.end {
-                self.fill()?;
-            }
-            self.digest()?;
+            self.sound()?;
+            self.fill(waits)?;
         }
     }
 
     fn discard(&mut self, sink: &mut [u8]) -> io::Result<usize> {
-        self.inner.receive(&mut [In::bytes(sink)])
+        self.inner.receive(&mut [In::bytes(sink)], Waits::No)
     }
 
     fn identity(&self) -> Option<&Identity> {
@@ -369,24 +380,6 @@ impl Transport for Tls {
 impl Drop for Tls {
     fn drop(&mut self) {
         self.say_goodbye();
-    }
-}
-
-/// The stream below, as rustls writes to it.
-struct Socket<'a>(&'a mut dyn Transport);
-
-impl Write for Socket<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.send(&[Out::bytes(bytes)])
-    }
-
-    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        let pieces: Vec<_> = pieces.iter().map(|piece| Out::bytes(piece)).collect();
-        self.0.send(&pieces)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

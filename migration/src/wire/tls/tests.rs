@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::crypto::{CipherSuiteCommon, CryptoProvider, ring};
+use rustls::{SupportedCipherSuite, Tls13CipherSuite};
 
 use super::*;
 
@@ -50,7 +52,7 @@ impl Transport for Narrow {
         self.inner.prepare(peer_timeout)
     }
 
-    fn send(&mut self, from: &[Out<'_>]) -> io::Result<usize> {
+    fn send(&mut self, from: &[Out<'_>], waits: Waits) -> io::Result<usize> {
         if self.knobs.broken.load(SeqCst) {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -60,15 +62,15 @@ impl Transport for Narrow {
         }
         let mut bytes = vec![0; room];
         let count = iov::gather(from, &mut Place::default(), &mut bytes);
-        let sent = self.inner.send(&[Out::bytes(&bytes[..count])])?;
+        let sent = self.inner.send(&[Out::bytes(&bytes[..count])], waits)?;
         self.knobs.room.fetch_sub(sent, SeqCst);
         self.knobs.taken.fetch_add(sent, SeqCst);
         Ok(sent)
     }
 
-    fn receive(&mut self, into: &mut [In<'_>]) -> io::Result<usize> {
+    fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize> {
         let mut bytes = vec![0; self.step];
-        let count = self.inner.receive(&mut [In::bytes(&mut bytes)])?;
+        let count = self.inner.receive(&mut [In::bytes(&mut bytes)], waits)?;
         Ok(iov::scatter(into, &mut Place::default(), &bytes[..count]))
     }
 
@@ -83,7 +85,13 @@ impl Transport for Narrow {
 
 /// A source's and a destination's end, with the knobs of the source's socket.
 fn ends(step: usize) -> (Box<dyn Transport>, Box<dyn Transport>, Arc<Knobs>) {
-    let [alpha, beta] = credentials(["alpha", "beta"]);
+    ends_of(credentials(["alpha", "beta"]), step)
+}
+
+fn ends_of(
+    [alpha, beta]: [Credentials; 2],
+    step: usize,
+) -> (Box<dyn Transport>, Box<dyn Transport>, Arc<Knobs>) {
     let (a, b) = UnixStream::pair().unwrap();
     let narrow = |inner: UnixStream| {
         let knobs = Arc::new(Knobs::default());
@@ -120,7 +128,7 @@ fn would_block<T: std::fmt::Debug>(result: io::Result<T>) {
 
 fn receive(from: &mut dyn Transport, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; most];
-    let count = from.receive(&mut [In::bytes(&mut bytes)])?;
+    let count = from.receive(&mut [In::bytes(&mut bytes)], Waits::No)?;
     bytes.truncate(count);
     Ok(bytes)
 }
@@ -140,7 +148,7 @@ fn bytes_go_over_whole_whatever_the_socket_takes_and_gives_at_a_time() {
             Out::bytes(&[]),
             Out::bytes(&sent[1..]),
         ];
-        assert_eq!(a.send(&pieces).unwrap(), sent.len());
+        assert_eq!(a.send(&pieces, Waits::No).unwrap(), sent.len());
         let mut got = VecDeque::new();
         while got.len() < sent.len() {
             match a.flush() {
@@ -156,7 +164,7 @@ fn bytes_go_over_whole_whatever_the_socket_takes_and_gives_at_a_time() {
         // One goodbye, and the end is in order; the other way bytes still go.
         a.shutdown(Shutdown::Write);
         assert_eq!(receive(&mut *b, 10).unwrap(), b"");
-        assert_eq!(b.send(&[Out::bytes(b"after")]).unwrap(), 5);
+        assert_eq!(b.send(&[Out::bytes(b"after")], Waits::No).unwrap(), 5);
         b.flush().unwrap();
         assert_eq!(receive(&mut *a, 1).unwrap(), b"a");
         let mut rest = Vec::new();
@@ -167,13 +175,48 @@ fn bytes_go_over_whole_whatever_the_socket_takes_and_gives_at_a_time() {
     }
 }
 
+/// A key is good for 2^24 records (RFC 8446, 5.5), 256 GiB of a stream; here for 20.
+#[test]
+fn keys_are_renewed_before_they_are_worn_out() {
+    let mut hosts = credentials(["alpha", "beta"]);
+    let provider = ring::default_provider();
+    let suite = provider.cipher_suites[0].tls13().unwrap();
+    let suite: &'static Tls13CipherSuite = Box::leak(Box::new(Tls13CipherSuite {
+        common: CipherSuiteCommon {
+            suite: suite.common.suite,
+            hash_provider: suite.common.hash_provider,
+            confidentiality_limit: 20,
+        },
+        ..*suite
+    }));
+    let provider = Arc::new(CryptoProvider {
+        cipher_suites: vec![SupportedCipherSuite::Tls13(suite)],
+        ..provider
+    });
+    for host in &mut hosts {
+        host.provider = Arc::clone(&provider);
+    }
+    let (mut a, mut b, knobs) = ends_of(hosts, 1 << 20);
+    shake(&mut *a, &mut *b);
+    let before = knobs.taken.load(SeqCst);
+    for n in 0..100 {
+        assert_eq!(a.send(&[Out::bytes(&[n; 50])], Waits::No).unwrap(), 50);
+        assert_eq!(receive(&mut *b, 100).unwrap(), [n; 50]);
+        assert_eq!(b.send(&[Out::bytes(&[n])], Waits::No).unwrap(), 1);
+        assert_eq!(receive(&mut *a, 100).unwrap(), [n]);
+    }
+    // What is more than a hundred records, of 22 bytes beside their content, is messages that renew the key.
+    let more = knobs.taken.load(SeqCst) - before - 100 * (50 + 22);
+    assert!(more >= 4 * 22, "{more}");
+}
+
 /// What `poll` knows nothing of is given before anybody waits.
 #[test]
 fn what_was_decrypted_is_given_although_the_socket_is_empty() {
     let (mut a, mut b, _) = ends(1 << 20);
     shake(&mut *a, &mut *b);
-    a.send(&[Out::bytes(&[1; 100])]).unwrap();
-    a.send(&[Out::bytes(&[2; 100])]).unwrap();
+    a.send(&[Out::bytes(&[1; 100])], Waits::No).unwrap();
+    a.send(&[Out::bytes(&[2; 100])], Waits::No).unwrap();
     for byte in [1, 2] {
         for _ in 0..100 {
             assert_eq!(receive(&mut *b, 1).unwrap(), [byte]);
@@ -190,10 +233,10 @@ fn taken_is_what_may_arrive_and_nothing_else() {
 
     // A record that got out in part: its bytes count as taken, and flush brings the rest.
     knobs.room.store(5, SeqCst);
-    assert_eq!(a.send(&go).unwrap(), 2);
+    assert_eq!(a.send(&go, Waits::No).unwrap(), 2);
     would_block(a.flush());
     // The next ones are not taken as long as it is not out.
-    would_block(a.send(&[Out::bytes(b"more")]));
+    would_block(a.send(&[Out::bytes(b"more")], Waits::No));
     would_block(receive(&mut *b, 9));
     knobs.room.store(1000, SeqCst);
     a.flush().unwrap();
@@ -205,14 +248,14 @@ fn taken_is_what_may_arrive_and_nothing_else() {
     let filler = vec![0; 1 << 20];
     let mut filled = 0;
     let full = loop {
-        match a.send(&[Out::bytes(&filler)]) {
+        match a.send(&[Out::bytes(&filler)], Waits::No) {
             Ok(count) => filled += count,
             Err(error) => break error,
         }
     };
     assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
     let before = knobs.taken.load(SeqCst);
-    would_block(a.send(&go));
+    would_block(a.send(&go, Waits::No));
     assert_eq!(knobs.taken.load(SeqCst), before);
     let mut arrived = 0;
     while arrived < filled {
@@ -223,11 +266,14 @@ fn taken_is_what_may_arrive_and_nothing_else() {
 
     // The socket refuses the first byte for good: an error, nothing taken, and nothing goes out ever after.
     knobs.broken.store(true, SeqCst);
-    let refused = a.send(&go).unwrap_err();
+    let refused = a.send(&go, Waits::No).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionReset);
     knobs.broken.store(false, SeqCst);
     let before = knobs.taken.load(SeqCst);
-    assert_eq!(a.send(&go).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    assert_eq!(
+        a.send(&go, Waits::No).unwrap_err().kind(),
+        io::ErrorKind::BrokenPipe
+    );
     assert_eq!(a.flush().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     a.shutdown(Shutdown::Both);
     drop(a);
@@ -237,7 +283,7 @@ fn taken_is_what_may_arrive_and_nothing_else() {
     let (mut a, mut b, knobs) = ends(3);
     shake(&mut *a, &mut *b);
     knobs.room.store(3, SeqCst);
-    assert_eq!(a.send(&go).unwrap(), 2);
+    assert_eq!(a.send(&go, Waits::No).unwrap(), 2);
     knobs.broken.store(true, SeqCst);
     assert!(a.flush().is_err());
 }
@@ -246,7 +292,7 @@ fn taken_is_what_may_arrive_and_nothing_else() {
 fn a_cut_is_not_an_end() {
     let (mut a, mut b, knobs) = ends(1 << 20);
     shake(&mut *a, &mut *b);
-    a.send(&[Out::bytes(b"all that came")]).unwrap();
+    a.send(&[Out::bytes(b"all that came")], Waits::No).unwrap();
     // Nothing can say goodbye any more.
     knobs.broken.store(true, SeqCst);
     drop(a);
@@ -270,7 +316,10 @@ fn carry(from: &mut UnixStream, to: &mut UnixStream, flip: bool) {
         *last ^= 1;
     }
     if !bytes.is_empty() {
-        assert_eq!(to.send(&[Out::bytes(&bytes)]).unwrap(), bytes.len());
+        assert_eq!(
+            to.send(&[Out::bytes(&bytes)], Waits::No).unwrap(),
+            bytes.len()
+        );
     }
 }
 
@@ -290,11 +339,13 @@ fn a_changed_bit_ends_the_session() {
         carry(&mut near_a, &mut near_b, false);
         carry(&mut near_b, &mut near_a, false);
     }
-    a.send(&[Out::bytes(b"as it was")]).unwrap();
+    a.send(&[Out::bytes(b"as it was")], Waits::No).unwrap();
     carry(&mut near_a, &mut near_b, false);
     assert_eq!(receive(&mut *b, 100).unwrap(), b"as it was");
-    a.send(&[Out::bytes(b"changed")]).unwrap();
+    a.send(&[Out::bytes(b"sound")], Waits::No).unwrap();
+    a.send(&[Out::bytes(b"changed")], Waits::No).unwrap();
     carry(&mut near_a, &mut near_b, true);
+    assert_eq!(receive(&mut *b, 100).unwrap(), b"sound");
     let changed = receive(&mut *b, 100).unwrap_err();
     assert!(
         changed.to_string().contains("changed on the way"),
