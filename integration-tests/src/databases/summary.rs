@@ -53,6 +53,8 @@ pub struct Move {
     pub rounds: usize,
     /// Writes that Redis had acknowledged when it was over.
     pub redis_acknowledged: u64,
+    /// All that it said of itself, each round.
+    pub report: Value,
 }
 
 impl Move {
@@ -63,6 +65,7 @@ impl Move {
             blackout_ms: report["blackout_ms"].as_f64(),
             rounds: report["rounds"].as_array().map_or(0, Vec::len),
             redis_acknowledged,
+            report: report.clone(),
         }
     }
 }
