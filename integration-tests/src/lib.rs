@@ -39,7 +39,7 @@ macro_rules! linux_test {
         $(#[$meta])*
         #[test]
         fn $name() {
-            $crate::nested::run_or_enter(stringify!($name), || $body);
+            $crate::nested::run_or_enter(concat!(module_path!(), "::", stringify!($name)), || $body);
         }
     };
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::Command as Process;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Command, Ended, Host, Options, Stream};
@@ -143,30 +143,40 @@ pub fn enter_with(words: &[&str], options: &Options) -> Result<Ended, Error> {
     }
 }
 
-/// Runs `body` here if Linux guests run here; else runs this very test, by its name, of this very test
-/// program in a nested host, which the tests of one program share.
+/// Runs `body` here if Linux guests run here, one test at a time; else runs this very test, by its path, of this very test
+/// program in a nested host. The tests of one program share nested hosts, of which there are as many as tests that run at a
+/// time (`--test-threads`): each keeps one processor busy.
 ///
 /// # Panics
 /// If the test fails inside, or there is no nested host to be had.
-pub fn run_or_enter(test: &str, body: fn()) {
+pub fn run_or_enter(path: &str, body: fn()) {
+    static HERE: Mutex<()> = Mutex::new(());
+    static IDLE: Mutex<Vec<Host>> = Mutex::new(Vec::new());
     let place = Place::choose();
     if let Place::Native(_) = place {
+        let _alone = lock(&HERE);
         return body();
     }
-    static HOST: Mutex<Option<Host>> = Mutex::new(None);
-    let mut shared = HOST.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut entered = enter(&mut shared, test);
+    // Behind the name of the program.
+    let test = path.split_once("::").map_or(path, |(_, test)| test);
+    let mut host = lock(&IDLE).pop();
+    let mut entered = enter(&mut host, test);
     if let Err(Failed::StoodStill(reason)) = entered {
         // The emulator's doing, whatever ran in it (see `Options::new`): once, and not in silence.
         println!("{test}: {reason}\n{test}: once more, in a fresh one");
-        *shared = None;
-        entered = enter(&mut shared, test);
+        host = None;
+        entered = enter(&mut host, test);
     }
     if let Err(Failed::StoodStill(reason) | Failed::Otherwise(reason)) = entered {
         // The next test gets a fresh host, whatever was wrong with this one.
-        *shared = None;
+        drop(host);
         panic!("{test}: {reason}");
     }
+    lock(&IDLE).extend(host);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How a test failed in the nested host, in words.
@@ -176,14 +186,14 @@ enum Failed {
     Otherwise(String),
 }
 
-/// Runs a test of this program in the shared nested host, which is booted if there is none.
-fn enter(shared: &mut Option<Host>, test: &str) -> Result<(), Failed> {
+/// Runs a test of this program in a nested host, which is booted if there is none.
+fn enter(host: &mut Option<Host>, test: &str) -> Result<(), Failed> {
     let otherwise = |e: Error| Failed::Otherwise(crate::chain(&e));
-    let host = match shared {
+    let host = match host {
         Some(host) => host,
         None => {
             println!("{}", Place::choose());
-            shared.insert(boot_for_tests().map_err(otherwise)?)
+            host.insert(boot_for_tests().map_err(otherwise)?)
         }
     };
     let us = |e| otherwise(Error::file("find", "(us)".as_ref(), e));

@@ -1,5 +1,4 @@
 //! A stock Linux guest that writes to its disk while it is moved: what its kernel was told is on the disk, is.
-#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

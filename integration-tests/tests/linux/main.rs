@@ -1,6 +1,9 @@
 //! Stock Linux guests: they boot, they are moved, they end. In a nested host where need be.
 #![allow(clippy::unwrap_used)]
 
+mod balloon;
+mod disk;
+
 use std::process::Command;
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! A stock Linux guest whose page cache fills and empties: with a balloon the memory goes back to the host, and is not
 //! sent when the guest is moved.
-#![allow(clippy::unwrap_used)]
 
 use std::time::{Duration, Instant};
 
