@@ -21,7 +21,7 @@ demo: deps build image-cloud ## move a stock Linux guest between two hosts while
 VM_TESTS = $(CARGO) test --release -p integration-tests --no-fail-fast
 
 .PHONY: test
-test: deps lint build images ## lint, all tests, whole VMs included; 25 to 40 minutes on two cores
+test: deps lint build images ## lint, all tests, whole VMs included; about 30 minutes on two cores
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/integration-tests/runner \
 		$(CARGO) test -p migration -p devices -p vmm -p guest-images -p agent
 	$(CARGO) run --release --quiet -p integration-tests --bin nested-host -- check
