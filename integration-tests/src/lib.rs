@@ -17,6 +17,8 @@ pub mod nested;
 pub mod programs;
 pub mod soak;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub use error::Error;
 
 /// An error with its causes, in one line.
@@ -31,8 +33,13 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Locks. A panic elsewhere does not make these values worse.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A test that needs Linux guests: runs straight on this machine's KVM if that runs Linux, else in a nested
-/// host. To be used at the top level of a file in `tests/`.
+/// host. To be used at the top level of a file in `tests/`, or of a module there.
 #[macro_export]
 macro_rules! linux_test {
     ($(#[$meta:meta])* fn $name:ident() $body:block) => {

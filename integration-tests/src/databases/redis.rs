@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::resp::{self, Reply};
-use crate::Error;
 use crate::ferry::{Netns, World};
+use crate::{Error, lock};
 
 const PORT: u16 = 6379;
 /// Connections that write.
@@ -157,7 +157,7 @@ impl Writer {
                         Err(error) => return Err(error),
                     }
                     let took = start.elapsed();
-                    let mut largest = largest.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut largest = lock(&largest);
                     *largest = took.max(*largest);
                     drop(largest);
                     thread::sleep(PERIOD.saturating_sub(took));

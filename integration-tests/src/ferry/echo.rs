@@ -4,14 +4,14 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::Netns;
-use crate::Error;
+use crate::{Error, lock};
 
 /// Bytes in a message: its number and the time of its sending in nanoseconds since the start, little endian.
 const MESSAGE: usize = 16;
@@ -92,10 +92,7 @@ impl EchoClient {
 
     /// Echoes so far.
     pub fn received(&self) -> u64 {
-        self.count
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .received
+        lock(&self.count).received
     }
 
     /// Waits until so many echoes more have come.
@@ -126,7 +123,7 @@ impl EchoClient {
         let _ = self.stream.set_read_timeout(Some(limit));
         let receiving = self.receiver.take().map(JoinHandle::join);
         let fine = |ended| matches!(ended, Some(Ok(Ok(()))));
-        let mut count = *self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = *lock(&self.count);
         count.sent = self.sent.load(Ordering::Relaxed);
         count.lost = count.sent.saturating_sub(count.received);
         count.connection_survived = fine(sending) && fine(receiving);
@@ -186,7 +183,7 @@ fn receive(mut stream: TcpStream, start: Instant, count: &Mutex<EchoCount>) -> i
         let took = nanoseconds(start).saturating_sub(sent_at);
         let gap = u64::try_from(last.elapsed().as_millis()).unwrap_or(u64::MAX);
         last = Instant::now();
-        let mut count = count.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = lock(count);
         if number == count.received {
             count.received += 1;
         } else {

@@ -5,6 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::lock;
+
 /// The lines printed so far. Clones see the same lines.
 #[derive(Debug, Clone, Default)]
 pub struct Lines(Arc<Shared>);
@@ -33,7 +35,7 @@ impl Lines {
             let mut bytes = Vec::new();
             while let Ok(1..) = from.read_until(b'\n', &mut bytes) {
                 let text = String::from_utf8_lossy(&bytes);
-                let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut state = lock(&shared.state);
                 match text.strip_suffix('\n') {
                     Some(line) => state.lines.push(line.trim_end().to_owned()),
                     None => state.open = text.into_owned(),
@@ -42,7 +44,7 @@ impl Lines {
                 drop(state);
                 bytes.clear();
             }
-            let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&shared.state);
             state.ended = true;
             shared.changed.notify_all();
         });
@@ -89,7 +91,7 @@ impl Lines {
         wanted: impl Fn(&str) -> bool,
     ) -> Option<String> {
         let deadline = Instant::now() + limit;
-        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0.state);
         let mut next = start;
         loop {
             while let Some(line) = state.lines.get(next) {
@@ -118,7 +120,7 @@ impl Lines {
     }
 
     fn with<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.0.state.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&lock(&self.0.state))
     }
 }
 

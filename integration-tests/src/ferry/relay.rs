@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Netns;
 use super::frames::{HEADER, Kind, PREAMBLE, header, number};
-use crate::Error;
+use crate::{Error, lock};
 
 /// The end of a move that says a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -173,7 +173,7 @@ impl Drop for Relay {
 
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn wait<'s>(

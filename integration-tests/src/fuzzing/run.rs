@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{TARGETS, Target};
-use crate::Error;
+use crate::{Error, lock};
 
 /// The longest that one input may take, in seconds.
 const TIMEOUT_S: u32 = 1;
@@ -110,10 +110,6 @@ pub fn fuzz_all(
         workers.try_for_each(|worker| worker.join().unwrap())
     })?;
     Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn chosen(names: &[String]) -> Result<Vec<Target>, Error> {

@@ -7,14 +7,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{self, Child, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::frames::{Command, Ended, Frame, Ready};
 use super::kernel::Kernel;
 use super::{CONTROL_PORT, POKE_PERIOD, POKE_PORT, ROOT_TAG, SHARE_TAG, default_cache, initramfs};
-use crate::Error;
+use crate::{Error, lock};
 use vmm::study::child::spawn_bound;
 
 /// How long the nested kernel may take to its init. Seen: 4 s; busy machines are given much more.
@@ -350,9 +350,4 @@ fn keep_tail(
             }
         }
     });
-}
-
-/// A panic elsewhere does not make these values worse.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

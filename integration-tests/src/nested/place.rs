@@ -6,11 +6,11 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::Command as Process;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::{Command, Ended, Host, Options, Stream};
-use crate::{Error, programs};
+use crate::{Error, lock, programs};
 
 /// Overrides the choice: `native` or `nested`.
 const CHOICE: &str = "FERRY_HOST";
@@ -173,10 +173,6 @@ pub fn run_or_enter(path: &str, body: fn()) {
         panic!("{test}: {reason}");
     }
     lock(&IDLE).extend(host);
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How a test failed in the nested host, in words.

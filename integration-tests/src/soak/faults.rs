@@ -1,7 +1,7 @@
 //! Many faults, by several pairs of ends side by side.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use super::fault::Fault;
 use super::lab::Lab;
 use super::outcome::{Outcome, Tally};
 use super::peers::Peers;
-use crate::Error;
+use crate::{Error, lock};
 
 /// What is to be done.
 #[derive(Debug, Clone)]
@@ -67,8 +67,4 @@ impl Campaign {
         done.into_iter().collect::<Result<(), Error>>()?;
         Ok(tally.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
-    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }

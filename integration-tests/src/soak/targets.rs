@@ -2,7 +2,7 @@
 
 use std::process::Child;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use super::fault::{Act, Signal, Span, Whom};
 use crate::ferry::Ferry;
+use crate::lock;
 
 /// The processes of one move, by id, for a fault that sends signals. A process is not reaped while this sends.
 #[derive(Default)]
@@ -67,13 +68,13 @@ impl Targets {
     }
 
     fn keep(&self, timer: JoinHandle<()>) {
-        let mut timers = self.timers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut timers = lock(&self.timers);
         timers.push(timer);
     }
 
     /// Waits until nothing is to be sent any more.
     pub fn join(&self) {
-        let mut timers = self.timers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut timers = lock(&self.timers);
         for timer in timers.drain(..) {
             let _ = timer.join();
         }

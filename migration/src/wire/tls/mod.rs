@@ -1,5 +1,5 @@
 //! TLS 1.3 under the frames: both ends prove by certificates of one CA who they are, and nobody between them reads or
-//! changes a byte. The cryptography is rustls; what is here fits it to a [`Transport`], which never waits.
+//! changes a byte. The cryptography is rustls; what is here fits it to a [`Transport`], which hardly waits.
 //!
 //! Nothing of the protocol above changes. There is no resumption, no early data and no older version: a move makes a
 //! handful of connections, each with a whole handshake.
