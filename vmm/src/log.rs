@@ -9,7 +9,9 @@ use std::io::Write;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The variable that asks for a level where no flag does.
 pub const VARIABLE: &str = "FERRY_LOG";
@@ -48,15 +50,15 @@ impl fmt::Display for Format {
 }
 
 /// From which level on what happens inside is told: `debug`, or by part of the program, `info,migration=trace`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Level(String);
+#[derive(Debug, Clone, PartialEq)]
+pub struct Level(Targets);
 
 impl FromStr for Level {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match EnvFilter::builder().parse(text) {
-            Ok(_) if !text.is_empty() => Ok(Self(text.to_owned())),
+        match text.parse() {
+            Ok(targets) if !text.is_empty() => Ok(Self(targets)),
             _ => Err(
                 "take error, warn, info, debug, trace or off, or PART=LEVEL, several with commas: info,migration=debug"
                     .to_owned(),
@@ -71,33 +73,36 @@ static JSON: AtomicBool = AtomicBool::new(false);
 /// Starts the log: from the level on, or what FERRY_LOG asks for, or warnings. A second call (a program that embeds this
 /// one) keeps the first log.
 pub fn start(format: Format, level: Option<&Level>) {
-    let filter = match level {
-        Some(Level(text)) => EnvFilter::try_new(text),
-        None => EnvFilter::try_from_env(VARIABLE).or_else(|_| EnvFilter::try_new("warn")),
+    let asked = || std::env::var(VARIABLE).ok()?.parse().ok();
+    let filter = match level.cloned().or_else(asked) {
+        Some(Level(targets)) => targets,
+        None => Targets::new().with_default(LevelFilter::WARN),
     };
-    let filter = filter.unwrap_or_default();
-    let log = tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         // Which would be said on standard error, by a macro that panics if that fails.
         .log_internal_errors(false);
     match format {
         Format::Text => {
-            let _ = log
-                .with_env_filter(filter)
+            let log = log
                 .with_ansi(crate::ui::Style::of_stderr().is_coloured())
                 .with_target(false)
-                .without_time()
+                .without_time();
+            let _ = tracing_subscriber::registry()
+                .with(filter)
+                .with(log)
                 .try_init();
         }
         Format::Json => {
             // Said anyway, whatever is traced.
-            let always = format!("{TARGET}=info").parse();
-            let filter = match always {
-                Ok(always) => filter.add_directive(always),
-                Err(_) => filter,
-            };
-            let log = log.json().flatten_event(true).with_env_filter(filter);
-            JSON.store(log.try_init().is_ok(), Ordering::Relaxed);
+            let filter = filter.with_target(TARGET, LevelFilter::INFO);
+            let log = log.json().flatten_event(true);
+            let started = tracing_subscriber::registry()
+                .with(filter)
+                .with(log)
+                .try_init()
+                .is_ok();
+            JSON.store(started, Ordering::Relaxed);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! is broken.
 //!
 //! The same functions run three times: over the corpus in the tree and over bytes that proptest makes of it
-//! (`tests/fuzzing.rs`, stable Rust, some seconds), and under libFuzzer with AddressSanitizer (`../fuzz`, nightly,
+//! (`tests/together/fuzzing.rs`, stable Rust, some seconds), and under libFuzzer with AddressSanitizer (`../fuzz`, nightly,
 //! as long as one likes). So every finding becomes a file in `fuzz/corpus`, and from then on a test.
 //!
 //! | target | what is hostile | what must hold |

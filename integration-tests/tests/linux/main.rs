@@ -1,8 +1,11 @@
-//! Stock Linux guests: they boot, they are moved, they end. In a nested host where need be.
+//! Stock Linux guests: they boot, they are moved, they end. In a nested host where need be, and with them whatever else needs
+//! one.
 #![allow(clippy::unwrap_used)]
 
 mod balloon;
 mod disk;
+mod nested_host;
+mod scarcity;
 
 use std::process::Command;
 use std::time::Duration;

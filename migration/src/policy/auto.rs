@@ -23,7 +23,7 @@
 //!   others ([`Writers`]). The throttle is raised at once and let go of within a second or so, since a
 //!   guest that sweeps through its memory writes nothing that counts for a while, and then all the more.
 //!
-//! `tests/convergence.rs` has the simulation in which these figures were chosen.
+//! `tests/engine/convergence.rs` has the simulation in which these figures were chosen.
 
 use std::time::Duration;
 

@@ -392,11 +392,12 @@ fn computing(summary: &Summary) -> Markup {
         h3 { "vCPUs that only compute, beside others that write" }
         div.scroll {
             table {
-                tr { th.text { "policy" } th { "moves" } th { "work lost" } th { "work lost per second of processor time" } }
+                tr { th.text { "policy" } th { "moves" } th { "work lost" } th { "work lost per second of processor time" } th { "in one move, at most" } }
                 @for (policy, lost) in &summary.computing {
                     tr {
                         td.text { (policy) } td { (lost.moves) } td { (percent(lost.work_lost_percent)) }
                         td { (percent(lost.work_per_cpu_s_lost_percent)) }
+                        td { (percent(lost.work_per_cpu_s_lost_percent_max)) }
                     }
                 }
             }

@@ -63,6 +63,9 @@ pub struct Computing {
     /// How much less in a second of their threads' processor time: what the policy took from them, and not the
     /// processors that they share with the move.
     pub work_per_cpu_s_lost_percent: Option<f64>,
+    /// The most of that in one move. Where processors are shared with other machines, their own pace goes up and down,
+    /// and that shows here.
+    pub work_per_cpu_s_lost_percent_max: Option<f64>,
 }
 
 /// How good predictions were.
@@ -163,6 +166,7 @@ fn computing(records: &[Record]) -> BTreeMap<String, Computing> {
         moves: lost.len(),
         work_lost_percent: median(lost.iter().map(|lost| lost.0).collect()),
         work_per_cpu_s_lost_percent: median(lost.iter().map(|lost| lost.1).collect()),
+        work_per_cpu_s_lost_percent_max: lost.iter().map(|lost| lost.1).reduce(f64::max),
     };
     let each = policies.into_iter();
     each.map(|(policy, lost)| (policy, sum_up(lost))).collect()

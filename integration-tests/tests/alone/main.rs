@@ -1,0 +1,9 @@
+//! Tests with the bare guest `pulse` that hold figures against each other: what a link carries, what was predicted, what work
+//! was lost. Whatever else the machine does shows in these, so they have it to themselves, one after another.
+#![allow(clippy::unwrap_used)]
+
+mod link;
+mod predict;
+mod soak;
+mod work;
+mod writers;

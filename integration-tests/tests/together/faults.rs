@@ -1,0 +1,224 @@
+//! Moves that are killed or cut: exactly one end runs the guest afterwards, and it is whole.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use guest_images::verify::Summary;
+use integration_tests::ferry::{Fault, Ferry, Migration, Netns, PulseGuest, Relay, Spot};
+
+const STEP: Duration = Duration::from_secs(60);
+const SEED: u64 = 4;
+/// It writes its whole working set anew in less than a second.
+const GUEST: PulseGuest<'_> = PulseGuest {
+    words: "beat=1 ws=16:64 rate=20000 pattern=sweep",
+    cpus: 1,
+    mib: 128,
+};
+/// A round of the whole working set takes longer than this move may stand still, so there is more than one.
+const SEVERAL_ROUNDS: [&str; 4] = ["--bandwidth", "100MB", "--downtime", "50ms"];
+/// Whatever is left after round 0 goes over with the guest standing still.
+const ONE_ROUND: [&str; 4] = ["--max-rounds", "1", "--downtime", "20s"];
+
+/// One host with all the Ferrys of a test, and a guest that is handed from one to the next.
+struct Lab {
+    host: Netns,
+    guest: Ferry,
+    last: Summary,
+    port: u16,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let host = Netns::new("faults").unwrap();
+        let guest = GUEST.boot(Some(&host)).unwrap();
+        guest.fill(SEED, &[GUEST.fillable()]).unwrap();
+        let last = guest.check_pulse().unwrap();
+        Self {
+            host,
+            guest,
+            last,
+            port: 4700,
+        }
+    }
+
+    /// A receiver that gives up when the first attempt fails, and its address.
+    fn receiver(&mut self) -> (Ferry, SocketAddr) {
+        self.port += 1;
+        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
+        let ferry = Ferry::receive(Some(&self.host), &format!("tcp:{address}"), &[]).unwrap();
+        (ferry, address)
+    }
+
+    /// Moves the guest towards `address` with a fault on the way, and does `meanwhile` when it has come there.
+    fn disturbed<T: Send>(
+        &self,
+        address: SocketAddr,
+        (spot, fault): (Spot, Fault),
+        args: &[&str],
+        meanwhile: impl FnOnce(&Relay) -> T,
+    ) -> (Migration, T) {
+        let relay = Relay::start(&self.host, address, spot, fault).unwrap();
+        thread::scope(|scope| {
+            let moving = scope.spawn(|| self.guest.migrate(&relay.target(), args));
+            let reached = relay.wait_reached(STEP);
+            if let Err(error) = reached {
+                panic!("{error}: {:?}", moving.join().unwrap());
+            }
+            let done = meanwhile(&relay);
+            (moving.join().unwrap().unwrap(), done)
+        })
+    }
+
+    /// The guest is whole and runs on where it is, as if nothing had been.
+    fn unharmed(&mut self) {
+        assert_eq!(self.guest.state().unwrap(), "running");
+        self.guest.wait_beats(50).unwrap();
+        let now = self.guest.check_pulse().unwrap();
+        now.follows(&self.last).unwrap();
+        self.guest.check_fill(SEED, &[GUEST.fillable()]).unwrap();
+        self.last = now;
+    }
+
+    /// A move undisturbed, to a new receiver, which has the guest from then on.
+    fn moves_on(&mut self) {
+        let (receiver, address) = self.receiver();
+        let target = format!("tcp:{address}");
+        self.guest
+            .migrate(&target, &[])
+            .unwrap()
+            .completed()
+            .unwrap();
+        let mut source = std::mem::replace(&mut self.guest, receiver);
+        assert_eq!(source.wait_end(STEP).unwrap().code(), Some(0));
+        self.unharmed();
+    }
+}
+
+/// Kills the receiver at a spot: the move fails, the guest stays, and a second try succeeds.
+fn receiver_killed(lab: &mut Lab, spot: Spot, args: &[&str], in_blackout: bool) {
+    let (mut receiver, address) = lab.receiver();
+    let (moved, stood_still) = lab.disturbed(address, (spot, Fault::Hold), args, |relay| {
+        let stood_still = lab.guest.stands_still().unwrap();
+        receiver.kill();
+        relay.cut();
+        stood_still
+    });
+    assert_eq!(stood_still, in_blackout, "{spot:?}");
+    assert_eq!(moved.status, 1, "{moved:?}");
+    assert_eq!(moved.report["outcome"], "failed", "{moved:?}");
+    println!("{spot:?}: {}", moved.report["reason"]);
+    lab.unharmed();
+    let status = lab.guest.status().unwrap();
+    assert_eq!(status["last_move"]["outcome"], "failed", "{status}");
+    assert_eq!(status["dirty_log"]["on"], false, "{status}");
+    lab.moves_on();
+}
+
+#[test]
+fn a_receiver_killed_at_any_time_leaves_the_guest_at_home() {
+    let mut lab = Lab::new();
+    receiver_killed(&mut lab, Spot::ACCEPT, &[], false);
+    receiver_killed(&mut lab, Spot::pages(0, 5), &[], false);
+    receiver_killed(&mut lab, Spot::pages(1, 1), &SEVERAL_ROUNDS, false);
+    receiver_killed(&mut lab, Spot::pages(1, 2), &ONE_ROUND, true);
+    receiver_killed(&mut lab, Spot::STATE, &[], true);
+    receiver_killed(&mut lab, Spot::READY, &[], true);
+}
+
+#[test]
+fn a_receiver_outlives_a_source_killed_in_mid_move() {
+    let mut lab = Lab::new();
+    let address = SocketAddr::from(([127, 0, 0, 1], 4699));
+    let target = format!("tcp:{address}");
+    let listen = ["receive", "--listen", &target];
+    let mut receiver = Ferry::start(Some(&lab.host), &listen).unwrap();
+    receiver.wait_control(STEP).unwrap();
+
+    for spot in [Spot::ACCEPT, Spot::pages(0, 5), Spot::STATE, Spot::GO] {
+        let mut doomed = GUEST.boot(Some(&lab.host)).unwrap();
+        let relay = Relay::start(&lab.host, address, spot, Fault::Hold).unwrap();
+        let mut moving = doomed.prepare("migrate", &[&relay.target()]).unwrap();
+        let moving = moving.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let moving = moving.spawn().unwrap();
+        relay.wait_reached(STEP).unwrap();
+        assert_eq!(receiver.state().unwrap(), "receiving");
+        let said = receiver.messages().count();
+        doomed.kill();
+        relay.cut();
+        let line = receiver
+            .messages()
+            .wait(said, STEP, |line| line.contains("no guest came in"))
+            .unwrap();
+        println!("{spot:?}: {line}");
+        let output = moving.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        let deadline = std::time::Instant::now() + STEP;
+        while receiver.state().unwrap() != "waiting" {
+            assert!(std::time::Instant::now() < deadline);
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(receiver.messages().since(said), [line]);
+    }
+
+    lab.guest
+        .migrate(&target, &[])
+        .unwrap()
+        .completed()
+        .unwrap();
+    lab.guest = receiver;
+    lab.unharmed();
+}
+
+/// The source of a move that was cut behind GO: it does nothing by itself, and says what to do.
+fn source_knows_nothing(lab: &Lab, moved: &Migration) {
+    assert_eq!(moved.status, 4, "{moved:?}");
+    assert_eq!(moved.report["outcome"], "unknown", "{moved:?}");
+    let status = lab.guest.status().unwrap();
+    assert_eq!(status["state"], "unknown", "{status}");
+    assert_eq!(status["last_move"]["outcome"], "unknown", "{status}");
+    println!("{}", status["last_move"]["reason"]);
+    assert!(lab.guest.stands_still().unwrap());
+    let advice = lab.guest.refused("resume", &[]).unwrap();
+    assert!(advice.contains("resume --force"), "{advice}");
+    assert!(advice.contains("stop"), "{advice}");
+    for act in ["pause", "cancel"] {
+        lab.guest.refused(act, &[]).unwrap();
+    }
+    lab.guest.refused("migrate", &["tcp:127.0.0.1:1"]).unwrap();
+    assert!(lab.guest.stands_still().unwrap());
+}
+
+#[test]
+fn a_cut_before_go_arrives_leaves_the_guest_paused_until_told() {
+    let mut lab = Lab::new();
+    let (mut receiver, address) = lab.receiver();
+    let cut = (Spot::GO, Fault::CutBefore);
+    let (moved, ()) = lab.disturbed(address, cut, &[], |_| {});
+    source_knows_nothing(&lab, &moved);
+    // The destination has never run it, and has nothing of it left.
+    assert_eq!(receiver.wait_end(STEP).unwrap().code(), Some(1));
+    println!("{}", receiver.messages().tail());
+
+    let output = lab.guest.command("resume", &["--force"]).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    lab.unharmed();
+    lab.moves_on();
+}
+
+#[test]
+fn a_cut_behind_go_leaves_the_guest_with_the_destination() {
+    for cut in [(Spot::GO, Fault::CutBehind), (Spot::LIVE, Fault::CutBefore)] {
+        let mut lab = Lab::new();
+        let (receiver, address) = lab.receiver();
+        let (moved, ()) = lab.disturbed(address, cut, &[], |_| {});
+        source_knows_nothing(&lab, &moved);
+
+        let mut source = std::mem::replace(&mut lab.guest, receiver);
+        lab.unharmed();
+        source.act("stop").unwrap();
+        assert_eq!(source.wait_end(STEP).unwrap().code(), Some(0));
+        lab.moves_on();
+    }
+}
