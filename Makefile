@@ -25,7 +25,7 @@ VM_TESTS = $(CARGO) test --release -p integration-tests --no-fail-fast
 test: deps lint build images ## lint, all tests, whole VMs included; about 25 minutes on two cores
 	RUST_TEST_THREADS=4 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/integration-tests/runner \
 		$(CARGO) test -p migration -p devices -p vmm -p guest-images -p agent
-	$(CARGO) run --release --quiet -p integration-tests --bin nested-host -- check
+	$(CARGO) run --release --quiet -p integration-tests --bin nested-host -- check --fetch
 	failed=; \
 	$(VM_TESTS) --test linux -- --test-threads=2 || failed=1; \
 	$(VM_TESTS) --test refusals --test together -- --test-threads=4 || failed=1; \

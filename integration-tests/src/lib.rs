@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod guests;
 pub mod nested;
 pub mod programs;
+pub mod qemu;
 pub mod soak;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

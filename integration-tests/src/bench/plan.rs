@@ -5,10 +5,10 @@ use serde::Serialize;
 
 use super::limits::Limits;
 use super::machine::Machine;
-use super::qemu::Package;
 use super::trial::{self, Failure};
 use super::{FerrySetting, Link, Place, Row, Scenario, Setting};
 use crate::Error;
+use crate::qemu::Package;
 
 /// How often the machine's limits are measured at most.
 const MOST_LIMIT_RUNS: u32 = 3;

@@ -9,10 +9,11 @@ use super::cpu::{self, CpuClock};
 use super::ferry::FerryPair;
 use super::guest_ram::{GuestRam, Unstable};
 use super::limits::populate;
-use super::qemu::{Package, QemuPair};
+use super::qemu::QemuPair;
 use super::witness::Witness;
 use super::work;
 use super::{Fill, Place, Row, Scenario, Setting, Temperature, machine};
+use crate::qemu::Package;
 use crate::{Error, chain};
 
 /// Seed of the guest's memory.

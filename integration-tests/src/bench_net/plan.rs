@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::team::{Direction, Seen, Team};
 use super::{ferry, native, qemu};
 use crate::Error;
-use crate::bench::qemu::Package;
 use crate::ferry::Netns;
+use crate::qemu::Package;
 
 /// How many guests there are in a row.
 pub const GUESTS: [usize; 3] = [1, 2, 4];

@@ -9,7 +9,7 @@ use vmm::study::child::spawn_bound;
 
 use super::team::{Keeper, Team, image, kernel_words, mac, tap};
 use crate::Error;
-use crate::bench::qemu::Package;
+use crate::qemu::Package;
 
 /// A QEMU with a guest. It ends when this is dropped.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! `nested-host`: run commands in a host with a working `/dev/kvm`, on a machine that has none.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,14 @@ struct Cli {
 #[derive(Subcommand)]
 enum Act {
     /// Says in one line where Linux guests run on this machine, natively or in a nested host, and why
-    Check,
+    Check {
+        /// Where that is a nested host, also download what it is made of
+        #[arg(long)]
+        fetch: bool,
+    },
     /// Runs a command in a nested host and ends with its status
     Run(Run),
-    /// Downloads the nested host's kernel into the cache
+    /// Downloads what a nested host is made of: its kernel into the cache, and QEMU of Debian's backports beside the build
     Fetch {
         /// Folder that keeps kernels
         #[arg(long, value_name = "DIR", default_value_os_t = nested::default_cache())]
@@ -68,13 +72,28 @@ fn main() -> ExitCode {
         nested::inside::main();
     }
     match Cli::parse().act {
-        Act::Check => {
-            println!("{}", Place::choose());
-            ExitCode::SUCCESS
+        Act::Check { fetch } => {
+            let place = Place::choose();
+            println!("{place}");
+            match place {
+                Place::Nested(_) if fetch => finish(get(&nested::default_cache())),
+                _ => ExitCode::SUCCESS,
+            }
         }
         Act::Run(run) => finish(run.go()),
-        Act::Fetch { cache } => finish(nested::fetch(&cache).map(|()| 0)),
+        Act::Fetch { cache } => finish(get(&cache)),
     }
+}
+
+/// What a nested host is made of. One with another QEMU is slower, but serves.
+fn get(cache: &Path) -> Result<i32, Error> {
+    if let Some(why) = nested::fetch(cache)? {
+        eprintln!(
+            "nested-host: the installed QEMU serves, as backports cannot be had: {}",
+            chain(&why)
+        );
+    }
+    Ok(0)
 }
 
 /// 125 stands for "the runner itself failed", as with `timeout` or `docker run`.

@@ -10,8 +10,8 @@ mod summary;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::bench::qemu::Package;
 use crate::ferry::{Ferry, Image, Lines};
+use crate::qemu::Package;
 use crate::{Error, chain};
 use vmm::boot::DEFAULT_CMDLINE;
 use vmm::study::child::spawn_bound;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Options, Place, enter_with};
-use crate::bench::qemu::Package;
+use crate::qemu::Package;
 use crate::{Error, chain, programs};
 
 /// What such a program needs of a nested host.

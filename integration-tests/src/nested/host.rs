@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::frames::{Command, Ended, Frame, Ready};
 use super::kernel::Kernel;
 use super::{CONTROL_PORT, POKE_PERIOD, POKE_PORT, ROOT_TAG, SHARE_TAG, default_cache, initramfs};
+use crate::qemu::Package;
 use crate::{Error, lock};
 use vmm::study::child::spawn_bound;
 
@@ -172,7 +173,7 @@ fn qemu<'a>(
     ports: impl Iterator<Item = (&'a str, &'a OwnedFd)>,
 ) -> Result<process::Command, Error> {
     let mut append = String::from("console=ttyS0 panic=-1 quiet tsc=reliable");
-    let mut command = process::Command::new("qemu-system-x86_64");
+    let mut command = Package::at_hand().command();
     command
         .args([
             "-M",

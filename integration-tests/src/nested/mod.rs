@@ -57,10 +57,13 @@ pub fn default_cache() -> PathBuf {
     )
 }
 
-/// Puts the newest kernel into the cache, if it is not there.
+/// Puts the newest kernel into the cache, and QEMU of Debian's backports beside the build, where they are not. Returns why
+/// there is no such QEMU: then the installed one serves, which is slower if it is older.
 ///
 /// # Errors
-/// It cannot be had: apt or dpkg are not there, or fail.
-pub fn fetch(cache: &Path) -> Result<(), Error> {
-    kernel::Kernel::newest(cache).map(|_| ())
+/// No kernel can be had (apt or dpkg are not there, or fail), or no QEMU at all.
+pub fn fetch(cache: &Path) -> Result<Option<Error>, Error> {
+    kernel::Kernel::newest(cache)?;
+    let (_, instead) = crate::qemu::Package::find()?;
+    Ok(instead)
 }

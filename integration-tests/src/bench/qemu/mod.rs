@@ -1,9 +1,7 @@
 //! The other program of the bench: two QEMUs, and a pulse that goes from one to the other.
 
 mod machine;
-mod package;
 mod qmp;
-mod sources;
 
 use std::time::Duration;
 
@@ -15,8 +13,8 @@ use super::setting::QemuSetting;
 use super::trial::{Failure, Pair, Told};
 use super::{Place, Scenario};
 use crate::Error;
+use crate::qemu::Package;
 use machine::Machine;
-pub use package::Package;
 
 /// A guest in a QEMU, and another QEMU that waits for it.
 #[derive(Debug)]

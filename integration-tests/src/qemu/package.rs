@@ -13,6 +13,8 @@ use crate::{Error, programs};
 
 /// Says, when everything is unpacked, from where: written last.
 const DONE: &str = "unpacked";
+/// The folder of what was unpacked.
+const ROOT: &str = "root";
 const PROGRAM: &str = "qemu-system-x86_64";
 const PACKAGE: &str = "qemu-system-x86";
 
@@ -30,20 +32,30 @@ impl Package {
     /// # Errors
     /// There is none at all.
     pub fn find() -> Result<(Self, Option<Error>), Error> {
-        let backports = backports();
-        match backports {
+        match backports() {
             Ok(root) => Ok((Self::unpacked(root), None)),
             Err(why) => {
-                let program = PathBuf::from(PROGRAM);
-                let this = Self {
-                    program,
-                    root: None,
-                };
+                let this = Self::installed();
                 match this.command().arg("--version").output() {
                     Ok(_) => Ok((this, Some(why))),
                     Err(e) => Err(Error::NoQemu(e)),
                 }
             }
+        }
+    }
+
+    /// The one from backports if [`Package::find`] has got it before, else the installed one, if there is one.
+    pub fn at_hand() -> Self {
+        match folder() {
+            Some(folder) if folder.join(DONE).exists() => Self::unpacked(folder.join(ROOT)),
+            _ => Self::installed(),
+        }
+    }
+
+    fn installed() -> Self {
+        Self {
+            program: PathBuf::from(PROGRAM),
+            root: None,
         }
     }
 
@@ -77,12 +89,16 @@ impl Package {
     }
 }
 
+/// Where everything is kept.
+fn folder() -> Option<PathBuf> {
+    Some(programs::target()?.join("qemu"))
+}
+
 /// Downloads and unpacks, where it is not done yet.
 fn backports() -> Result<PathBuf, Error> {
-    let target = programs::target()
+    let folder = folder()
         .ok_or_else(|| Error::Unexpected("there is no workspace to keep QEMU in".to_owned()))?;
-    let folder = target.join("bench/qemu");
-    let root = folder.join("root");
+    let root = folder.join(ROOT);
     if folder.join(DONE).exists() {
         return Ok(root);
     }
