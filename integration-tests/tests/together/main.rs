@@ -15,7 +15,6 @@ mod pulse;
 mod ring;
 mod sandbox;
 mod snapshot;
-mod study;
 mod systemd;
 mod tls;
 mod verify;
