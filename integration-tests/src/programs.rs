@@ -1,6 +1,7 @@
 //! Where the programs of this workspace are, seen from a program or test of it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::Error;
 
@@ -25,6 +26,24 @@ pub fn ferry() -> Result<PathBuf, Error> {
 /// It is not built.
 pub fn nested_host() -> Result<PathBuf, Error> {
     find("nested-host", "integration-tests")
+}
+
+/// Puts a copy of a program where everybody may run it. By a program of its own (install(1)): a file that is open for writing
+/// here is so in whatever another thread starts at that moment, and what is open for writing cannot be run (ETXTBSY).
+///
+/// # Errors
+/// It cannot be read, or there is no room.
+pub fn install(from: &Path, to: &Path) -> Result<(), Error> {
+    let mut command = Command::new("install");
+    command.arg("--mode=755").args([from, to]);
+    let output = command.output().map_err(|e| Error::file("copy", from, e))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(Error::Tool {
+            command: format!("{command:?}"),
+            said: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        }),
+    }
 }
 
 /// The folder of this workspace for things that are made: `target`, whatever cargo's own target folder is.

@@ -34,10 +34,10 @@ impl User {
             let folder = tempfile::Builder::new().prefix("ferry-user-").tempdir()?;
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
             fs::create_dir(folder.path().join("dev"))?;
-            fs::copy(&ferry, folder.path().join("ferry"))?;
             Ok(folder)
         };
-        let folder = make().map_err(|e| Error::file("copy", &ferry, e))?;
+        let folder = make().map_err(|e| Error::file("make a place for", &ferry, e))?;
+        programs::install(&ferry, &folder.path().join("ferry"))?;
         Ok(Self { uid, folder })
     }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::{fs, thread};
 
+use integration_tests::programs;
 use tempfile::TempDir;
 
 use super::support::{beating, ferry, refuses, text, ticks_on};
@@ -158,8 +159,7 @@ fn another_user() {
     let place = tempfile::tempdir().unwrap();
     chmod(place.path(), 0o755);
     let program = place.path().join("ferry");
-    fs::copy(integration_tests::programs::ferry().unwrap(), &program).unwrap();
-    chmod(&program, 0o755);
+    programs::install(&programs::ferry().unwrap(), &program).unwrap();
     let stop = || {
         let mut command = Command::new(&program);
         command.args(["stop", "--control", text(&control)]);

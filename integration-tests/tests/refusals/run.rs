@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
 use integration_tests::ferry::Netns;
+use integration_tests::programs;
 use tempfile::TempDir;
 use vmm::kvm::cpuid;
 use vmm::kvm::cpuid::baseline::{self, Baseline};
@@ -146,7 +147,7 @@ fn a_host_without_kvm() {
     let folder = TempDir::new().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("ferry");
-    fs::copy(integration_tests::programs::ferry().unwrap(), &program).unwrap();
+    programs::install(&programs::ferry().unwrap(), &program).unwrap();
     let locked = folder.path().join("kvm");
     fs::write(&locked, "").unwrap();
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o600)).unwrap();

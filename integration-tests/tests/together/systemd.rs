@@ -4,7 +4,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -314,8 +313,9 @@ impl Receivers {
         let script = "#!/bin/sh\ncd \"${0%/*}\"\necho \"$*\" >> asked\ncase $1 in\n\
             list-units) cat left;;\nis-active) cat state;;\n\
             start) while [ ! -e ready ] && [ ! -e broken ]; do sleep 0.02; done; rm -f ready; [ ! -e broken ];;\nesac\n";
-        fs::write(&systemctl, script).unwrap();
-        fs::set_permissions(&systemctl, fs::Permissions::from_mode(0o755)).unwrap();
+        let text = folder.path().join("systemctl.sh");
+        fs::write(&text, script).unwrap();
+        programs::install(&text, &systemctl).unwrap();
         fs::write(folder.path().join("left"), left_waiting).unwrap();
         fs::write(folder.path().join("state"), "activating\n").unwrap();
         let path = format!(
