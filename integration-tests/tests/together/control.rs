@@ -5,47 +5,12 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_images::verify::Summary;
-use integration_tests::ferry::{Fault, Ferry, Migration, Netns, PulseGuest, Relay, Spot};
+use integration_tests::ferry::{Fault, Migration, Relay, Spot};
 use serde_json::Value;
 
-const STEP: Duration = Duration::from_secs(60);
-const SEED: u64 = 5;
-const GUEST: PulseGuest<'_> = PulseGuest {
-    words: "beat=1 ws=16:64 rate=20000 pattern=sweep",
-    cpus: 1,
-    mib: 128,
-};
-
-/// One host with all the Ferrys of a test, and a guest that is handed from one to the next.
-struct Lab {
-    host: Netns,
-    guest: Ferry,
-    last: Summary,
-    port: u16,
-}
+use super::lab::{Lab, STEP};
 
 impl Lab {
-    fn new() -> Self {
-        let host = Netns::new("control").unwrap();
-        let guest = GUEST.boot(Some(&host)).unwrap();
-        guest.fill(SEED, &[GUEST.fillable()]).unwrap();
-        let last = guest.check_pulse().unwrap();
-        Self {
-            host,
-            guest,
-            last,
-            port: 4700,
-        }
-    }
-
-    fn receiver(&mut self) -> (Ferry, SocketAddr) {
-        self.port += 1;
-        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        let ferry = Ferry::receive(Some(&self.host), &format!("tcp:{address}"), &[]).unwrap();
-        (ferry, address)
-    }
-
     /// Moves the guest to `target`, and does `meanwhile` once the move has come to where `until` waits for.
     fn moving<T: Send>(
         &self,
@@ -93,29 +58,6 @@ impl Lab {
             assert!(Instant::now() < deadline, "{status}");
             thread::sleep(Duration::from_millis(5));
         }
-    }
-
-    fn unharmed(&mut self) {
-        assert_eq!(self.guest.state().unwrap(), "running");
-        self.guest.wait_beats(50).unwrap();
-        let now = self.guest.check_pulse().unwrap();
-        now.follows(&self.last).unwrap();
-        self.guest.check_fill(SEED, &[GUEST.fillable()]).unwrap();
-        self.last = now;
-    }
-
-    /// The guest has arrived at `receiver`.
-    fn arrived(&mut self, receiver: Ferry, moved: Migration) {
-        moved.completed().unwrap();
-        let mut source = std::mem::replace(&mut self.guest, receiver);
-        assert_eq!(source.wait_end(STEP).unwrap().code(), Some(0));
-        self.unharmed();
-    }
-
-    fn moves_on(&mut self) {
-        let (receiver, address) = self.receiver();
-        let moved = self.guest.migrate(&format!("tcp:{address}"), &[]).unwrap();
-        self.arrived(receiver, moved);
     }
 
     /// A move was cancelled: nothing has come of it, and the next one succeeds.

@@ -5,52 +5,16 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use guest_images::verify::Summary;
-use integration_tests::ferry::{Fault, Ferry, Migration, Netns, PulseGuest, Relay, Spot};
+use integration_tests::ferry::{Fault, Ferry, Migration, Relay, Spot};
 
-const STEP: Duration = Duration::from_secs(60);
-const SEED: u64 = 4;
-/// It writes its whole working set anew in less than a second.
-const GUEST: PulseGuest<'_> = PulseGuest {
-    words: "beat=1 ws=16:64 rate=20000 pattern=sweep",
-    cpus: 1,
-    mib: 128,
-};
+use super::lab::{GUEST, Lab, STEP};
+
 /// A round of the whole working set takes longer than this move may stand still, so there is more than one.
 const SEVERAL_ROUNDS: [&str; 4] = ["--bandwidth", "100MB", "--downtime", "50ms"];
 /// Whatever is left after round 0 goes over with the guest standing still.
 const ONE_ROUND: [&str; 4] = ["--max-rounds", "1", "--downtime", "20s"];
 
-/// One host with all the Ferrys of a test, and a guest that is handed from one to the next.
-struct Lab {
-    host: Netns,
-    guest: Ferry,
-    last: Summary,
-    port: u16,
-}
-
 impl Lab {
-    fn new() -> Self {
-        let host = Netns::new("faults").unwrap();
-        let guest = GUEST.boot(Some(&host)).unwrap();
-        guest.fill(SEED, &[GUEST.fillable()]).unwrap();
-        let last = guest.check_pulse().unwrap();
-        Self {
-            host,
-            guest,
-            last,
-            port: 4700,
-        }
-    }
-
-    /// A receiver that gives up when the first attempt fails, and its address.
-    fn receiver(&mut self) -> (Ferry, SocketAddr) {
-        self.port += 1;
-        let address = SocketAddr::from(([127, 0, 0, 1], self.port));
-        let ferry = Ferry::receive(Some(&self.host), &format!("tcp:{address}"), &[]).unwrap();
-        (ferry, address)
-    }
-
     /// Moves the guest towards `address` with a fault on the way, and does `meanwhile` when it has come there.
     fn disturbed<T: Send>(
         &self,
@@ -69,30 +33,6 @@ impl Lab {
             let done = meanwhile(&relay);
             (moving.join().unwrap().unwrap(), done)
         })
-    }
-
-    /// The guest is whole and runs on where it is, as if nothing had been.
-    fn unharmed(&mut self) {
-        assert_eq!(self.guest.state().unwrap(), "running");
-        self.guest.wait_beats(50).unwrap();
-        let now = self.guest.check_pulse().unwrap();
-        now.follows(&self.last).unwrap();
-        self.guest.check_fill(SEED, &[GUEST.fillable()]).unwrap();
-        self.last = now;
-    }
-
-    /// A move undisturbed, to a new receiver, which has the guest from then on.
-    fn moves_on(&mut self) {
-        let (receiver, address) = self.receiver();
-        let target = format!("tcp:{address}");
-        self.guest
-            .migrate(&target, &[])
-            .unwrap()
-            .completed()
-            .unwrap();
-        let mut source = std::mem::replace(&mut self.guest, receiver);
-        assert_eq!(source.wait_end(STEP).unwrap().code(), Some(0));
-        self.unharmed();
     }
 }
 

@@ -8,6 +8,7 @@ mod control;
 mod disk;
 mod faults;
 mod fuzzing;
+mod lab;
 mod local;
 mod network;
 mod package;
