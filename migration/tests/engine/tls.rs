@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use migration::cancel::CancelToken;
-use migration::destination::{Accept, ReceiveError, ReceiveOptions, receive};
+use migration::destination::{Accept, ReceiveError};
 use migration::options::Options;
 use migration::report::Outcome;
 use migration::source::{After, Moved, migrate};
@@ -25,8 +25,8 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use support::run::{Further, Receiving, back, options, receiving, verify};
-use support::{FakeHost, Faults, Running, World, Writer, boot};
+use support::run::{Further, Receiving, back, options, receiving, receiving_over, verify};
+use support::{Faults, Running, World, Writer, boot};
 use time::{Duration as Days, OffsetDateTime};
 
 /// A CA of a test.
@@ -84,37 +84,6 @@ impl Accept for Secured {
     }
 }
 
-/// Receives one guest over a transport.
-fn receiving_over(
-    world: &Arc<World>,
-    transport: Box<dyn Transport>,
-    mut further: Option<Secured>,
-    cancel: &CancelToken,
-    peer_timeout: Duration,
-) -> Receiving {
-    let mut host = FakeHost(Arc::clone(world));
-    let cancel = cancel.clone();
-    let options = ReceiveOptions {
-        peer_timeout,
-        ..ReceiveOptions::default()
-    };
-    std::thread::spawn(move || {
-        let further = further.as_mut().map(|further| further as &mut dyn Accept);
-        let received = receive(
-            &mut host,
-            transport,
-            "the source",
-            further,
-            &options,
-            &cancel,
-            &mut |_| {},
-        )?;
-        let pulse = received.guest.pulse();
-        std::thread::spawn(move || received.finish.run(pulse));
-        Ok(received.guest)
-    })
-}
-
 /// A receiver over TLS at a port; `further` is what its other streams demand and show.
 fn at_a_port(world: &Arc<World>, first: Demand, further: Demand) -> (String, Receiving) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -123,7 +92,7 @@ fn at_a_port(world: &Arc<World>, first: Demand, further: Demand) -> (String, Rec
     let receiving = std::thread::spawn(move || {
         let (socket, _) = listener.accept().unwrap();
         let socket = first.secure(Box::new(socket)).unwrap();
-        let further = Some(Secured(Further(listener), further));
+        let further = Some(Box::new(Secured(Further(listener), further)) as _);
         let cancel = CancelToken::new().unwrap();
         let patience = Duration::from_secs(2);
         receiving_over(&world, socket, further, &cancel, patience)

@@ -53,7 +53,7 @@ pub fn receiving_with(
     cancel: &CancelToken,
     peer_timeout: Duration,
 ) -> Receiving {
-    receiving_more(world, socket, None, cancel, peer_timeout)
+    receiving_over(world, Box::new(socket), None, cancel, peer_timeout)
 }
 
 /// Further streams come in at a listener.
@@ -87,17 +87,18 @@ pub fn receiving_streams(world: &Arc<World>) -> (String, Receiving) {
     let receiving = std::thread::spawn(move || {
         let (socket, _) = listener.accept().unwrap();
         let cancel = CancelToken::new().unwrap();
-        let further = Some(Further(listener));
-        let receiving = receiving_more(&world, socket, further, &cancel, PATIENCE);
+        let further = Some(Box::new(Further(listener)) as _);
+        let receiving = receiving_over(&world, Box::new(socket), further, &cancel, PATIENCE);
         receiving.join().unwrap()
     });
     (address, receiving)
 }
 
-fn receiving_more(
+/// Receives one guest over a transport.
+pub fn receiving_over(
     world: &Arc<World>,
-    socket: impl Transport + 'static,
-    mut further: Option<Further>,
+    transport: Box<dyn Transport>,
+    mut further: Option<Box<dyn Accept + Send>>,
     cancel: &CancelToken,
     peer_timeout: Duration,
 ) -> Receiving {
@@ -108,12 +109,13 @@ fn receiving_more(
         ..ReceiveOptions::default()
     };
     std::thread::spawn(move || {
-        let socket = Box::new(socket);
         let received = receive(
             &mut host,
-            socket,
+            transport,
             "the source",
-            further.as_mut().map(|further| further as &mut dyn Accept),
+            further
+                .as_mut()
+                .map(|further| &mut **further as &mut dyn Accept),
             &options,
             &cancel,
             &mut |_| {},
