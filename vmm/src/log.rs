@@ -57,8 +57,14 @@ impl FromStr for Level {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.parse() {
-            Ok(targets) if !text.is_empty() => Ok(Self(targets)),
+        let parts = text.split(',').map(str::trim);
+        // An empty one would stand for errors alone.
+        let parts: Vec<_> = parts.filter(|part| !part.is_empty()).collect();
+        // Anything else would be taken for the name of a part that there is not.
+        let known = |c: char| c.is_alphanumeric() || "_:-=".contains(c);
+        let all_known = parts.iter().all(|part| part.chars().all(known));
+        match parts.join(",").parse() {
+            Ok(targets) if all_known && !parts.is_empty() => Ok(Self(targets)),
             _ => Err(
                 "take error, warn, info, debug, trace or off, or PART=LEVEL, several with commas: info,migration=debug"
                     .to_owned(),
@@ -143,8 +149,19 @@ mod tests {
         ] {
             assert!(level.parse::<Level>().is_ok(), "{level}");
         }
-        for level in ["", "lots=of", "info,,x=1.5=", "a=b=c"] {
+        for level in [
+            "",
+            ",",
+            "lots=of",
+            "info,,x=1.5=",
+            "a=b=c",
+            "warn debug",
+            "[span]=debug",
+        ] {
             assert!(level.parse::<Level>().is_err(), "{level}");
+        }
+        for level in ["info,", ",info", " info "] {
+            assert_eq!(level.parse::<Level>(), "info".parse(), "{level}");
         }
         assert_eq!("json".parse(), Ok(Format::Json));
         assert!("JSON".parse::<Format>().is_err());
