@@ -18,7 +18,7 @@ demo: deps build image-cloud ## move a stock Linux guest between two hosts while
 	$(CARGO) run --release --quiet -p integration-tests --bin demo
 
 # Tests with Linux guests each keep a nested host with one processor busy; those that hold figures against each other (`alone`) want
-# the machine for themselves; the rest mostly wait.
+# the machine for themselves; the rest, like tests without VMs, mostly wait.
 VM_TESTS = $(CARGO) test --release -p integration-tests --no-fail-fast
 
 .PHONY: test

@@ -61,7 +61,7 @@ fn little_memory(ports: [u16; 2], version: u8) {
     drop((guest, receiver));
 }
 
-/// Huge pages that are set aside on both sides, for two guests of 64 MiB and not for a third. For a host of the test's own.
+/// Huge pages that are set aside on both sides, for two guests of 64 MiB and not for a third. For a host that no other test is in meanwhile.
 fn few_huge_pages(ports: [u16; 2]) {
     const SETTING: &str = "/proc/sys/vm/nr_hugepages";
     const PAGES: u64 = 80;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use integration_tests::ferry::{Fault, Migration, Relay, Spot};
 use serde_json::Value;
 
-use super::lab::{Lab, STEP};
+use super::lab::{Lab, STEP, goes_through};
 
 impl Lab {
     /// Moves the guest to `target`, and does `meanwhile` once the move has come to where `until` waits for.
@@ -27,7 +27,7 @@ impl Lab {
         })
     }
 
-    /// The same, held at a spot while `meanwhile` lasts.
+    /// Moves the guest to `address`, held at a spot while `meanwhile` lasts.
     fn held<T: Send>(
         &self,
         address: SocketAddr,
@@ -36,8 +36,7 @@ impl Lab {
         meanwhile: impl FnOnce() -> T,
     ) -> (Migration, T) {
         let relay = Relay::start(&self.host, address, spot, Fault::Hold).unwrap();
-        let reached = || relay.wait_reached(STEP).unwrap();
-        let done = self.moving(&relay.target(), args, reached, || {
+        let done = goes_through(&self.guest, &relay, args, || {
             let done = meanwhile();
             relay.release();
             done

@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::thread;
 use std::time::Duration;
 
 use integration_tests::ferry::{
     DiskImage, Fault, Ferry, Migration, Netns, PulseGuest, Relay, Spot,
 };
+
+use super::lab::goes_through;
 
 const STEP: Duration = Duration::from_secs(60);
 const GUEST: PulseGuest<'_> = PulseGuest {
@@ -61,12 +62,7 @@ impl Lab {
         meanwhile: impl FnOnce(&Relay) -> T,
     ) -> (Migration, T) {
         let relay = Relay::start(&self.host, address, spot, fault).unwrap();
-        thread::scope(|scope| {
-            let moving = scope.spawn(|| self.guest.migrate(&relay.target(), &[]));
-            relay.wait_reached(STEP).unwrap();
-            let done = meanwhile(&relay);
-            (moving.join().unwrap().unwrap(), done)
-        })
+        goes_through(&self.guest, &relay, &[], || meanwhile(&relay))
     }
 
     /// The guest runs where it is, and has its lock.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use integration_tests::ferry::{Fault, Ferry, Migration, Relay, Spot};
 
-use super::lab::{GUEST, Lab, STEP};
+use super::lab::{GUEST, Lab, STEP, goes_through};
 
 /// A round of the whole working set takes longer than this move may stand still, so there is more than one.
 const SEVERAL_ROUNDS: [&str; 4] = ["--bandwidth", "100MB", "--downtime", "50ms"];
@@ -24,15 +24,7 @@ impl Lab {
         meanwhile: impl FnOnce(&Relay) -> T,
     ) -> (Migration, T) {
         let relay = Relay::start(&self.host, address, spot, fault).unwrap();
-        thread::scope(|scope| {
-            let moving = scope.spawn(|| self.guest.migrate(&relay.target(), args));
-            let reached = relay.wait_reached(STEP);
-            if let Err(error) = reached {
-                panic!("{error}: {:?}", moving.join().unwrap());
-            }
-            let done = meanwhile(&relay);
-            (moving.join().unwrap().unwrap(), done)
-        })
+        goes_through(&self.guest, &relay, args, || meanwhile(&relay))
     }
 }
 

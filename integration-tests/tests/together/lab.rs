@@ -1,10 +1,11 @@
 //! One host with all the Ferrys of a test, and a guest that is handed from one to the next and is whole after each turn.
 
 use std::net::SocketAddr;
+use std::thread;
 use std::time::Duration;
 
 use guest_images::verify::Summary;
-use integration_tests::ferry::{Ferry, Migration, Netns, PulseGuest};
+use integration_tests::ferry::{Ferry, Migration, Netns, PulseGuest, Relay};
 
 /// Longer than anything takes here.
 pub const STEP: Duration = Duration::from_secs(60);
@@ -71,4 +72,21 @@ impl Lab {
         let moved = self.guest.migrate(&format!("tcp:{address}"), &[]).unwrap();
         self.arrived(receiver, moved);
     }
+}
+
+/// Moves a guest through a relay, and does `meanwhile` when it has come to the relay's spot.
+pub fn goes_through<T: Send>(
+    guest: &Ferry,
+    relay: &Relay,
+    args: &[&str],
+    meanwhile: impl FnOnce() -> T,
+) -> (Migration, T) {
+    thread::scope(|scope| {
+        let moving = scope.spawn(|| guest.migrate(&relay.target(), args));
+        if let Err(error) = relay.wait_reached(STEP) {
+            panic!("{error}: {:?}", moving.join().unwrap());
+        }
+        let done = meanwhile();
+        (moving.join().unwrap().unwrap(), done)
+    })
 }
