@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{ProbeError, instead_of, memory};
@@ -46,6 +46,7 @@ pub(super) struct Acks {
     slow: Duration,
     sent: AtomicU64,
     came: Mutex<Vec<(Duration, u64)>>,
+    ended: OnceLock<Duration>,
 }
 
 impl Acks {
@@ -58,13 +59,18 @@ impl Acks {
             slow: round_trip * 2 + QUEUE,
             sent: AtomicU64::new(0),
             came: Mutex::default(),
+            ended: OnceLock::new(),
         }
     }
 
     /// Whether so many bytes more may be sent.
     fn admits(&self, bytes: u64) -> bool {
-        self.began.elapsed() < self.time
-            && self.sent.fetch_add(bytes, Ordering::Relaxed) < self.bytes
+        let admits = self.began.elapsed() < self.time
+            && self.sent.fetch_add(bytes, Ordering::Relaxed) < self.bytes;
+        if !admits {
+            self.ended.get_or_init(|| self.began.elapsed());
+        }
+        admits
     }
 
     fn came(&self, bytes: u64) {
@@ -72,11 +78,11 @@ impl Acks {
         came.push((self.began.elapsed(), bytes));
     }
 
-    /// When how many bytes had come, in this order.
-    pub fn into_times(self) -> Vec<(Duration, u64)> {
-        self.came
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// When how many bytes had come, in this order, and until when all streams sent.
+    pub fn into_times(self) -> (Vec<(Duration, u64)>, Duration) {
+        let came = self.came.into_inner();
+        let ended = self.ended.get().copied().unwrap_or(self.time);
+        (came.unwrap_or_else(PoisonError::into_inner), ended)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::units::Span;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  A running guest and a waiting receiver: watches the one for 8 s, measures the link for 2 s:
+  A running guest and a waiting receiver: watches the one for 8 s, measures the link for 3 s:
     ferry predict --control /tmp/a.sock tcp:127.0.0.1:7000 --downtime 50ms
   A guest that is only described:
     ferry predict --memory 256G --link 40Gbit --dirty-rate 400MB/s --working-set 8G --pattern hot

@@ -178,7 +178,7 @@ pub enum PredictEvent {
         touched_pages: u64,
         /// Those of them that hold nothing but zeros, in percent.
         zero_percent: f64,
-        /// The share of its time that the busiest vCPU ran while the guest was watched, in percent.
+        /// The share of its time that the busiest vCPU of those that write ran while the guest was watched, in percent.
         busy_percent: f64,
     },
     /// The link was measured.

@@ -107,7 +107,7 @@ struct Guest {
     curve: Curve,
     /// When, if not all the time: the curve is that of its bursts then.
     bursts: Option<Rhythm>,
-    /// How busy its busiest vCPU is meanwhile, above 0 and at most 1.
+    /// How busy the busiest vCPU is meanwhile of those that write, above 0 and at most 1.
     busy: f64,
     /// Which pages it wrote.
     pages: PageSet,
@@ -177,8 +177,15 @@ impl Study<'_> {
         let seen = dirty_rate::measure(self.log, self.layout, &lengths, 1, self.cancel, &mut hear)?;
         let watched = began.elapsed();
         listening(heard)?;
-        let ran =
-            (before.iter().zip(ran())).filter_map(|(before, now)| now?.checked_sub((*before)?));
+        let ran = (before.iter().zip(ran())).map(|(before, now)| now?.checked_sub((*before)?));
+        let writers = windows.last().and_then(writers);
+        // One that does nothing but compute is not slowed down where the log knows who writes.
+        let ran = (0..).zip(ran).filter_map(|(vcpu, ran)| {
+            let counts = writers
+                .as_ref()
+                .is_none_or(|writers| writers.contains(&vcpu));
+            ran.filter(|_| counts)
+        });
         let most = ran.max().unwrap_or(watched).as_secs_f64();
         let busy = most / watched.as_secs_f64().max(1e-6);
         let (bursts, windows) = match seen.bursts {
@@ -201,6 +208,17 @@ fn listening(heard: bool) -> Result<(), PredictError> {
         true => Ok(()),
         false => Err(PredictError::Unheard),
     }
+}
+
+/// Of what was written, a vCPU that writes has written a part of so many at least.
+const WRITES: u64 = 10;
+
+/// The vCPUs that write, where the log knows.
+fn writers(window: &Window) -> Option<Vec<usize>> {
+    let pages = window.pages_by_vcpu.as_ref()?;
+    let least = pages.iter().sum::<u64>() / WRITES;
+    let writes = |(vcpu, pages): (usize, &u64)| (*pages > least).then_some(vcpu);
+    Some(pages.iter().enumerate().filter_map(writes).collect())
 }
 
 fn written(curve: &Curve) -> u64 {

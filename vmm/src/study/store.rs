@@ -12,6 +12,7 @@ use thiserror::Error;
 use super::case::Case;
 use super::trial::{Made, TrialError};
 use crate::cli::error::chain;
+use crate::control::PredictEvent;
 
 /// One move, as it went.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub struct Record {
     pub verified_pages: u64,
     /// What was predicted.
     pub predicted: Option<Prediction>,
+    /// What that stands on, as it was measured: the guest's curve, its memory, the link.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measured: Vec<PredictEvent>,
     /// What the move reported.
     pub report: Option<Report>,
 }
@@ -51,12 +55,14 @@ impl Record {
             lost: false,
             verified_pages: 0,
             predicted: None,
+            measured: Vec::new(),
             report: None,
         };
         match made {
             Ok(made) => {
                 record.verified_pages = made.verified_pages;
                 record.predicted = made.predicted;
+                record.measured = made.measured;
                 record.report = Some(made.report);
             }
             Err(error) => {

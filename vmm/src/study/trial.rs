@@ -90,6 +90,8 @@ pub struct Made {
     pub report: Report,
     /// What was predicted.
     pub predicted: Option<Prediction>,
+    /// What that stands on.
+    pub measured: Vec<PredictEvent>,
     /// Stamped pages that were found as they have to be.
     pub verified_pages: u64,
 }
@@ -120,10 +122,11 @@ pub fn run(
     }
     let destination = Host::start(place.destination(), "receive", &args, stop)?;
     let request = request(case, place, target);
+    let mut measured = Vec::new();
     let predicted = match case.predict {
         true => {
             tell("predicting");
-            Some(predict(&source, request.clone(), stop)?)
+            Some(predict(&source, request.clone(), stop, &mut measured)?)
         }
         false => None,
     };
@@ -142,6 +145,7 @@ pub fn run(
     Ok(Made {
         report,
         predicted,
+        measured,
         verified_pages,
     })
 }
@@ -268,11 +272,12 @@ fn follow(
     Err(TrialError::Silent)
 }
 
-/// Asks what the move will cost.
+/// Asks what the move will cost; `measured` gets what the answer stands on.
 fn predict(
     source: &Host,
     wanted: MigrateRequest,
     stop: &AtomicBool,
+    measured: &mut Vec<PredictEvent>,
 ) -> Result<Prediction, TrialError> {
     let request = PredictRequest {
         wanted,
@@ -285,7 +290,7 @@ fn predict(
         match event? {
             PredictEvent::Prediction { prediction } => return Ok(*prediction),
             PredictEvent::Failed { reason } => return Err(TrialError::Unpredicted(reason)),
-            _ => {}
+            event => measured.push(event),
         }
     }
     Err(TrialError::Silent)
