@@ -23,6 +23,9 @@ pub enum Decision {
 /// pace all rounds to come take no longer than four times the last. Comparing rates instead would call a
 /// guest hopeless that rewrites the same few pages.
 const SHRINKS: (u64, u64) = (3, 4);
+/// Where the remainder fits the limit already, a tenth less is worth a round: what a hot spot leaves shrinks as slowly as that for
+/// half a dozen short rounds, to a third.
+const STILL_SHRINKS: (u64, u64) = (9, 10);
 /// So many rounds in a row without a new minimum, at full throttle, and nothing will help any more.
 const HOPELESS: usize = 5;
 /// A round more is worth its while if it shortens the blackout by so much, and by a tenth.
@@ -41,11 +44,10 @@ pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limit
         return Decision::NextRound;
     };
     let predicted = predict::blackout(last.remainder, costs);
-    let stalled = stalled_rounds(rounds);
     let bound = bound_reached(rounds.len(), elapsed, limits);
     if predicted <= limits.downtime {
         let pays = bound.is_none()
-            && match stalled {
+            && match stalled_rounds(rounds, STILL_SHRINKS) {
                 0 => pays(last, before, predicted, costs),
                 _ if !at_minimum(last, before, costs) => true,
                 // It may have been no more than the slices of the throttle.
@@ -68,6 +70,7 @@ pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limit
     if let Some(bound) = bound {
         return at_bound(&bound, predicted, limits);
     }
+    let stalled = stalled_rounds(rounds, SHRINKS);
     let helpless = |round: &Facts| round.throttle >= limits.throttle;
     if stalled >= HOPELESS && rounds.iter().rev().take(HOPELESS).all(helpless) {
         // Beyond the limit in any case, but then as little as can be.
@@ -150,12 +153,12 @@ fn held_down(round: &Facts) -> bool {
     round.throttle > ThrottlePercent::default()
 }
 
-/// How many rounds ago the remainder last reached a new minimum.
-fn stalled_rounds(rounds: &[Facts]) -> usize {
+/// How many rounds ago the remainder last reached a new minimum, below so large a part of the one before.
+fn stalled_rounds(rounds: &[Facts], part: (u64, u64)) -> usize {
     let mut least = rounds.first().map_or(0, |first| first.pages);
     let mut stalled = 0;
     for round in rounds {
-        if round.remainder * SHRINKS.1 < least * SHRINKS.0 || round.remainder == 0 {
+        if round.remainder * part.1 < least * part.0 || round.remainder == 0 {
             least = round.remainder;
             stalled = 0;
         } else {

@@ -215,6 +215,30 @@ fn the_load_that_auto_was_made_for() {
     }
 }
 
+/// Pages by Zipf's law: each octave of ranks is half as large as the one before it, and written as often. What is left falls
+/// ever more slowly from round to round; each is short, and none costs the guest work.
+#[test]
+fn a_hot_spot_is_followed_down_to_what_is_written_all_the_time() {
+    let (first, mut octave) = (mib(64), mib(64));
+    let mut parts = vec![Part::still(first)];
+    while octave > 0 {
+        parts.push(Part::random(octave, 0.1 * LINK as f64 / 4108.0));
+        octave /= 2;
+    }
+    let guest = GuestModel::new(parts);
+    for (policy, limit) in [
+        (ThrottlePolicy::Off, 300),
+        (ThrottlePolicy::Auto, 300),
+        (ThrottlePolicy::Auto, 50),
+    ] {
+        let ran = run(&guest, policy, limit);
+        assert!(completed(&ran, limit), "{:?}", ran.decision);
+        // The first round that leaves more than three quarters of its own pages would have meant 34 ms.
+        assert!(ran.blackout < ms(28), "{:?}", ran.blackout);
+        assert!(ran.rounds.len() < 12 && lost_s(&ran) == 0.0);
+    }
+}
+
 #[test]
 fn sdps_completes_and_holds_the_guest_below_the_link() {
     for pattern in PATTERNS {
