@@ -29,7 +29,7 @@ test: deps lint build images ## lint, all tests, whole VMs included; about 25 mi
 	failed=; \
 	$(VM_TESTS) --test linux -- --test-threads=2 || failed=1; \
 	$(VM_TESTS) --test refusals --test together -- --test-threads=4 || failed=1; \
-	$(VM_TESTS) --lib --bins --test alone -- --test-threads=1 && [ -z "$$failed" ]
+	$(VM_TESTS) --lib --test alone -- --test-threads=1 && [ -z "$$failed" ]
 
 # For example: make bench BENCH='--scenario 1G-idle 1G-hot64 --runs 9'
 BENCH ?=

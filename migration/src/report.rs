@@ -25,6 +25,9 @@ pub enum Outcome {
     Failed,
     /// Cut between GO and LIVE: the guest is paused on the source and may run on the destination.
     Unknown,
+    /// Failed or cancelled with the guest stopped, and it could not go on: it is paused on the source and runs nowhere. `reason`
+    /// says why, both times.
+    Paused,
 }
 
 /// How the blackout was measured.
@@ -96,7 +99,7 @@ impl Blackout {
 pub struct Round {
     /// 0 sends all memory.
     pub index: u32,
-    /// Until its last byte had arrived.
+    /// Until its last byte had arrived; of the last round, in which the guest stands still, until the network had taken it.
     pub duration_ms: f64,
     /// Pages it had to deal with: `sent_pages` and `zero_pages` together.
     pub dirty_pages: u64,

@@ -130,6 +130,28 @@ fn a_move_is_cancelled_in_every_phase_before_go() {
     lab.was_cancelled(&moved);
 }
 
+/// Whoever moves it hears of that before its process ends as it would without a move.
+#[test]
+fn a_guest_that_ends_by_itself_on_the_way_is_not_moved() {
+    let mut lab = Lab::new();
+    let (mut receiver, address) = lab.receiver();
+    // No code that a processor could run, and no table that says what then.
+    let crash = || {
+        let nonsense = [0x0f, 0x0b].repeat(16 << 10);
+        lab.guest
+            .memory()
+            .unwrap()
+            .write(1 << 20, &nonsense)
+            .unwrap();
+    };
+    let (moved, ()) = lab.held(address, Spot::pages(0, 5), &[], crash);
+    assert_eq!(moved.status, 3, "{moved:?}");
+    let reason = moved.report["reason"].as_str().unwrap();
+    assert!(reason.ends_with("it has ended by itself since"), "{reason}");
+    assert_eq!(lab.guest.wait_end(STEP).unwrap().code(), Some(10));
+    assert_eq!(receiver.wait_end(STEP).unwrap().code(), Some(1));
+}
+
 #[test]
 fn a_cancel_after_go_answers_that_the_move_is_committed() {
     let mut lab = Lab::new();

@@ -331,6 +331,30 @@ fn filled(ferry: &Ferry) {
     panic!("{}", ferry.messages().tail());
 }
 
+/// The snapshot is good, and the guest goes on, or ends, as asked: only the report is not there.
+#[test]
+fn a_report_that_cannot_be_written_costs_no_snapshot() {
+    let folder = folder();
+    let path = folder.path().join("a.snap");
+    let mut ferry = GUEST.boot(None).unwrap();
+    for how in [&[][..], &["--stop"]] {
+        let args = [&[text(&path), "--report", "/dev/full"], how].concat();
+        let output = ferry.command("snapshot", &args).unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("/dev/full"), "{said}");
+        assert!(path.exists());
+        if how.is_empty() {
+            assert_eq!(ferry.state().unwrap(), "running");
+            fs::remove_file(&path).unwrap();
+        }
+    }
+    assert_eq!(ferry.wait_end(STEP).unwrap().code(), Some(0));
+    restore(&[&path], &["--paused"])
+        .check_still_pulse()
+        .unwrap();
+}
+
 #[test]
 fn a_guest_runs_before_its_memory_is_read() {
     let folder = folder();
@@ -357,15 +381,27 @@ fn a_guest_runs_before_its_memory_is_read() {
         fs::remove_file(&once_more).unwrap();
     }
 
+    // Packed pages that cannot be unpacked: vCPUs that wait for them never get them, and are ended.
+    let mut damaged = fs::read(&packed).unwrap();
+    for byte in &mut damaged[200 << 10..][..64] {
+        *byte ^= 0xff;
+    }
+    fs::write(&packed, damaged).unwrap();
+    let mut lame = Ferry::start(None, &["restore", text(&packed), "--lazy"]).unwrap();
+    assert_eq!(lame.wait_end(STEP).unwrap().code(), Some(1));
+    let said = lame.messages().text();
+    let found = said.contains("not all of its memory could be read") && said.contains("unpack");
+    assert!(found, "{said}");
+
     // A wrong bit in a page is found out when the file has been read, and the guest that has run with it is ended.
     let mut bytes = fs::read(&plain).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&plain, bytes).unwrap();
     let args = ["restore", text(&plain), "--lazy"];
-    let mut damaged = Ferry::start(None, &args).unwrap();
-    assert_eq!(damaged.wait_end(STEP).unwrap().code(), Some(1));
-    let said = damaged.messages().text();
+    let mut wrong = Ferry::start(None, &args).unwrap();
+    assert_eq!(wrong.wait_end(STEP).unwrap().code(), Some(1));
+    let said = wrong.messages().text();
     let found = said.contains("not all of its memory could be read") && said.contains("its digest");
     assert!(found, "{said}");
 }

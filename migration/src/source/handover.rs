@@ -1,7 +1,7 @@
 //! Last phase: who runs the guest? READY, GO, LIVE. What is to be done is decided by [`crate::handover`]; here it is
 //! done, and what comes of it is told there.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::After;
 use super::connecting::Link;
@@ -14,6 +14,10 @@ use crate::guest::{GuestError, PausedGuest, RunningGuest};
 use crate::handover::{Source, SourceAct, SourceEvent};
 use crate::report::{Blackout, BlackoutClock};
 use crate::wire::frame::{Figures, Frame, Live};
+
+/// So long at most the destination's last figures are waited for. It has them with the guest's first heartbeat there, which it waits
+/// for a second.
+const FIGURES: Duration = Duration::from_secs(2);
 
 /// The guest is paused; everything of it was sent.
 pub(super) struct Handover<G: RunningGuest> {
@@ -72,7 +76,7 @@ impl<G: RunningGuest> Handover<G> {
                 SourceAct::Resume => {
                     // Behind FAILED there is nobody to be told anything.
                     let link = (news.event != SourceEvent::Failed).then_some(self.link);
-                    return Err(resume(self.paused, link, because(error)));
+                    return Err(resume(self.paused, link, because(error), trip));
                 }
                 SourceAct::Keep => {
                     return Err(Box::new(Failed {
@@ -153,6 +157,8 @@ impl<G: RunningGuest> Handover<G> {
         trip.tell(Event::Live {
             blackout_ms: millis(total),
         });
+        // The guest is gone: nothing but these figures is left to wait for.
+        self.link.hurry(Instant::now(), Some(FIGURES));
         let figures = match self.link.main.channel.receive() {
             Ok(Frame::Figures(figures)) => figures,
             other => {

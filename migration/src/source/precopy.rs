@@ -37,6 +37,9 @@ const CHUNK_PAGES: Range<u64> = 256..2048;
 const TELLING_BYTES: (u64, u64) = (256 << 10, 8 << 20);
 /// If the guest's disks took so long, what it wrote to memory meanwhile is worth a round.
 const SETTLED: Duration = Duration::from_millis(5);
+/// So often they are waited for: as long as rounds go on behind that, the guest writes to them anew, and what it writes last is written
+/// back while it stands still. One that writes all the time never has them settled.
+const SETTLES: u32 = 3;
 /// Progress is told so often at most.
 const PROGRESS: Duration = Duration::from_millis(100);
 /// Of the time of a round at most one part in so many is spent on looking at the log.
@@ -124,7 +127,7 @@ impl<G: RunningGuest> Precopy<G> {
             trip.report.untouched_pages =
                 first_round::leave_out_untouched(&mut self.todo, ram, &layout, &*log, cancel)?;
         }
-        let mut settled = false;
+        let mut settles = 0;
         loop {
             let mut round = self.round(trip)?;
             let began = Instant::now();
@@ -133,10 +136,10 @@ impl<G: RunningGuest> Precopy<G> {
             self.costs.sync = began.elapsed();
             self.note(&mut round, trip);
             if let Step::Stop { reason } = self.step(trip)? {
-                if settled || self.settle(trip)? < SETTLED {
+                if settles == SETTLES || self.settle(trip)? < SETTLED {
                     return Ok(reason);
                 }
-                settled = true;
+                settles += 1;
             }
         }
     }

@@ -236,14 +236,14 @@ impl<G: RunningGuest> Ending<G> {
         if hold == Hold::Yes {
             return match finish(&mut link, trip) {
                 Ok(()) => Ok(Kept::Paused(paused)),
-                Err(error) => Err(resume(paused, Some(link), error)),
+                Err(error) => Err(resume(paused, Some(link), error, trip)),
             };
         }
         let resuming = Instant::now();
         let guest = match paused.resume() {
             Ok(guest) => guest,
             Err(stuck) => {
-                let error = GuestError::bare("the guest could not be resumed").into();
+                let error = GuestError::bare("the snapshot was broken off").into();
                 return Err(Box::new(Failed {
                     guest: After::Stuck(stuck.guest, stuck.error),
                     error,

@@ -76,6 +76,7 @@ impl<G: RunningGuest> StopAndCopy<G> {
             }
         };
         spent.stop = spent.began.elapsed();
+        trip.stopped = Some(spent.began);
         let patience = self.link.main.channel.patience();
         let bytes = trip.options.verify.then_some(trip.report.memory_bytes);
         let mut link = self.link;
@@ -102,7 +103,7 @@ impl<G: RunningGuest> StopAndCopy<G> {
                 link: last.link,
                 spent,
             }),
-            Err(error) => Err(resume(last.paused, Some(last.link), error)),
+            Err(error) => Err(resume(last.paused, Some(last.link), error, trip)),
         }
     }
 }
@@ -146,6 +147,7 @@ impl<P: PausedGuest> LastPages<P> {
         if !self.todo.is_empty() {
             timed(&mut spent.pages, || self.carry(&mut counts))?;
         }
+        let wire_bytes = self.link.sent_bytes() - sent_before;
         if trip.options.verify {
             let compared = timed(&mut spent.verify, || {
                 verify::compare(self.paused.ram(), &mut self.link)
@@ -153,20 +155,20 @@ impl<P: PausedGuest> LastPages<P> {
             trip.report.verify_ms = Some(millis(spent.verify));
             compared?;
         }
-        let wire_bytes = self.link.sent_bytes() - sent_before;
         trip.report.zero_pages += counts.zero_pages;
         let Slowed {
             percent,
             throttled_ms,
         } = self.brake.round_over(self.paused.throttled(), trip);
+        let duration = spent.sync + spent.pages;
         trip.report.rounds.push(Round {
             index,
-            duration_ms: millis(spent.sync + spent.pages),
+            duration_ms: millis(duration),
             dirty_pages: counts.sent_pages + counts.zero_pages,
             sent_pages: counts.sent_pages,
             zero_pages: counts.zero_pages,
             wire_bytes,
-            bandwidth_bytes_per_s: per_second(wire_bytes, spent.pages.as_secs_f64()),
+            bandwidth_bytes_per_s: per_second(wire_bytes, duration.as_secs_f64()),
             dirty_bytes_per_s: 0,
             throttle_percent: percent,
             throttled_ms,

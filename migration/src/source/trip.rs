@@ -36,6 +36,8 @@ pub(super) struct Trip<'a> {
     pub baseline: Option<(Baseline, Instant)>,
     /// What it had done when it was paused.
     pub work_at_pause: Option<Vec<VcpuWork>>,
+    /// When it was stopped.
+    pub stopped: Option<Instant>,
 }
 
 impl<'a> Trip<'a> {
@@ -56,6 +58,7 @@ impl<'a> Trip<'a> {
             heartbeat: None,
             baseline: None,
             work_at_pause: None,
+            stopped: None,
         }
     }
 
@@ -79,13 +82,18 @@ impl<'a> Trip<'a> {
 
     /// The report of a move that did not.
     pub fn failed<G: RunningGuest>(mut self, failed: &Failed<G>) -> Report {
-        let reason = failed.error.in_full();
+        let mut reason = failed.error.in_full();
+        if let After::Stuck(_, error) = &failed.guest {
+            let why = super::chain(error);
+            reason = format!("{reason}; and the guest, paused for that, does not go on: {why}");
+        }
         self.tell(Event::Failed {
             reason: reason.clone(),
         });
         self.set_totals();
         self.report.outcome = match (&failed.guest, &failed.error) {
             (After::Unknown(_), _) => Outcome::Unknown,
+            (After::Stuck(..), _) => Outcome::Paused,
             (_, MoveError::Cancelled(_)) => Outcome::Cancelled,
             _ => Outcome::Failed,
         };
@@ -144,15 +152,19 @@ pub(super) fn give_back<G: RunningGuest>(
     })
 }
 
-/// Resumes a paused guest and gives it back.
+/// Resumes a paused guest and gives it back. How long it stood still is in the report, though nobody gained by it.
 pub(super) fn resume<G: RunningGuest>(
     paused: G::Paused,
     link: Option<Link>,
     error: MoveError,
+    trip: &mut Trip<'_>,
 ) -> Box<Failed<G>> {
     // The guest first: it stands still.
     match paused.resume() {
-        Ok(guest) => give_back(guest, link, error),
+        Ok(guest) => {
+            trip.report.blackout_ms = trip.stopped.map(|stopped| millis(stopped.elapsed()));
+            give_back(guest, link, error)
+        }
         Err(stuck) => Box::new(Failed {
             guest: After::Stuck(stuck.guest, stuck.error),
             error: part(link, error),

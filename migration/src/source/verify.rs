@@ -3,6 +3,7 @@
 
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
+use std::time::Instant;
 
 use super::connecting::Link;
 use super::error::MoveError;
@@ -57,12 +58,17 @@ fn gather<'scope>(
         let digests = receive(line)?;
         theirs.put(digests).map_err(|()| misplaced(line))?;
     }
+    let mut told = Instant::now();
     while !ours.is_whole() {
         match computed.recv_timeout(SIGN) {
             Ok(digests) => ours.put(digests).map_err(|()| ended_early())?,
-            // The destination has nothing to do, and should know that this side lives.
-            Err(RecvTimeoutError::Timeout) => line.keep_alive()?,
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(ended_early()),
+        }
+        // The destination has nothing to do, and should know that this side lives.
+        if told.elapsed() >= SIGN {
+            line.keep_alive()?;
+            told = Instant::now();
         }
         line.channel.interrupted()?;
     }

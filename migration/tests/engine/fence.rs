@@ -61,7 +61,15 @@ fn a_third_that_has_it_stops_both() {
     let (moved, arrived) = travel(&world, boot(&world), &options());
     let refused = arrived.unwrap_err().to_string();
     assert!(refused.contains("Thief holds the fence"), "{refused}");
-    assert_eq!(moved.report.outcome, Outcome::Failed);
+    assert_eq!(moved.report.outcome, Outcome::Paused);
+    // Why it failed, and why the guest does not go on.
+    let reason = &moved.report.reason;
+    assert_eq!(
+        reason.matches("Thief holds the fence").count(),
+        2,
+        "{reason}"
+    );
+    assert_eq!(moved.report.blackout_ms, None);
     let After::Stuck(paused, error) = moved.guest else {
         panic!("the source resumed without the fence");
     };

@@ -117,6 +117,8 @@ fn damaged(pages: impl Iterator<Item = u64>) -> String {
     assert_eq!(report.outcome, Outcome::Failed, "{}", report.reason);
     let there = receiving.join().unwrap().unwrap_err().to_string();
     assert!(there.contains("is not the guest's"), "{there}");
+    // It stood still for nothing, and that is said.
+    assert!(report.blackout_ms.unwrap() >= report.verify_ms.unwrap());
     let reason = report.reason.clone();
     verify(&world, back(&world, moved.guest));
     reason

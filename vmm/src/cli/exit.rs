@@ -7,7 +7,7 @@
 //! | 2 | usage | usage | usage | usage | usage |
 //! | 3 | | cancelled: the guest runs on the source | no guest can run here | | |
 //! | 4 | | unknown: look at both ends | | | |
-//! | 5 | | | | the move would not converge | |
+//! | 5 | | failed or cancelled, and the guest is paused here | | the move would not converge | |
 //! | 10 | the guest reset itself (reboot) | | | | |
 //! | 11 | the guest crashed (its kernel panicked) | | | | |
 
@@ -27,6 +27,8 @@ pub const CANCELLED: u8 = 3;
 pub const NO_GUESTS: u8 = 3;
 /// `migrate`: nobody here knows where the guest is.
 pub const UNKNOWN: u8 = 4;
+/// `migrate`, `snapshot`: it failed or was cancelled, and the guest could not go on: it is paused here and runs nowhere.
+pub const PAUSED: u8 = 5;
 /// `predict`: the move would not converge.
 pub const NOT_CONVERGING: u8 = 5;
 /// `run`, `receive`, `restore`: the guest asked for a reset (reboot, triple fault); start it again if it is to go on.
@@ -51,5 +53,6 @@ pub fn of_outcome(outcome: Outcome) -> u8 {
         Outcome::Failed => ERROR,
         Outcome::Cancelled => CANCELLED,
         Outcome::Unknown => UNKNOWN,
+        Outcome::Paused => PAUSED,
     }
 }

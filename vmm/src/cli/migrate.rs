@@ -20,7 +20,7 @@ use super::wanted::Wanted;
 use crate::config::Target;
 use crate::console::Signals;
 use crate::control::client::{Client, ClientError, Told};
-use crate::control::{Compress, IF_UNKNOWN, MigrateRequest, MoveEvent};
+use crate::control::{Compress, IF_PAUSED, IF_UNKNOWN, MigrateRequest, MoveEvent};
 use crate::page;
 use crate::ui::{self, MoveView, Style};
 use crate::units::{Size, Span};
@@ -49,7 +49,8 @@ Exit status: 0 completed, 1 failed (the guest runs on the source), 2 usage, 3 ca
 runs on the source), 4 unknown (the connection was cut in the moment of the handover, and the guest
 is paused on the source. Look at the destination: if the guest runs there, `ferry stop` the source;
 if it is still receiving, wait and look again; if it has no guest, or is surely dead, `ferry resume
---force` the source).")]
+--force` the source), 5 failed or cancelled, and the guest could not go on (it is paused on the
+source: `ferry resume` tries again).")]
 pub struct Args {
     #[command(flatten)]
     vm: Vm,
@@ -247,6 +248,9 @@ fn undone(report: &Report, target: &Target) -> Option<String> {
         )),
         Outcome::Unknown => Some(format!(
             "the guest may run on {target}, it is paused here: {reason}; {IF_UNKNOWN}"
+        )),
+        Outcome::Paused => Some(format!(
+            "not moved to {target}, and the guest is paused here: {reason}; {IF_PAUSED}"
         )),
     }
 }

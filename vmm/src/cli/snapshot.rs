@@ -20,7 +20,7 @@ use super::orders::Vm;
 use super::wanted::Throttling;
 use crate::console::Signals;
 use crate::control::client::Told;
-use crate::control::{Happening, MoveEvent, SnapshotName, SnapshotRequest};
+use crate::control::{Happening, IF_PAUSED, MoveEvent, SnapshotName, SnapshotRequest};
 use crate::ui::{self, MoveView};
 use crate::units::{Rate, Span};
 
@@ -39,7 +39,8 @@ Examples:
 cancel`, ends it; the guest runs on. The file holds all of the guest's memory, and nothing in it is
 encrypted: it is made for its owner's eyes alone.
 
-Exit status: 0 saved, 1 failed (the guest runs on, there is no file), 2 usage, 3 cancelled.")]
+Exit status: 0 saved, 1 failed (the guest runs on, there is no file), 2 usage, 3 cancelled, 5 failed
+or cancelled, and the guest could not go on (it is paused: `ferry resume` tries again).")]
 pub struct Args {
     #[command(flatten)]
     vm: Vm,
@@ -99,6 +100,9 @@ enum SnapshotError {
     Base { path: PathBuf, source: io::Error },
     #[error("not saved, the guest runs on: {0}")]
     Failed(String),
+    /// It was given up, and the guest stands still.
+    #[error("not saved, and the guest is paused: {0}; {IF_PAUSED}")]
+    Stuck(String),
 }
 
 impl Args {
@@ -120,14 +124,18 @@ impl Args {
         let report = follow(saving, &mut view);
         view.finish();
         let report = report.map_err(Failure::error)?;
-        if let Some(file) = report_file {
+        // Whatever becomes of it: neither the snapshot nor the guest has to do with that.
+        let reported = report_file.map(|file| {
             let json = serde_json::to_string_pretty(&report).map(|text| text + "\n");
-            file.write(json)?;
-        }
+            file.write(json)
+        });
         match report.outcome {
             Outcome::Completed => {}
             outcome => {
-                let failed = SnapshotError::Failed(report.reason);
+                let failed = match outcome {
+                    Outcome::Paused => SnapshotError::Stuck(report.reason),
+                    _ => SnapshotError::Failed(report.reason),
+                };
                 let status = exit::of_outcome(outcome);
                 return Err(Failure::with_status(status, failed));
             }
@@ -143,6 +151,7 @@ impl Args {
         }
         let bytes = kept.map_err(Failure::error)?;
         println!("{}", told(&path, bytes, &report, self.stop));
+        reported.transpose()?;
         Ok(exit::OK)
     }
 

@@ -69,7 +69,7 @@ impl Ring {
     /// Adds the bytes, by the rule of this ring.
     pub(super) fn push(&self, bytes: &[u8]) {
         let mut state = self.lock();
-        let was_empty = state.bytes.is_empty();
+        let mut was_empty = state.bytes.is_empty();
         for &byte in bytes {
             if state.bytes.len() >= CAPACITY {
                 match self.when_full {
@@ -82,6 +82,7 @@ impl Ring {
                         while state.bytes.len() >= CAPACITY && !state.drained {
                             state = self.wait(state);
                         }
+                        was_empty |= state.bytes.is_empty();
                     }
                 }
             }

@@ -59,11 +59,12 @@ pub struct LastFigures {
 }
 
 /// The outcomes of moves out, in the order of [`MoveCounts::out`].
-const OUTCOMES: [(Outcome, &str); 4] = [
+const OUTCOMES: [(Outcome, &str); 5] = [
     (Outcome::Completed, "completed"),
     (Outcome::Failed, "failed"),
     (Outcome::Cancelled, "cancelled"),
     (Outcome::Unknown, "unknown"),
+    (Outcome::Paused, "paused"),
 ];
 
 impl MoveCounts {

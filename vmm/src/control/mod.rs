@@ -51,7 +51,7 @@ pub use router::{Asked, OPENAPI, route, routes};
 pub use server::{ControlError, ControlServer};
 pub use snapshot::{SnapshotName, SnapshotRequest};
 pub use status::{
-    BalloonStatus, DeviceStatus, DirtyLogStatus, HeartbeatStatus, IF_UNKNOWN, LastMove,
+    BalloonStatus, DeviceStatus, DirtyLogStatus, HeartbeatStatus, IF_PAUSED, IF_UNKNOWN, LastMove,
     MemoryRegion, MoveProgress, State, Status,
 };
 

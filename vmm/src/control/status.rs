@@ -10,6 +10,9 @@ use crate::sandbox::InForce;
 pub const IF_UNKNOWN: &str = "look at the destination: if the guest runs there, `ferry stop` here; if it is still receiving there, wait and look again; \
      if the destination has no guest, or is surely dead, `ferry resume --force` here";
 
+/// What a person does about a guest that is paused here, and was not to be.
+pub const IF_PAUSED: &str = "`ferry resume` tries again";
+
 /// What the VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,6 +1,6 @@
 //! `ferry receive`: a guest from another host.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
@@ -69,7 +69,16 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         reach.removes.push(path.clone());
     }
     let gauges = Gauges::open();
-    let ready = prefault(config.prefault, &gauges)?;
+    // It may take minutes, and nobody listens to signals yet.
+    let stopped = Cell::new(false);
+    let stop = || {
+        stopped.set(stopped.get() || signals.take().is_some());
+        stopped.get()
+    };
+    let ready = match prefault(config.prefault, &gauges, &stop) {
+        Err(_) if stopped.get() => return Ok(End::Stopped),
+        ready => ready?,
+    };
     let sandbox = Sandbox::confine(config.sandbox, &reach)?;
     let mut supervisor = paths.supervisor(signals)?;
     supervisor.tls = tls;
@@ -242,14 +251,18 @@ impl Accept for Further<'_> {
 }
 
 /// Memory that is touched before a guest comes for it, if any is wanted.
-fn prefault(bytes: u64, gauges: &Gauges) -> Result<Option<Prefaulted>, GuestError> {
+fn prefault(
+    bytes: u64,
+    gauges: &Gauges,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<Prefaulted>, GuestError> {
     if bytes == 0 {
         return Ok(None);
     }
     // Otherwise the kernel would end somebody for it, perhaps not this process.
     gauges.check_prefault(bytes)?;
     let ready =
-        Prefaulted::new(bytes).map_err(|e| GuestError::new("cannot wait for a guest", e))?;
+        Prefaulted::new(bytes, stop).map_err(|e| GuestError::new("cannot wait for a guest", e))?;
     Ok(Some(ready))
 }
 
@@ -415,13 +428,14 @@ impl Receiver {
         let renewed = ready.take().map(Prefaulted::renew);
         *ready = renewed.and_then(Result::ok);
         if ready.is_none() {
-            *ready = prefault(self.config.prefault, &self.gauges).unwrap_or_else(|error| {
-                log::say(&format!(
-                    "the next guest touches its memory itself: {}",
-                    chain(&error)
-                ));
-                None
-            });
+            *ready =
+                prefault(self.config.prefault, &self.gauges, &|| false).unwrap_or_else(|error| {
+                    log::say(&format!(
+                        "the next guest touches its memory itself: {}",
+                        chain(&error)
+                    ));
+                    None
+                });
         }
     }
 

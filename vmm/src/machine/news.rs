@@ -2,14 +2,15 @@
 
 use migration::destination::hex;
 use migration::guest::PausedGuest;
+use migration::report::Report;
 use migration::source::{After, Kept};
 
-use super::outgoing::{Departed, Purpose};
+use super::outgoing::Departed;
 use super::saving::Saved;
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Phase, Supervisor, chain};
 use super::{End, MachineError, announce};
-use crate::control::{IF_UNKNOWN, LastMove, MoveEvent};
+use crate::control::{IF_PAUSED, IF_UNKNOWN, LastMove, MoveEvent};
 use crate::log;
 use crate::vcpu::VmEvent;
 use crate::vm::{PausedVm, lock};
@@ -47,7 +48,11 @@ impl Supervisor {
                 to_come,
             } => {
                 self.to_come = to_come;
-                self.restored(*vm, cards, paused);
+                match self.end {
+                    // Its memory cannot be had: see `never_filled`.
+                    Some(_) => std::mem::forget(vm),
+                    None => self.restored(*vm, cards, paused),
+                }
             }
             FromThread::Filled(Ok(())) => log::say("all memory of the restored guest is here"),
             FromThread::Filled(Err(reason)) => self.never_filled(reason),
@@ -58,7 +63,8 @@ impl Supervisor {
     }
 
     fn departed(&mut self, departed: Departed) {
-        let Departed { moved, asker } = departed;
+        let Departed { mut moved, asker } = departed;
+        let ended = self.end_after_move.take();
         let target = match std::mem::replace(&mut self.phase, Phase::None) {
             Phase::Moving(outgoing) => outgoing.target,
             _ => String::new(),
@@ -79,6 +85,7 @@ impl Supervisor {
             After::Running(vm) => {
                 self.phase = Phase::Running(Box::new(vm));
                 self.last_move = Some(last);
+                self.ended_meanwhile(ended, &mut moved.report);
             }
             After::Unknown(vm) => {
                 self.phase = Phase::Unknown(Box::new(vm));
@@ -91,7 +98,7 @@ impl Supervisor {
                 self.phase = Phase::Paused(Box::new(vm));
                 self.last_move = Some(last);
                 log::complain(&format!(
-                    "the move to {target} failed and the guest did not resume: {}; `ferry resume` tries again",
+                    "the move to {target} failed and the guest did not resume: {}; {IF_PAUSED}",
                     chain(&error)
                 ));
             }
@@ -108,6 +115,7 @@ impl Supervisor {
     fn restored(&mut self, vm: PausedVm, cards: Vec<CardInfo>, paused: bool) {
         if paused {
             log::say("the guest is restored, and paused; `ferry resume` lets it run");
+            self.unannounced = true;
             self.adopt_paused(vm, cards);
             return;
         }
@@ -136,18 +144,22 @@ impl Supervisor {
 
     fn saved(&mut self, saved: Saved) {
         let Saved {
-            taken,
+            mut taken,
             track,
             asker,
         } = saved;
         self.tracked = taken.id.as_ref().ok().copied().filter(|_| track);
+        let ended = self.end_after_move.take();
         match taken.guest {
-            Kept::Running(vm) => self.phase = Phase::Running(Box::new(vm)),
+            Kept::Running(vm) => {
+                self.phase = Phase::Running(Box::new(vm));
+                self.ended_meanwhile(ended, &mut taken.report);
+            }
             Kept::Paused(vm) => self.phase = Phase::Paused(Box::new(vm)),
             Kept::Stuck(vm, error) => {
                 self.phase = Phase::Paused(Box::new(vm));
                 log::complain(&format!(
-                    "the guest did not go on after its snapshot: {}; `ferry resume` tries again",
+                    "the guest did not go on after its snapshot: {}; {IF_PAUSED}",
                     chain(&error)
                 ));
             }
@@ -179,15 +191,23 @@ impl Supervisor {
             }
             VmEvent::Crashed(reason) => Err(MachineError::Crashed(reason)),
         };
-        // A guest that ends during a move is not moved: pausing it fails, and the engine hands it back.
-        // Once a move is committed its end decides; a snapshot of it changes nothing about the guest's.
-        if let Phase::Moving(outgoing) = &self.phase
-            && outgoing.cancel.cancel().is_err()
-            && outgoing.purpose == Purpose::Move
-        {
+        // A guest that ends during a move is not moved: pausing it fails, and the engine hands it back. Whoever asked for the
+        // move hears of its end first. One that is committed cannot be cancelled; the guest stood still then, and has ended
+        // behind it, given back.
+        if let Phase::Moving(outgoing) = &self.phase {
+            let _ = outgoing.cancel.cancel();
+            self.end_after_move.get_or_insert(end);
             return;
         }
         self.end.get_or_insert(end);
+    }
+
+    /// A guest that a move or a snapshot gave back, if it has ended by itself in the middle of that.
+    fn ended_meanwhile(&mut self, ended: Option<Result<End, MachineError>>, report: &mut Report) {
+        if let Some(end) = ended {
+            report.reason.push_str("; it has ended by itself since");
+            self.end.get_or_insert(end);
+        }
     }
 
     /// Passes on what was typed, as much as the guest's serial port takes.

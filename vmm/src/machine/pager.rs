@@ -69,7 +69,7 @@ impl Pager {
             faults.watch(*start, bytes).map_err(failed)?;
         }
         to_come.0.store(lazy.left(), Ordering::Release);
-        let pager = Self {
+        let mut pager = Self {
             there: PageSet::empty(pages),
             faults,
             regions,
@@ -81,6 +81,10 @@ impl Pager {
         let run = move || {
             sandbox::enter(Kind::Pager);
             let filled = pager.run().map_err(|error| chain(&error));
+            if filled.is_err() {
+                // Were the descriptor closed, whoever waits for a page would find zeros there, and go on with them.
+                std::mem::forget(pager);
+            }
             notify.send(FromThread::Filled(filled));
             drop(ram);
         };
@@ -89,7 +93,7 @@ impl Pager {
     }
 
     /// Fills all memory. After an error pages are missing for which others wait; they wait for ever.
-    fn run(mut self) -> Result<(), RestoreError> {
+    fn run(&mut self) -> Result<(), RestoreError> {
         loop {
             while let Some(address) = self.faults.waited_for().map_err(watching)? {
                 self.serve(address)?;
@@ -100,7 +104,7 @@ impl Pager {
                 lazy,
                 there,
                 to_come,
-            } = &mut self;
+            } = self;
             let mut install =
                 |run: Run, bytes: &[u8]| put_missing(faults, regions, there, run, bytes);
             let more = lazy.advance(&mut install)?;

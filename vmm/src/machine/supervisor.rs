@@ -124,6 +124,10 @@ pub struct Supervisor {
     pub(super) tls: Option<Credentials>,
     /// A stop that waits for the end of a move.
     pub(super) stop_after_move: bool,
+    /// How the guest has ended by itself while it was moved or saved.
+    pub(super) end_after_move: Option<Result<End, MachineError>>,
+    /// The guest came here paused: no switch knows yet where it is.
+    pub(super) unannounced: bool,
     pub(super) end: Option<Result<End, MachineError>>,
     pub(super) events: Receiver<VmEvent>,
     pub(super) events_wake: EventFd,
@@ -174,6 +178,8 @@ impl Supervisor {
             to_come: ToCome::default(),
             tls: None,
             stop_after_move: false,
+            end_after_move: None,
+            unannounced: false,
             end: None,
             events,
             events_wake: eventfd()?,
@@ -361,7 +367,10 @@ impl MutEventSubscriber for Supervisor {
             }
             WORK => {
                 let _ = self.work_timer.wait();
-                if let Phase::Running(vm) = &self.phase {
+                // Whoever reads memory that has not come waits for it.
+                if let Phase::Running(vm) = &self.phase
+                    && self.to_come.bytes() == 0
+                {
                     // Being measured slows a guest down.
                     match self.measuring {
                         Some(_) => vm.forget_work(),

@@ -31,6 +31,7 @@ fn outcome(report: &Report) -> &'static str {
         Outcome::Completed => "Moved.",
         Outcome::Cancelled => "Cancelled: the guest runs on the source.",
         Outcome::Failed => "Failed: the guest runs on the source.",
+        Outcome::Paused => "Failed, and the guest is paused on the source: it runs nowhere.",
         Outcome::Unknown => {
             "Unknown: the guest may run on the destination; it is paused on the source."
         }

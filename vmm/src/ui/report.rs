@@ -11,7 +11,7 @@ use super::number::{bytes, count, millis, rate};
 use super::rounds::rounds_table;
 use super::style::{Colour, Style};
 use super::text::{plain, wrap};
-use crate::control::IF_UNKNOWN;
+use crate::control::{IF_PAUSED, IF_UNKNOWN};
 
 /// The width of the longest bar.
 const BAR: usize = 30;
@@ -47,6 +47,10 @@ impl Table {
                 "Cancelled: the guest runs here.".to_owned(),
             ),
             Outcome::Failed => (Colour::Bad, "Failed: the guest runs here.".to_owned()),
+            Outcome::Paused => (
+                Colour::Bad,
+                "Failed, and the guest is paused here: it runs nowhere.".to_owned(),
+            ),
             Outcome::Unknown => (
                 Colour::Bad,
                 format!("Unknown: the guest may run on {target}; it is paused here."),
@@ -57,8 +61,13 @@ impl Table {
             let line = self.style.paint(Colour::Faint, &line);
             let _ = writeln!(self.text, "  {line}");
         }
-        if report.outcome == Outcome::Unknown {
-            for line in wrap(&format!("What to do: {IF_UNKNOWN}."), 78) {
+        let hint = match report.outcome {
+            Outcome::Unknown => Some(IF_UNKNOWN),
+            Outcome::Paused => Some(IF_PAUSED),
+            Outcome::Completed | Outcome::Cancelled | Outcome::Failed => None,
+        };
+        if let Some(hint) = hint {
+            for line in wrap(&format!("What to do: {hint}."), 78) {
                 let _ = writeln!(self.text, "  {line}");
             }
         }

@@ -148,6 +148,7 @@ fn last_line(last: &LastMove) -> String {
         Outcome::Cancelled => "cancelled",
         Outcome::Failed => "failed",
         Outcome::Unknown => "unknown",
+        Outcome::Paused => "failed, paused",
     };
     format!(
         "to {} {outcome}: {}",

@@ -99,6 +99,7 @@ impl Channel {
 
     /// A frame that comes before `deadline`, if one does, whatever became of the move meanwhile.
     pub fn overhear(&mut self, deadline: Instant) -> Option<Frame> {
+        self.alarm = None;
         loop {
             if let Some(frame) = self.poll_frame().ok()? {
                 return Some(frame);

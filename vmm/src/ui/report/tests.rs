@@ -194,6 +194,15 @@ fn an_unknown_outcome_says_what_to_do() {
 }
 
 #[test]
+fn a_guest_that_would_not_go_on_is_not_said_to_run() {
+    let mut report = sample(1);
+    report.outcome = Outcome::Paused;
+    let table = report_table(&report, "tcp:b:1", Style::PLAIN);
+    let told = table.contains("paused here: it runs nowhere") && table.contains("`ferry resume`");
+    assert!(told && !table.contains("runs here"), "{table}");
+}
+
+#[test]
 fn a_hostile_reason_moves_no_cursor() {
     let mut report = sample(1);
     report.reason = "no\x1b[2Jroom\r\nleft".to_owned();
