@@ -157,9 +157,11 @@ impl<G: RunningGuest> Handover<G> {
         trip.tell(Event::Live {
             blackout_ms: millis(total),
         });
-        // The guest is gone: nothing but these figures is left to wait for.
-        self.link.hurry(Instant::now(), Some(FIGURES));
-        let figures = match self.link.main.channel.receive() {
+        // The guest is gone: nothing but these figures is left to wait for, whatever the peer timeout is.
+        let channel = &mut self.link.main.channel;
+        channel.hurry(Instant::now(), Some(FIGURES));
+        let heard = channel.be_patient(FIGURES);
+        let figures = match heard.and_then(|()| channel.receive()) {
             Ok(Frame::Figures(figures)) => figures,
             other => {
                 tracing::debug!("no figures from the destination: {other:?}");

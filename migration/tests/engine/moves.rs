@@ -14,7 +14,9 @@ use migration::options::{OnTimeout, Options, StateCosts, ThrottlePolicy};
 use migration::report::{BlackoutClock, Outcome, Report};
 use migration::source::After;
 use migration::work::{Baseline, VcpuWork};
-use support::run::{back, options, receiving, receiving_with, send, tcp_pair, travel, verify};
+use support::run::{
+    PATIENCE, back, options, receiving, receiving_with, send, tcp_pair, travel, verify,
+};
 use support::{FakeHost, Faults, World, Writer, boot, unbooted};
 
 fn assert_sums(report: &Report) {
@@ -56,6 +58,28 @@ fn an_idle_guest_arrives_whole() {
     assert_sums(&report);
     assert_eq!(world.running(), 1);
     verify(&world, arrived.unwrap());
+}
+
+/// The figures of the guest's first moments on the destination are waited for also where a peer may be silent for less.
+#[test]
+fn a_late_first_heartbeat_is_in_the_report() {
+    let faults = Faults {
+        quiet: Duration::from_millis(800),
+        ..Faults::default()
+    };
+    let world = World::new(&[8], Writer::default(), faults);
+    let (a, b) = tcp_pair();
+    let cancel = CancelToken::new().unwrap();
+    let receiving = receiving_with(&world, b, &cancel, PATIENCE);
+    let options = Options {
+        peer_timeout: Duration::from_millis(500),
+        ..options()
+    };
+    let moved = send(boot(&world), a, &options, &cancel, &mut |_| {});
+    let report = moved.report;
+    assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+    assert!(report.guest_gap_ms.is_some());
+    verify(&world, receiving.join().unwrap().unwrap());
 }
 
 /// Longer than the other end would wait in silence; and it does not stand still for it. Disks that are written to all the time are

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migration::clock::boottime_ns;
 use migration::dirty::DirtyLog;
@@ -43,6 +43,8 @@ pub struct Faults {
     pub let_go: bool,
     pub start_log: bool,
     pub take: bool,
+    /// So long after its arrival no heartbeat of the guest is seen.
+    pub quiet: Duration,
 }
 
 /// How the guest writes.
@@ -509,7 +511,11 @@ impl Running {
     /// Its heartbeats, after it has been handed on.
     pub fn pulse(&self) -> impl FnMut() -> Option<Heartbeat> + Send + 'static {
         let beat = Arc::clone(&self.body().beat);
-        move || Some(*beat.lock().unwrap())
+        let heard_from = Instant::now() + self.body().world.faults.quiet;
+        move || match Instant::now() < heard_from {
+            true => Some(Heartbeat::default()),
+            false => Some(*beat.lock().unwrap()),
+        }
     }
 
     /// Stops it for good, faults or not.
