@@ -39,8 +39,9 @@ Examples:
 cancel`, ends it; the guest runs on. The file holds all of the guest's memory, and nothing in it is
 encrypted: it is made for its owner's eyes alone.
 
-Exit status: 0 saved, 1 failed (the guest runs on, there is no file), 2 usage, 3 cancelled, 5 failed
-or cancelled, and the guest could not go on (it is paused: `ferry resume` tries again).")]
+Exit status: 0 saved, 1 failed (the guest runs on, there is no file; or it is saved and only --report
+could not be written, which the message says), 2 usage, 3 cancelled, 5 failed or cancelled, and the
+guest could not go on (it is paused: `ferry resume` tries again).")]
 pub struct Args {
     #[command(flatten)]
     vm: Vm,

@@ -8,7 +8,7 @@ use migration::guest::{PausedGuest, RunningGuest};
 
 use super::outgoing::Purpose;
 use super::supervisor::{Phase, Supervisor, chain};
-use super::{End, announce, measuring, outgoing, predicting, saving, status};
+use super::{End, measuring, outgoing, predicting, saving, status};
 use crate::control::{
     BalloonRequest, Call, Command, DirtyRateRequest, IF_UNKNOWN, Metrics, MigrateRequest,
     PassedFile, PredictRequest, Reply, SnapshotName, SnapshotRequest, State,
@@ -183,9 +183,8 @@ impl Supervisor {
                 }
                 self.phase = Phase::Running(Box::new(running));
                 // The destination of a move that ended as unknown may have announced it from there.
-                let elsewhere = std::mem::take(&mut self.unannounced) || unknown;
-                if let Some(view) = self.view.as_ref().filter(|_| elsewhere) {
-                    announce::spawn(view.clone());
+                if std::mem::take(&mut self.unannounced) || unknown {
+                    self.announce();
                 }
                 Reply::Done
             }

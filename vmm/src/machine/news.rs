@@ -36,9 +36,7 @@ impl Supervisor {
                 self.moves.arrived += 1;
                 self.moves.in_seconds = Some(took.as_secs_f64());
                 self.adopt(*vm, cards);
-                if let Some(view) = &self.view {
-                    announce::spawn(view.clone());
-                }
+                self.announce();
                 self.feed_serial();
             }
             FromThread::Restored {
@@ -123,9 +121,7 @@ impl Supervisor {
             Ok(vm) => {
                 log::say("the guest is restored, and runs");
                 self.adopt(vm, cards);
-                if let Some(view) = &self.view {
-                    announce::spawn(view.clone());
-                }
+                self.announce();
                 self.feed_serial();
             }
             Err(failed) => self.finish(End::NoGuest {
@@ -207,6 +203,13 @@ impl Supervisor {
         if let Some(end) = ended {
             report.reason.push_str("; it has ended by itself since");
             self.end.get_or_insert(end);
+        }
+    }
+
+    /// Tells the network where the guest is.
+    pub(super) fn announce(&self) {
+        if let Some(view) = &self.view {
+            announce::spawn(view.clone());
         }
     }
 
