@@ -142,6 +142,27 @@ impl Ferry {
         Ok(status["state"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// Waits until it is doing that.
+    ///
+    /// # Errors
+    /// It has not begun to in time.
+    pub fn wait_state(&self, wanted: &str, limit: Duration) -> Result<(), Error> {
+        let began = Instant::now();
+        loop {
+            let state = self.state()?;
+            if state == wanted {
+                return Ok(());
+            }
+            if began.elapsed() > limit {
+                let said = self.messages().tail();
+                return Err(Error::Unexpected(format!(
+                    "still {state}, not {wanted}, after {limit:?}: {said}"
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Runs a command that has to succeed.
     ///
     /// # Errors

@@ -353,13 +353,14 @@ impl<'a> Pump<'a> {
         Ok(())
     }
 
-    /// Brings a frame over as the last. Its sender hears nothing any more; what its receiver still says is
-    /// read, since a connection closed with bytes unread takes back what was sent on it.
+    /// Brings a frame over as the last. Its sender hears nothing any more, and only then that the connection has ended:
+    /// whoever moves the guest ends the relay when it hears that. What the frame's receiver still says is read, since a
+    /// connection closed with bytes unread takes back what was sent on it.
     fn last(&mut self, frame: &[u8]) -> io::Result<()> {
         self.shared.lock().deaf = true;
-        self.from.shutdown(Shutdown::Both)?;
         self.to.write_all(frame)?;
         self.to.shutdown(Shutdown::Write)?;
+        self.from.shutdown(Shutdown::Both)?;
         while !self.shared.lock().ended {
             thread::sleep(Duration::from_millis(10));
         }

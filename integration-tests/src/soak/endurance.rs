@@ -347,15 +347,6 @@ impl Trier<'_> {
 
     /// Waits until the receiver waits for the next one.
     fn wait_idle(&self) -> Result<(), Error> {
-        let began = Instant::now();
-        while self.receiver.state()? != "waiting" {
-            if began.elapsed() > STEP {
-                return Err(Error::Unexpected(
-                    "the receiver does not come to rest after a move that failed".into(),
-                ));
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Ok(())
+        self.receiver.wait_state("waiting", STEP)
     }
 }

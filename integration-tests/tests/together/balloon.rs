@@ -2,7 +2,7 @@
 //! for it, so nothing is in it.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use integration_tests::ferry::{Ferry, Netns, PulseGuest};
 use serde_json::{Value, json};
@@ -67,11 +67,7 @@ fn a_size_is_set_and_goes_along() {
 
     let mut restored = Ferry::start(Some(&host), &["restore", file]).unwrap();
     restored.wait_control(STEP).unwrap();
-    let began = Instant::now();
-    while restored.state().unwrap() != "running" {
-        assert!(began.elapsed() < STEP, "{}", restored.messages().tail());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    restored.wait_state("running", STEP).unwrap();
     assert_eq!(balloon(&restored), of(16 * MIB));
 }
 

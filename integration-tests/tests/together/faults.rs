@@ -2,8 +2,6 @@
 
 use std::net::SocketAddr;
 use std::process::Stdio;
-use std::thread;
-use std::time::Duration;
 
 use integration_tests::ferry::{Fault, Ferry, Migration, Relay, Spot};
 
@@ -86,11 +84,7 @@ fn a_receiver_outlives_a_source_killed_in_mid_move() {
         println!("{spot:?}: {line}");
         let output = moving.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(4), "{output:?}");
-        let deadline = std::time::Instant::now() + STEP;
-        while receiver.state().unwrap() != "waiting" {
-            assert!(std::time::Instant::now() < deadline);
-            thread::sleep(Duration::from_millis(10));
-        }
+        receiver.wait_state("waiting", STEP).unwrap();
         assert_eq!(receiver.messages().since(said), [line]);
     }
 
@@ -148,6 +142,8 @@ fn a_cut_behind_go_leaves_the_guest_with_the_destination() {
         source_knows_nothing(&lab, &moved);
 
         let mut source = std::mem::replace(&mut lab.guest, receiver);
+        // Told by nobody: the source does not know.
+        lab.guest.wait_state("running", STEP).unwrap();
         lab.unharmed();
         source.act("stop").unwrap();
         assert_eq!(source.wait_end(STEP).unwrap().code(), Some(0));

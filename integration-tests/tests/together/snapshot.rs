@@ -49,13 +49,8 @@ fn restore(files: &[&Path], how: &[&str]) -> Ferry {
         "running"
     };
     ferry.wait_control(STEP).unwrap();
-    for _ in 0..600 {
-        if ferry.state().unwrap() == wanted {
-            return ferry;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    panic!("{}", ferry.messages().tail());
+    ferry.wait_state(wanted, STEP).unwrap();
+    ferry
 }
 
 /// All memory of a guest that stands still.
@@ -263,9 +258,7 @@ fn a_full_disk_a_cancel_and_a_limit_leave_the_guest_as_it_was() {
         .unwrap()
         .spawn()
         .unwrap();
-    while ferry.state().unwrap() != "saving" {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    ferry.wait_state("saving", STEP).unwrap();
     // One thing at a time.
     let second = ferry
         .refused("snapshot", &[text(&folder.path().join("b"))])
