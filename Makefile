@@ -21,10 +21,14 @@ demo: deps build image-cloud ## move a stock Linux guest between two hosts while
 # the machine for themselves; the rest, like tests without VMs, mostly wait.
 VM_TESTS = $(CARGO) test --release -p integration-tests --no-fail-fast
 
+# A debug build beside the release build. Of programs with the same name the one that was built last has it, so `build` comes after.
+CHECKED = --profile bench --config .cargo/checked.toml
+
 .PHONY: test
-test: deps lint build images ## lint, all tests, whole VMs included; about 25 minutes on two cores
+test: deps lint images ## lint, all tests, whole VMs included; about 25 minutes on two cores
 	RUST_TEST_THREADS=4 CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/integration-tests/runner \
-		$(CARGO) test -p migration -p devices -p vmm -p guest-images -p agent
+		$(CARGO) test $(CHECKED) -p migration -p devices -p vmm -p guest-images -p agent
+	$(MAKE) build
 	$(CARGO) run --release --quiet -p integration-tests --bin nested-host -- check --fetch
 	failed=; \
 	$(VM_TESTS) --test linux -- --test-threads=2 || failed=1; \
@@ -95,7 +99,7 @@ figures: deps build ## published figures beside Ferry's: measure, predict, write
 .PHONY: lint
 lint: ## formatting, clippy, licences and advisories of dependencies
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy $(CHECKED) --workspace --all-targets -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo 'cargo-deny is not installed, so dependencies are not checked: cargo install --locked cargo-deny'; fi
 

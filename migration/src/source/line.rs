@@ -1,10 +1,15 @@
 //! One connection of a move, as the source uses it: frames go out, and now and then the destination is asked
 //! whether it lives.
 
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use super::error::MoveError;
+use super::streams::SIGN;
 use super::trip::instead_of;
+use crate::confined::{self, Role};
+use crate::guest::GuestError;
 use crate::pack::packer::Packer;
 use crate::wire::channel::Channel;
 use crate::wire::frame::Frame;
@@ -47,6 +52,32 @@ impl Line {
     pub fn keep_alive(&mut self) -> Result<(), MoveError> {
         self.listen()?;
         self.ask()
+    }
+
+    /// Does `act`, which may wait for something else for longer than the destination would in silence, and has it hear
+    /// meanwhile that this side lives. What came of that comes beside: it undoes nothing of what was done.
+    pub fn while_alive<T>(&mut self, act: impl FnOnce() -> T) -> (T, Result<(), MoveError>) {
+        thread::scope(|scope| {
+            let (acting, acted) = mpsc::channel::<()>();
+            let signs = thread::Builder::new().name("signs".into());
+            let signs = signs.spawn_scoped(scope, move || {
+                confined::started(Role::Stream);
+                while acted.recv_timeout(SIGN) == Err(RecvTimeoutError::Timeout) {
+                    self.keep_alive()?;
+                }
+                Ok(())
+            });
+            let done = act();
+            drop(acting);
+            let heard = match signs.map(ScopedJoinHandle::join) {
+                Ok(Ok(heard)) => heard,
+                Ok(Err(_)) => Err(GuestError::bare("give signs of life: panicked").into()),
+                Err(error) => {
+                    Err(GuestError::new("start a thread that gives signs of life", error).into())
+                }
+            };
+            (done, heard)
+        })
     }
 
     /// Hears what has come without waiting: signs of life, or that the destination cannot go on.

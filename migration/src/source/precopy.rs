@@ -61,6 +61,8 @@ pub(super) struct Precopy<G> {
     seen: PageSet,
     /// The most bytes that one measurement of the bandwidth stands on.
     measured_bytes: u64,
+    /// The guest keeps something elsewhere, which had to be brought there.
+    settled: bool,
 }
 
 /// What the policy's decision comes to.
@@ -83,6 +85,7 @@ impl<G: RunningGuest> Precopy<G> {
             first,
             costs: Costs::default(),
             measured_bytes: 0,
+            settled: false,
         }
     }
 
@@ -96,6 +99,7 @@ impl<G: RunningGuest> Precopy<G> {
                 pacer: self.pacer,
                 todo: self.todo,
                 brake: self.brake,
+                settled: self.settled,
                 reason,
             }),
             Err(error) => {
@@ -150,6 +154,7 @@ impl<G: RunningGuest> Precopy<G> {
         let Some(settle) = self.guest.settle() else {
             return Ok(Duration::ZERO);
         };
+        self.settled = true;
         let began = Instant::now();
         let (told, ended) = mpsc::channel();
         // On its own, so that nobody has to wait for it who does not want to move any more.

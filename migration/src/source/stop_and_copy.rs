@@ -17,6 +17,7 @@ use crate::event::Event;
 use crate::guest::{PausedGuest, RunningGuest};
 use crate::pages::PageSet;
 use crate::report::Round;
+use crate::state::VmState;
 use crate::wire::frame::Frame;
 
 /// The guest runs; what is left to send is small enough, or it is switched over regardless.
@@ -29,6 +30,8 @@ pub(super) struct StopAndCopy<G> {
     pub round: u32,
     pub predicted: Duration,
     pub brake: Brake,
+    /// The guest keeps something elsewhere: to pause and to save it may wait for disks.
+    pub settled: bool,
     pub reason: String,
 }
 
@@ -65,25 +68,20 @@ impl<G: RunningGuest> StopAndCopy<G> {
         };
         let brownout = trip.brownout_began.map(|began| spent.began - began);
         trip.report.brownout_ms = brownout.map(millis);
-        let paused = match self.guest.pause() {
+        let mut link = self.link;
+        let pause = || self.guest.pause();
+        let (paused, heard) = match self.settled {
+            true => link.main.while_alive(pause),
+            false => (pause(), Ok(())),
+        };
+        let paused = match paused {
             Ok(paused) => paused,
-            Err(failed) => {
-                return Err(give_back(
-                    failed.guest,
-                    Some(self.link),
-                    failed.error.into(),
-                ));
-            }
+            Err(failed) => return Err(give_back(failed.guest, Some(link), failed.error.into())),
         };
         spent.stop = spent.began.elapsed();
         trip.stopped = Some(spent.began);
-        let patience = self.link.main.channel.patience();
+        let patience = link.main.channel.patience();
         let bytes = trip.options.verify.then_some(trip.report.memory_bytes);
-        let mut link = self.link;
-        link.hurry(
-            spent.began,
-            Some(standstill(patience, self.predicted, bytes)),
-        );
         let mut last = LastPages {
             paused,
             link,
@@ -91,8 +89,10 @@ impl<G: RunningGuest> StopAndCopy<G> {
             todo: self.todo,
             round: self.round,
             brake: self.brake,
+            settled: self.settled,
+            allowed: standstill(patience, self.predicted, bytes),
         };
-        let sent = last.send(&mut spent, trip);
+        let sent = heard.and_then(|()| last.send(&mut spent, trip));
         last.link.account(&mut trip.report);
         trip.heartbeat = last.paused.heartbeat();
         // Now, while the destination loads the state: in a move by descriptor the counts soon go on there.
@@ -123,6 +123,10 @@ struct LastPages<P> {
     todo: PageSet,
     round: u32,
     brake: Brake,
+    /// As of [`StopAndCopy`].
+    settled: bool,
+    /// How long all this may take, but for what this side waits for itself.
+    allowed: Duration,
 }
 
 impl<P: PausedGuest> LastPages<P> {
@@ -133,12 +137,16 @@ impl<P: PausedGuest> LastPages<P> {
         let mut counts = Counts::default();
         let index = self.round;
         let shared = self.link.by_descriptor;
+        self.link
+            .hurry(spent.began + spent.stop, Some(self.allowed));
         if !shared {
             timed(&mut spent.sync, || log.take(&mut self.todo))?;
             timed(&mut spent.pages, || self.carry(&mut counts))?;
         }
 
-        let state = timed(&mut spent.save, || self.paused.save())?;
+        let state = timed(&mut spent.save, || self.save())?;
+        let own = spent.stop + spent.save;
+        self.link.hurry(spent.began + own, Some(self.allowed));
 
         self.todo.clear();
         if !shared {
@@ -175,6 +183,17 @@ impl<P: PausedGuest> LastPages<P> {
             predicted_blackout_ms: trip.report.predicted_blackout_ms.unwrap_or(0.0),
         });
         Ok(self.link.main.channel.send(&Frame::State(state))?)
+    }
+
+    /// All state besides memory. The destination waits for this side's disks, where there are any, however slow they are.
+    fn save(&mut self) -> Result<VmState, MoveError> {
+        if !self.settled {
+            return Ok(self.paused.save()?);
+        }
+        self.link.hurry(Instant::now(), None);
+        let (saved, heard) = self.link.main.while_alive(|| self.paused.save());
+        let state = saved?;
+        heard.map(|()| state)
     }
 
     /// Sends `todo` as a round of its own. The pages are re-armed here too: what is listed by the next take

@@ -111,6 +111,26 @@ fn disks_are_written_back_while_the_guest_runs() {
     assert_eq!(rounds[1..], [rounds[0] + 1, rounds[0] + 3], "{rounds:?}");
 }
 
+/// The last of them is written back while the guest stands still; that is no reason for the destination to give up.
+#[test]
+fn disks_may_be_slower_than_the_other_end_is_patient() {
+    let options = Options {
+        peer_timeout: Duration::from_millis(500),
+        ..options()
+    };
+    let world = World::idle(&[8]);
+    *world.settles.lock().unwrap() = vec![Duration::ZERO];
+    *world.disks.lock().unwrap() = Duration::from_millis(1200);
+    let (a, b) = tcp_pair();
+    let cancel = CancelToken::new().unwrap();
+    let receiving = receiving_with(&world, b, &cancel, options.peer_timeout);
+    let moved = send(boot(&world), a, &options, &cancel, &mut |_| {});
+    let report = moved.report;
+    assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+    assert!(report.blackout_ms.unwrap() >= 2400.0);
+    verify(&world, receiving.join().unwrap().unwrap());
+}
+
 #[test]
 fn a_writing_guest_arrives_whole_over_tcp() {
     let writer = Writer {

@@ -106,6 +106,8 @@ pub struct World {
     pub work: Mutex<Option<(Baseline, Vec<VcpuWork>)>>,
     /// How long what it has on disks takes to get there each time, one after the other; then nothing is left.
     pub settles: Mutex<Vec<Duration>>,
+    /// How long its disks keep it each time that it is paused or saved.
+    pub disks: Mutex<Duration>,
 }
 
 /// A layout of regions of so many MiB: the first at 0, the others from 4 GiB on with gaps.
@@ -141,12 +143,18 @@ impl World {
             warm: AtomicBool::new(false),
             work: Mutex::default(),
             settles: Mutex::default(),
+            disks: Mutex::default(),
         })
     }
 
     /// An idle guest.
     pub fn idle(mib: &[u64]) -> Arc<Self> {
         Self::new(mib, Writer::default(), Faults::default())
+    }
+
+    fn wait_for_disks(&self) {
+        let wait = *self.disks.lock().unwrap();
+        std::thread::sleep(wait);
     }
 
     pub fn running(&self) -> i64 {
@@ -583,6 +591,7 @@ impl RunningGuest for Running {
 
     fn pause(mut self) -> Result<Paused, Failed<Self>> {
         let world = &self.body().world;
+        world.wait_for_disks();
         match world.fault(world.faults.pause, "pause") {
             Ok(()) => Ok(Paused(self.halt().unwrap())),
             Err(error) => Err(Failed { guest: self, error }),
@@ -616,6 +625,7 @@ impl PausedGuest for Paused {
 
     fn save(&mut self) -> Result<VmState, GuestError> {
         let world = &self.0.world;
+        world.wait_for_disks();
         world.fault(world.faults.save, "save")?;
         // As a device that writes back a status when it is saved.
         self.0.stamp(world.layout.pages() - 1);
