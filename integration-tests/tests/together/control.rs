@@ -112,7 +112,7 @@ fn a_move_is_cancelled_in_every_phase_before_go() {
         lab.was_cancelled(&moved);
     }
 
-    // Throttled: the guest writes twice as fast as the move may send.
+    // Throttled: the guest writes several times as fast as the move may send.
     let (mut receiver, address) = lab.receiver();
     let target = format!("tcp:{address}");
     let throttled = || {
@@ -122,7 +122,7 @@ fn a_move_is_cancelled_in_every_phase_before_go() {
         });
     };
     let cancel = || lab.guest.act("cancel").unwrap();
-    let slow = ["--bandwidth", "40MB", "--downtime", "50ms"];
+    let slow = ["--bandwidth", "20MB", "--downtime", "50ms"];
     let (moved, ()) = lab.moving(&target, &slow, throttled, cancel);
     assert_eq!(receiver.wait_end(STEP).unwrap().code(), Some(1));
     let said = receiver.messages().text();
