@@ -1,9 +1,10 @@
 //! Ferry's device models: what a guest finds behind its ports and its memory-mapped registers.
 //!
-//! A device knows neither its address nor KVM nor a thread. It answers register accesses ([`bus::BusDevice`]),
-//! moves bytes between guest memory and a file descriptor when it is told to, signals eventfds, pulses its interrupt line
-//! ([`line::Line`]), and says what the guest asked of the machine ([`bus::Action`]); the VMM acts on it. Each device has one state
-//! that moves with the guest ([`migration::state::Snapshot`]), and a fresh device is a restore of its reset state.
+//! A device knows neither its address nor KVM nor a thread. It answers register accesses ([`bus::BusDevice`]), moves
+//! bytes between guest memory and a file descriptor when it is told to, signals eventfds, pulses its interrupt line
+//! ([`line::Line`]), and says what the guest asked of the machine ([`bus::Action`]); the VMM acts on it. Each device
+//! has one state that moves with the guest ([`migration::state::Snapshot`]), and a fresh device is a restore of its
+//! reset state.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod bus;

@@ -1,9 +1,9 @@
 //! The command line of `pulse`, typed.
 //!
-//! Words are separated by blanks. Of the whole guest: `beat=MS`, `cpus=N`, `tsc_khz=K`, `wait=hlt|spin`. Of one vCPU, with
-//! the prefix `cpuN.` (without it: of vCPU 0): `ws=BASE:SIZE` in MiB, `rate=PAGES_PER_S|max`,
-//! `pattern=uniform|sweep|zipf`, `phases=ON:OFF` in ms (bursts at the rate, and calm), `role=write|compute`. The last of
-//! two equal words counts.
+//! Words are separated by blanks. Of the whole guest: `beat=MS`, `cpus=N`, `tsc_khz=K`, `wait=hlt|spin`. Of one vCPU,
+//! with the prefix `cpuN.` (without it: of vCPU 0): `ws=BASE:SIZE` in MiB, `rate=PAGES_PER_S|max`,
+//! `pattern=uniform|sweep|zipf`, `phases=ON:OFF` in ms (bursts at the rate, and calm), `role=write|compute`. The last
+//! of two equal words counts.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,7 +1,7 @@
 //! Memory that `pulse` leaves alone, filled and checked from outside by seed.
 //!
-//! Of every page, bytes [`FIRST`]`..`[`END`] are filled, so that it can also be done in working sets, whose stamps lie outside
-//! of it. No two pages have the same content. It is noise, which nothing compresses, or text ([`Content`]).
+//! Of every page, bytes [`FIRST`]`..`[`END`] are filled, so that it can also be done in working sets, whose stamps lie
+//! outside of it. No two pages have the same content. It is noise, which nothing compresses, or text ([`Content`]).
 
 use std::io;
 use std::ops::Range;

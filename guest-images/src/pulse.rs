@@ -173,8 +173,8 @@ pub enum Pattern {
     Zipf,
 }
 
-/// The page of a working set of `pages` that has this `rank` (0 is the hottest) under [`Pattern::Zipf`]; both count from
-/// 0, and each page has one rank.
+/// The page of a working set of `pages` that has this `rank` (0 is the hottest) under [`Pattern::Zipf`]; both count
+/// from 0, and each page has one rank.
 pub fn page_of_rank(rank: u32, pages: u32) -> u32 {
     let page = u64::from(rank) * SCATTER % u64::from(pages.max(1));
     u32::try_from(page).expect("less than `pages`")

@@ -28,8 +28,9 @@ pub fn nested_host() -> Result<PathBuf, Error> {
     find("nested-host", "integration-tests")
 }
 
-/// Puts a copy of a program where everybody may run it. By a program of its own (install(1)): a file that is open for writing
-/// here is so in whatever another thread starts at that moment, and what is open for writing cannot be run (ETXTBSY).
+/// Puts a copy of a program where everybody may run it. By a program of its own (install(1)): a file that is open for
+/// writing here is so in whatever another thread starts at that moment, and what is open for writing cannot be run
+/// (ETXTBSY).
 ///
 /// # Errors
 /// It cannot be read, or there is no room.

@@ -1,6 +1,7 @@
 //! How fast the engine moves pages on this machine: one fake guest to another over loopback TCP.
 //!
-//! `cargo run --release -p migration --example loopback -- [MiB] [zero pages in percent] [1: destination warm] [streams]`
+//! `cargo run --release -p migration --example loopback -- [MiB] [zero pages in percent] [1: destination warm]
+//! [streams]`
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/support/mod.rs"]

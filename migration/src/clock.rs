@@ -16,8 +16,8 @@ pub fn boottime_ns() -> u64 {
 }
 
 /// Which boot of which kernel this is (`/proc/sys/kernel/random/boot_id`): two ends that read the same share
-/// CLOCK_BOOTTIME. `None` where /proc is not mounted. It is read once: it never changes, and a confined process could not
-/// read it later.
+/// CLOCK_BOOTTIME. `None` where /proc is not mounted. It is read once: it never changes, and a confined process could
+/// not read it later.
 pub(crate) fn boot_id() -> Option<[u8; 16]> {
     static FOUND: OnceLock<Option<[u8; 16]>> = OnceLock::new();
     let read = || parse_uuid(&std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?);

@@ -4,10 +4,13 @@
 //! after a minute, and what a round of a move leaves behind depends on how long the round takes.
 //!
 //! Every page is armed once and looked at until the end, so the guest pays one fault for each page that it writes,
-//! however often it does, and some for the few that are armed again to see whether it writes in bursts ([`Rhythm`]); by dirty rings one more each time that a ring is half full and handed back, which arms what it names. Pages written while
-//! they are being armed, about 2 ms a GiB, count in the first window, which is so long that it hardly matters. Where that is too dear, a sample is armed, one page of each so many
-//! neighbours, and what is seen of it stands for all: the guest pays for the sample alone, and sets of few pages are known less well. Rings also tell who writes: a page is that vCPU's which wrote it first.
-//! A sample can also be read and compared ([`Contents`]), for which the guest pays nothing.
+//! however often it does, and some for the few that are armed again to see whether it writes in bursts ([`Rhythm`]); by
+//! dirty rings one more each time that a ring is half full and handed back, which arms what it names. Pages written
+//! while they are being armed, about 2 ms a GiB, count in the first window, which is so long that it hardly matters.
+//! Where that is too dear, a sample is armed, one page of each so many neighbours, and what is seen of it stands for
+//! all: the guest pays for the sample alone, and sets of few pages are known less well. Rings also tell who writes: a
+//! page is that vCPU's which wrote it first. A sample can also be read and compared ([`Contents`]), for which the guest
+//! pays nothing.
 
 mod contents;
 mod rhythm;
@@ -26,7 +29,8 @@ pub use contents::Contents;
 use rhythm::Stepping;
 pub use rhythm::{Bursts, Rhythm};
 
-/// The shortest window: as long as one of the last rounds of a move. What a guest writes again and again, whatever it does, shows in no longer one.
+/// The shortest window: as long as one of the last rounds of a move. What a guest writes again and again, whatever it
+/// does, shows in no longer one.
 pub const SHORTEST: Duration = Duration::from_nanos(7_812_500);
 /// The longest window that may be asked for.
 pub const LONGEST: Duration = Duration::from_secs(64);
@@ -50,7 +54,8 @@ pub struct Window {
     pub pages: u64,
     /// The same in bytes a second, each page counted once.
     pub bytes_per_s: u64,
-    /// Of these pages, those that each vCPU was the first to write, where the log knows. What the VMM writes itself is nobody's.
+    /// Of these pages, those that each vCPU was the first to write, where the log knows. What the VMM writes itself is
+    /// nobody's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pages_by_vcpu: Option<Vec<u64>>,
 }
@@ -90,7 +95,8 @@ pub enum RateError {
 pub struct Watched {
     /// The pages that were written; of a sample, those of the sample.
     pub written: PageSet,
-    /// The bursts in which the guest writes; nothing if it writes all the time. Not known where only a sample was watched, nor from rings.
+    /// The bursts in which the guest writes; nothing if it writes all the time. Not known where only a sample was
+    /// watched, nor from rings.
     pub bursts: Option<Bursts>,
 }
 
@@ -102,9 +108,9 @@ pub fn windows(longest: Duration) -> Vec<Duration> {
     windows
 }
 
-/// Watches a guest for the longest of `windows`, which ascend, and tells each as it ends. Ends early, without an
-/// error, when `tell` says that nobody listens any more. The log is off before and after. With a `sample` of one page in so many, if that
-/// is more than 1, windows tell what that makes of all.
+/// Watches a guest for the longest of `windows`, which ascend, and tells each as it ends. Ends early, without an error,
+/// when `tell` says that nobody listens any more. The log is off before and after. With a `sample` of one page in so
+/// many, if that is more than 1, windows tell what that makes of all.
 ///
 /// # Errors
 /// The log cannot be used, or the measurement was cancelled; the guest runs on.

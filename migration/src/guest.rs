@@ -117,17 +117,18 @@ pub trait RunningGuest: Send + Sized {
     fn ram(&self) -> &GuestRam;
     /// Its dirty log, shared with the workers that send pages.
     fn dirty_log(&self) -> Arc<dyn DirtyLog>;
-    /// Slows every vCPU by its percentage; it sleeps `slice` at a time, never longer. Missing entries mean full speed, so an empty list lets go of all of them.
+    /// Slows every vCPU by its percentage; it sleeps `slice` at a time, never longer. Missing entries mean full speed,
+    /// so an empty list lets go of all of them.
     fn throttle(&self, vcpus: &[ThrottlePercent], slice: Duration);
     /// How long each vCPU has been kept from running by that, since it was made.
     fn throttled(&self) -> Vec<Duration>;
     /// Its heartbeats, if it is a guest that reports them. Asking begins the search for the largest gap anew.
     fn heartbeat(&self) -> Option<Heartbeat>;
-    /// What it did lately, if it is a guest that counts its work and has run for long enough. Asked at the beginning of a
-    /// move, before anything is done to it; what it does from then on is no baseline, so asking begins that anew.
+    /// What it did lately, if it is a guest that counts its work and has run for long enough. Asked at the beginning of
+    /// a move, before anything is done to it; what it does from then on is no baseline, so asking begins that anew.
     fn work(&self) -> Option<Baseline>;
-    /// What has what the guest has written elsewhere brought to where it lasts, while the guest runs, so that little of that is
-    /// left for its pause; may take seconds. `None` where there is nothing of the kind.
+    /// What has what the guest has written elsewhere brought to where it lasts, while the guest runs, so that little of
+    /// that is left for its pause; may take seconds. `None` where there is nothing of the kind.
     fn settle(&self) -> Option<Settle> {
         None
     }
@@ -153,7 +154,8 @@ pub trait PausedGuest: Send + Sized {
     fn throttled(&self) -> Vec<Duration>;
     /// What each vCPU has done, if it is a guest that counts its work. Asked in the blackout: must be quick.
     fn work(&self) -> Option<Vec<VcpuWork>>;
-    /// All state besides memory; what the guest has written elsewhere is, on return, where the destination finds it. May be called again; the guest stays able to resume.
+    /// All state besides memory; what the guest has written elsewhere is, on return, where the destination finds it.
+    /// May be called again; the guest stays able to resume.
     ///
     /// # Errors
     /// Some state could not be read; the guest can still resume.
@@ -164,8 +166,8 @@ pub trait PausedGuest: Send + Sized {
     /// # Errors
     /// It may be held still; the guest can still resume.
     fn let_go(&mut self) -> Result<(), GuestError>;
-    /// Takes the fence, unless it is held, and lets vCPUs and devices go on. Returns when the first vCPU is let into the
-    /// guest.
+    /// Takes the fence, unless it is held, and lets vCPUs and devices go on. Returns when the first vCPU is let into
+    /// the guest.
     ///
     /// # Errors
     /// Somebody else has the fence, or the guest cannot go on. It stays paused, whole.
@@ -202,8 +204,8 @@ pub trait Host {
         memory: Option<Vec<File>>,
     ) -> Result<Self::Blank, GuestError>;
 
-    /// Memory that has been touched for the next guest, if there is some: a probe of the link writes what it likes to its first
-    /// bytes, so many at most. No guest may see any of that.
+    /// Memory that has been touched for the next guest, if there is some: a probe of the link writes what it likes to
+    /// its first bytes, so many at most. No guest may see any of that.
     fn ready(&mut self, _most: usize) -> Option<&MmapRegion> {
         None
     }

@@ -95,7 +95,8 @@ pub struct Options {
     pub costs: StateCosts,
 }
 
-/// A peer's timeout is no shorter than this (500 ms): whoever has nothing to say for a while says several times in it that he lives.
+/// A peer's timeout is no shorter than this (500 ms): whoever has nothing to say for a while says several times in it
+/// that he lives.
 pub const LEAST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The most connections of one move.

@@ -1,8 +1,8 @@
 //! Which processor a stream runs on, where both of its ends are on one host with fewer processors than the move has
 //! ends of streams.
 //!
-//! There both ends of a stream share a processor: what one has written the other reads out of that processor's cache, and
-//! each wakes the other without an interrupt to another processor (in a virtual machine an exit to its hypervisor).
+//! There both ends of a stream share a processor: what one has written the other reads out of that processor's cache,
+//! and each wakes the other without an interrupt to another processor (in a virtual machine an exit to its hypervisor).
 //! The source spreads its streams over the processors; the destination follows the processor on which a stream's bytes
 //! come in, which over loopback is the one that sent them. docs/performance.md has the figures.
 
@@ -12,8 +12,8 @@ use nix::unistd::Pid;
 /// The calling thread; of sched_setaffinity(2).
 const SELF: Pid = Pid::from_raw(0);
 
-/// How many processors the calling thread may run on. (The standard library would open files of cgroups for that, in a process
-/// that may have given up opening any.)
+/// How many processors the calling thread may run on. (The standard library would open files of cgroups for that, in a
+/// process that may have given up opening any.)
 pub(crate) fn processors() -> usize {
     sched_getaffinity(SELF).map_or(1, |allowed| numbers(&allowed).count())
 }
@@ -32,8 +32,9 @@ pub(crate) struct Processors {
 }
 
 impl Processors {
-    /// What streams of a move over loopback are to be spread over; `None` where each end of each stream may have a processor
-    /// for itself, so that the scheduler does better alone. To be asked by a thread that is not bound to one yet.
+    /// What streams of a move over loopback are to be spread over; `None` where each end of each stream may have a
+    /// processor for itself, so that the scheduler does better alone. To be asked by a thread that is not bound to one
+    /// yet.
     pub fn shared(streams: u16) -> Option<Self> {
         let allowed = sched_getaffinity(SELF).ok()?;
         let numbers: Vec<_> = numbers(&allowed).collect();
@@ -65,8 +66,8 @@ impl Bound {
         Self { to, cpu: None }
     }
 
-    /// Moves the calling thread to a processor, if that is one that it may use. A thread that cannot be moved stays where it
-    /// is: that costs time and nothing else.
+    /// Moves the calling thread to a processor, if that is one that it may use. A thread that cannot be moved stays
+    /// where it is: that costs time and nothing else.
     ///
     /// `cpu` is asked only where that matters: a stream asks its socket, for each frame.
     pub fn follow(&mut self, cpu: impl FnOnce() -> Option<usize>) {

@@ -2,9 +2,9 @@
 //! second arrive there, over as many streams as the move will have.
 //!
 //! It is the move's own connections that are measured, with the move's own bandwidth limit, into memory that the
-//! destination has not touched yet, as a new guest's. Not measured is what the move spends on looking for zeros, which is
-//! reckoned with where the processors are what limits it, and on arming the dirty log. The time is bounded, and the bytes, and what is under way at once: on a slow link a socket's
-//! buffer alone would take minutes to arrive.
+//! destination has not touched yet, as a new guest's. Not measured is what the move spends on looking for zeros, which
+//! is reckoned with where the processors are what limits it, and on arming the dirty log. The time is bounded, and the
+//! bytes, and what is under way at once: on a slow link a socket's buffer alone would take minutes to arrive.
 
 mod stream;
 
@@ -34,20 +34,21 @@ const SINCE: u16 = 2;
 const TIME: Duration = Duration::from_secs(3);
 /// The most bytes that are sent, of all streams together.
 const BYTES: u64 = 16 << 30;
-/// Until so much of the time is over, the streams get up to speed, and on a quick link the destination's memory is touched for the first
-/// time since it rested.
+/// Until so much of the time is over, the streams get up to speed, and on a quick link the destination's memory is
+/// touched for the first time since it rested.
 const WARM_UP: f64 = 1.0 / 3.0;
 /// The rest is cut in so many parts, to see how much the link goes up and down.
 const PARTS: usize = 8;
 /// The bandwidth of a link is never known better than this, in percent.
 const CERTAIN: u64 = 2;
 
-/// So many seconds a stream of a move spends on each page to see that it is not all zeros, nearly all of them on waiting for its first
-/// bytes (docs/performance.md). A link that is slower than the processors hides that; where both ends have the same few, nothing does.
+/// So many seconds a stream of a move spends on each page to see that it is not all zeros, nearly all of them on
+/// waiting for its first bytes (docs/performance.md). A link that is slower than the processors hides that; where both
+/// ends have the same few, nothing does.
 const LOOK: f64 = 0.3e-6;
 
-/// Memory for the bytes of all streams together at either end, whatever is sent: more than a processor's cache keeps of it. With 32
-/// and 64 MiB they came out of a large one, and a link looked a fifth quicker than a guest found it.
+/// Memory for the bytes of all streams together at either end, whatever is sent: more than a processor's cache keeps of
+/// it. With 32 and 64 MiB they came out of a large one, and a link looked a fifth quicker than a guest found it.
 const MEMORY: u64 = 256 << 20;
 /// Of the memory that a host has free no larger part is used.
 const PART: u64 = 8;
@@ -286,9 +287,9 @@ fn fill(
     Ok((bandwidth, bytes))
 }
 
-/// From when how many bytes had arrived, and until when all streams sent, to the bandwidth: the mean after the warm-up, and twice its
-/// standard error. What comes of the queues once nobody sends any more would make a link of 1 Gbit/s look 1 % quicker than it is; but on
-/// a slow one that is all there is.
+/// From when how many bytes had arrived, and until when all streams sent, to the bandwidth: the mean after the warm-up,
+/// and twice its standard error. What comes of the queues once nobody sends any more would make a link of 1 Gbit/s look
+/// 1 % quicker than it is; but on a slow one that is all there is.
 fn bandwidth(came: &[(Duration, u64)], ended: Duration) -> Option<Spread> {
     let meanwhile = came.partition_point(|(at, _)| *at <= ended);
     let came = match meanwhile >= came.len() / 2 {
@@ -332,7 +333,8 @@ fn bandwidth(came: &[(Duration, u64)], ended: Duration) -> Option<Spread> {
     })
 }
 
-/// What is carried of a move where so many streams look at each page, too, on processors that have nothing else to wait for.
+/// What is carried of a move where so many streams look at each page, too, on processors that have nothing else to wait
+/// for.
 fn looking(carried: Spread, streams: u16) -> Spread {
     let look = LOOK / f64::from(streams.max(1)) / PAGE_SIZE as f64;
     let less = |bytes: u64| {

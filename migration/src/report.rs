@@ -25,8 +25,8 @@ pub enum Outcome {
     Failed,
     /// Cut between GO and LIVE: the guest is paused on the source and may run on the destination.
     Unknown,
-    /// Failed or cancelled with the guest stopped, and it could not go on: it is paused on the source and runs nowhere. `reason`
-    /// says why, both times.
+    /// Failed or cancelled with the guest stopped, and it could not go on: it is paused on the source and runs nowhere.
+    /// `reason` says why, both times.
     Paused,
 }
 
@@ -99,7 +99,8 @@ impl Blackout {
 pub struct Round {
     /// 0 sends all memory.
     pub index: u32,
-    /// Until its last byte had arrived; of the last round, in which the guest stands still, until the network had taken it.
+    /// Until its last byte had arrived; of the last round, in which the guest stands still, until the network had taken
+    /// it.
     pub duration_ms: f64,
     /// Pages it had to deal with: `sent_pages` and `zero_pages` together.
     pub dirty_pages: u64,
@@ -133,8 +134,8 @@ pub struct Report {
     pub total_ms: f64,
     /// Connecting, and saying what the guest is: until the dirty log is started.
     pub setup_ms: f64,
-    /// From the start of the dirty log, while which the destination makes the guest, to the first vCPU told to stop: the
-    /// guest runs, slower.
+    /// From the start of the dirty log, while which the destination makes the guest, to the first vCPU told to stop:
+    /// the guest runs, slower.
     pub brownout_ms: Option<f64>,
     /// From the first vCPU told to stop to the first instruction on the destination.
     pub blackout_ms: Option<f64>,

@@ -105,9 +105,9 @@ pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// How many virtio-mmio slots there are.
 pub const VIRTIO_SLOTS: u32 = 16;
-/// The GSIs of the slots. First those that are pins of the IOAPIC alone: what is below 16 KVM shows to the PIC as well. Not 8:
-/// there KVM keeps count of a real-time clock's interrupts (arch/x86/kvm/ioapic.c, RTC_GSI), so that the end of each one is
-/// a way out of the guest.
+/// The GSIs of the slots. First those that are pins of the IOAPIC alone: what is below 16 KVM shows to the PIC as well.
+/// Not 8: there KVM keeps count of a real-time clock's interrupts (arch/x86/kvm/ioapic.c, RTC_GSI), so that the end of
+/// each one is a way out of the guest.
 const VIRTIO_GSIS: [u32; VIRTIO_SLOTS as usize] =
     [16, 17, 18, 19, 20, 21, 22, 23, 9, 10, 11, 12, 13, 14, 15, 5];
 

@@ -1,8 +1,8 @@
 //! What the process says on standard error: lines for people, or lines of JSON for whoever collects logs.
 //!
-//! There are two kinds of news. What a person is told of a guest ([`say`], `ferry: …`) is always told. What happens inside is
-//! traced (`tracing`), from a level on. As text they look as different as they are; as JSON both are objects with `timestamp`, `level`,
-//! `target` and `message` in one stream.
+//! There are two kinds of news. What a person is told of a guest ([`say`], `ferry: …`) is always told. What happens
+//! inside is traced (`tracing`), from a level on. As text they look as different as they are; as JSON both are objects
+//! with `timestamp`, `level`, `target` and `message` in one stream.
 
 use std::fmt;
 use std::io::Write;
@@ -76,8 +76,8 @@ impl FromStr for Level {
 /// Whether news are told as JSON.
 static JSON: AtomicBool = AtomicBool::new(false);
 
-/// Starts the log: from the level on, or what FERRY_LOG asks for, or warnings. A second call (a program that embeds this
-/// one) keeps the first log.
+/// Starts the log: from the level on, or what FERRY_LOG asks for, or warnings. A second call (a program that embeds
+/// this one) keeps the first log.
 pub fn start(format: Format, level: Option<&Level>) {
     let asked = || std::env::var(VARIABLE).ok()?.parse().ok();
     let filter = match level.cloned().or_else(asked) {

@@ -156,8 +156,8 @@ pub fn map(layout: &MemoryLayout, backing: Backing) -> Result<GuestRam, MemoryEr
     }
 }
 
-/// In huge pages of 2 MiB, which regions are multiples of. They are the guest's from now on, touched or not: a guest that
-/// is not given one when it touches it would be killed.
+/// In huge pages of 2 MiB, which regions are multiples of. They are the guest's from now on, touched or not: a guest
+/// that is not given one when it touches it would be killed.
 fn in_huge_pages(layout: &MemoryLayout) -> Result<GuestRam, MemoryError> {
     let bytes = layout.bytes();
     let mut regions = Vec::new();
@@ -276,7 +276,8 @@ mod tests {
         assert!(text.contains("guest memory of 16T is more than"), "{text}");
     }
 
-    /// Whether the host has set some aside is its own affair: either there is such memory, or it is said how to have it.
+    /// Whether the host has set some aside is its own affair: either there is such memory, or it is said how to have
+    /// it.
     #[test]
     fn huge_pages_are_there_at_once_or_it_is_said_how_to_get_them() {
         let layout = crate::layout::memory_layout(16 << 20).unwrap();

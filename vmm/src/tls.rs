@@ -94,8 +94,8 @@ impl TlsFiles {
     }
 }
 
-/// What a folder says. A certificate that nobody will take is complained of on standard error, and no more: the guest is
-/// worth more than its moves, and a new one may come.
+/// What a folder says. A certificate that nobody will take is complained of on standard error, and no more: the guest
+/// is worth more than its moves, and a new one may come.
 ///
 /// # Errors
 /// See [`TlsFilesError`].

@@ -1,7 +1,7 @@
 //! Memory whose pages are put in as they are touched: userfaultfd(2), for anonymous memory and missing pages alone.
 //!
-//! Whoever touches a page that is not there waits, vCPUs inside KVM included, until it is put in. What is put in is seen
-//! whole or not at all. The bindings know neither structures nor numbers; both are those of
+//! Whoever touches a page that is not there waits, vCPUs inside KVM included, until it is put in. What is put in is
+//! seen whole or not at all. The bindings know neither structures nor numbers; both are those of
 //! include/uapi/linux/userfaultfd.h.
 #![allow(
     unsafe_code,
@@ -78,8 +78,8 @@ mod raw {
     nix::ioctl_readwrite!(zero_page, 0xaa, 0x04, super::ZeroPage);
 }
 
-/// Faults of this process, in the ranges that were [watched](Self::watch). When it goes, nobody waits any more, and what is
-/// missing is zeros.
+/// Faults of this process, in the ranges that were [watched](Self::watch). When it goes, nobody waits any more, and
+/// what is missing is zeros.
 #[derive(Debug)]
 pub struct UserFaults(File);
 

@@ -273,8 +273,8 @@ fn what_is_read_after_the_log_is_what_the_guest_has() {
     }
 }
 
-/// Pages that are given back to the host under a running log: their marks name them, as zeros, and what the guest writes to
-/// them afterwards is logged like any other write, though KVM has to map them anew.
+/// Pages that are given back to the host under a running log: their marks name them, as zeros, and what the guest
+/// writes to them afterwards is logged like any other write, though KVM has to map them anew.
 #[test]
 fn pages_that_are_given_away_are_named_and_so_are_later_writes() {
     for entries in LOGS {

@@ -1,5 +1,5 @@
-//! Standard error that takes nothing: a disk that is full, or a reader that is gone. Nobody is told of a guest then, and that
-//! is all.
+//! Standard error that takes nothing: a disk that is full, or a reader that is gone. Nobody is told of a guest then,
+//! and that is all.
 
 use std::fs::OpenOptions;
 use std::process::{Command, Stdio};

@@ -54,7 +54,8 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// The driver broke the ring; the device needs a reset.
     fn process_queue(&mut self, io: &mut QueueIo<'_>, index: usize) -> Result<(), QueueError>;
-    /// The backend has become readable or writable: does one burst of work. A device that works on its queues alone has none.
+    /// The backend has become readable or writable: does one burst of work. A device that works on its queues alone has
+    /// none.
     ///
     /// # Errors
     /// The driver broke the ring; the device needs a reset.

@@ -85,8 +85,8 @@ fn length() -> impl Strategy<Value = u32> {
     prop_oneof![4 => 0u32..5000, 1 => 0u32..70_000, 1 => any::<u32>()]
 }
 
-/// The type of a block request; as a command to a network card's control queue among others class 4, 0, how many queue pairs
-/// are used.
+/// The type of a block request; as a command to a network card's control queue among others class 4, 0, how many queue
+/// pairs are used.
 fn request() -> impl Strategy<Value = u32> {
     prop_oneof![4 => 0u32..16, 1 => (0u32..4).prop_map(|pairs| 4 | pairs << 16)]
 }

@@ -1,7 +1,8 @@
 //! A journal on the guest's first disk: numbered blocks, one after the other and round again, each brought to the disk
 //! (fdatasync) before it counts as acknowledged. What was acknowledged has to be there, whatever happened to the guest.
 //!
-//! Block N lies at N modulo [`BLOCKS`]; its words of 8 bytes, little-endian, are N xor their index in the upper 16 bits.
+//! Block N lies at N modulo [`BLOCKS`]; its words of 8 bytes, little-endian, are N xor their index in the upper 16
+//! bits.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

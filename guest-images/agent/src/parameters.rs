@@ -1,6 +1,7 @@
 //! What the agent is to do, from the kernel's command line: `agent.KEY=VALUE`.
 //!
-//! `agent.ipK`, `agent.gwK` and `agent.balloon` are for the initramfs's init, which has set up network and drivers before.
+//! `agent.ipK`, `agent.gwK` and `agent.balloon` are for the initramfs's init, which has set up network and drivers
+//! before.
 
 use std::fmt;
 use std::str::FromStr;

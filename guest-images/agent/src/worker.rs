@@ -9,8 +9,8 @@ use crate::witness::Witness;
 
 /// How often a worker looks what is due.
 const STEP: Duration = Duration::from_millis(5);
-/// The same for one that never writes. A guest that only waits should cost its host next to nothing: in an emulated host a
-/// look every few milliseconds is a large part of a processor.
+/// The same for one that never writes. A guest that only waits should cost its host next to nothing: in an emulated
+/// host a look every few milliseconds is a large part of a processor.
 const REST: Duration = Duration::from_secs(1);
 /// Time behind the rate that is given up and not caught up, as after a pause of the whole guest.
 const FORGIVEN: Duration = Duration::from_millis(50);

@@ -36,8 +36,8 @@ impl Link {
         }
     }
 
-    /// How long a move over it may take before it counts as one that does not end: over loopback the slowest that does takes
-    /// 8 s (QEMU's defaults, 128 MiB/s), at 1 Gbit/s 75 s.
+    /// How long a move over it may take before it counts as one that does not end: over loopback the slowest that does
+    /// takes 8 s (QEMU's defaults, 128 MiB/s), at 1 Gbit/s 75 s.
     pub fn patience(self) -> Duration {
         Duration::from_secs(match self {
             Self::Loopback => 60,

@@ -1,5 +1,5 @@
-//! What processes take of the processors: all their threads, those of vCPUs too, and the host kernel's threads that work
-//! for them.
+//! What processes take of the processors: all their threads, those of vCPUs too, and the host kernel's threads that
+//! work for them.
 
 use std::fs;
 

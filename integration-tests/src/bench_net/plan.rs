@@ -33,8 +33,8 @@ pub struct Row {
     pub bits_per_s: f64,
     /// Processor time of the VMMs for each gigabit, in seconds, in the same run; natively of both ends.
     pub cpu_s_per_gbit: f64,
-    /// Frames over the guests' taps, both ways, a second, in the same run: of datagrams more may have left than arrived.
-    /// Natively 0.
+    /// Frames over the guests' taps, both ways, a second, in the same run: of datagrams more may have left than
+    /// arrived. Natively 0.
     pub frames_per_s: f64,
 }
 
@@ -62,7 +62,8 @@ pub struct Plan {
     pub time: Duration,
     /// The most guests of a program.
     pub guests: usize,
-    /// Only rows whose direction, guests and protocol, with a space between them, have one of these in them; all, if there is none.
+    /// Only rows whose direction, guests and protocol, with a space between them, have one of these in them; all, if
+    /// there is none.
     pub only: Vec<String>,
 }
 
@@ -152,8 +153,8 @@ impl Plan {
         GUESTS.into_iter().filter(asked).collect()
     }
 
-    /// The programs take turns, and so do the numbers of guests: a machine that is slower for some seconds is that to all.
-    /// Rows of the same number of guests are together.
+    /// The programs take turns, and so do the numbers of guests: a machine that is slower for some seconds is that to
+    /// all. Rows of the same number of guests are together.
     fn measure(
         &self,
         teams: &[Team<'_>],

@@ -1,6 +1,7 @@
-//! Guests of QEMU's: the same kernel and memory, a q35 with virtio-net over PCI and MSI-X, which is how QEMU is mostly run
-//! and at its fastest, and without any device that the traffic does not need. Without an HPET, too, as virt-install makes
-//! guests: one that its guest has left running takes a tenth of this processor for nothing, and from all that are measured.
+//! Guests of QEMU's: the same kernel and memory, a q35 with virtio-net over PCI and MSI-X, which is how QEMU is mostly
+//! run and at its fastest, and without any device that the traffic does not need. Without an HPET, too, as virt-install
+//! makes guests: one that its guest has left running takes a tenth of this processor for nothing, and from all that are
+//! measured.
 
 use std::process::{Child, Stdio};
 use std::time::Duration;

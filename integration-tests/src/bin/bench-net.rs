@@ -1,7 +1,7 @@
 //! `make bench-net`: what the cards of guests carry, Ferry's beside QEMU's and the host kernel's, in one nested host.
 //!
-//! The rooms are in [`integration_tests::bench_net`]; here is the command line, the way into the nested host, and where the
-//! figures go.
+//! The rooms are in [`integration_tests::bench_net`]; here is the command line, the way into the nested host, and where
+//! the figures go.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +18,8 @@ const WHOLE: Duration = Duration::from_secs(60 * 60);
 /// Up to twelve guests are there at once.
 const MEMORY_MIB: u32 = 6144;
 
-/// Measures TCP and UDP streams and request/response between guests and their host, and prints what each program carries
+/// Measures TCP and UDP streams and request/response between guests and their host, and prints what each program
+/// carries
 #[derive(Parser)]
 struct Cli {
     /// Which programs take part

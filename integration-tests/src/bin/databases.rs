@@ -1,5 +1,5 @@
-//! `make databases`: Redis and PostgreSQL in a whole Debian, moved there and back under load; then a power cut. Nothing of which a
-//! database said that it is on the disk may be lost.
+//! `make databases`: Redis and PostgreSQL in a whole Debian, moved there and back under load; then a power cut. Nothing
+//! of which a database said that it is on the disk may be lost.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -28,7 +28,8 @@ enum Act {
     },
     /// Runs a command in a nested host and ends with its status
     Run(Run),
-    /// Downloads what a nested host is made of: its kernel into the cache, and QEMU of Debian's backports beside the build
+    /// Downloads what a nested host is made of: its kernel into the cache, and QEMU of Debian's backports beside the
+    /// build
     Fetch {
         /// Folder that keeps kernels
         #[arg(long, value_name = "DIR", default_value_os_t = nested::default_cache())]

@@ -22,8 +22,8 @@ use migration::handover::model;
 /// Fuzz targets that run side by side.
 const FUZZ_JOBS: usize = 2;
 
-/// Does faults of all kinds to moves of the bare guest, moves guests again and again, and fuzzes; exits with 1 if anything was
-/// not as it must be
+/// Does faults of all kinds to moves of the bare guest, moves guests again and again, and fuzzes; exits with 1 if
+/// anything was not as it must be
 #[derive(Parser)]
 struct Cli {
     /// Faults on moves

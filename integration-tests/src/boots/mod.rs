@@ -1,8 +1,8 @@
-//! How long a stock kernel takes to its init, in Ferry and in QEMU's smallest machine, one after the other in one place; and how
-//! much memory each takes beside the guest's.
+//! How long a stock kernel takes to its init, in Ferry and in QEMU's smallest machine, one after the other in one
+//! place; and how much memory each takes beside the guest's.
 //!
-//! Both get the same kernel, initramfs and command line, one vCPU and no device but the serial port. What is timed begins
-//! with the start of the process and ends with the first line that the guest's init prints.
+//! Both get the same kernel, initramfs and command line, one vCPU and no device but the serial port. What is timed
+//! begins with the start of the process and ends with the first line that the guest's init prints.
 
 mod footprint;
 mod summary;

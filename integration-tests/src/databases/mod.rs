@@ -27,8 +27,8 @@ const BETWEEN: u64 = 25;
 const PEER_TIMEOUT: &str = "60s";
 /// What is written into the log of the guest's kernel as the load begins.
 const LOAD_BEGINS: &str = "databases: load begins";
-/// What it prints when something is wrong with its disk, its memory or its time. As it boots it finds fault with the emulated
-/// processor, whatever hypervisor runs it: only what comes after that counts.
+/// What it prints when something is wrong with its disk, its memory or its time. As it boots it finds fault with the
+/// emulated processor, whatever hypervisor runs it: only what comes after that counts.
 const TROUBLES: &str =
     "I/O error|EXT4-fs (error|warning)|lockup|rcu.*stall|Call Trace|blocked for more|clocksource:";
 

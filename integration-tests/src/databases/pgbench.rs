@@ -1,7 +1,7 @@
 //! pgbench against the PostgreSQL in the guest, and what PostgreSQL says of its tables afterwards.
 //!
-//! pgbench's transactions move money: each adds a number to an account, a teller and a branch, and a line to the history. It
-//! counts those whose COMMIT was acknowledged. So there are as many lines as that, and all four sums agree.
+//! pgbench's transactions move money: each adds a number to an account, a teller and a branch, and a line to the
+//! history. It counts those whose COMMIT was acknowledged. So there are as many lines as that, and all four sums agree.
 
 use std::path::Path;
 use std::process::{Child, Stdio};

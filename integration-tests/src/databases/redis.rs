@@ -1,5 +1,5 @@
-//! A steady load on Redis: long-lived connections on each of which one key after the other is set, and counted when Redis
-//! has said that it is on the disk. Afterwards each of them is read again.
+//! A steady load on Redis: long-lived connections on each of which one key after the other is set, and counted when
+//! Redis has said that it is on the disk. Afterwards each of them is read again.
 
 use std::io::{self, BufReader};
 use std::net::{Shutdown, SocketAddr, TcpStream};

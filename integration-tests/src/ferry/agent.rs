@@ -18,8 +18,9 @@ const CONTROL_PORT: u16 = 9;
 const BOOT_LIMIT: Duration = Duration::from_secs(100);
 /// What the agent prints when it can be asked.
 const AGENT_READY: &str = "AGENT READY";
-/// How often a boot is tried in the nested host, each failure told. QEMU's emulation of SVM itself loses a boot in about
-/// a hundred, by a triple fault or a hang, whatever hypervisor runs in it; on real hardware one attempt has to do.
+/// How often a boot is tried in the nested host, each failure told. QEMU's emulation of SVM itself loses a boot in
+/// about a hundred, by a triple fault or a hang, whatever hypervisor runs in it; on real hardware one attempt has to
+/// do.
 const BOOTS_NESTED: u32 = 3;
 
 /// A kernel and its initramfs, built by `guest-images/build`.
@@ -134,8 +135,8 @@ impl LinuxGuest {
             })?;
             Ok(ferry)
         };
-        // The kernel's messages are some 20,000 exits, seconds where those are emulated, and come in between the agent's
-        // words. If it does not come up, they are what is needed.
+        // The kernel's messages are some 20,000 exits, seconds where those are emulated, and come in between the
+        // agent's words. If it does not come up, they are what is needed.
         let mut result = attempt("quiet ");
         for _ in 1..if nested::inside() { BOOTS_NESTED } else { 1 } {
             if let Err(error) = &result {

@@ -10,8 +10,8 @@ use tempfile::TempDir;
 use super::Netns;
 use crate::{Error, programs};
 
-/// Makes the device, in a mount namespace that is gone with the program: words of a shell. $1 is an empty folder, $2 the user.
-/// 10, 232 are the numbers of /dev/kvm (Documentation/admin-guide/devices.txt).
+/// Makes the device, in a mount namespace that is gone with the program: words of a shell. $1 is an empty folder, $2
+/// the user. 10, 232 are the numbers of /dev/kvm (Documentation/admin-guide/devices.txt).
 const DEVICE: &str = "mount -t tmpfs none \"$1\" && mknod \"$1/kvm\" c 10 232 && chown \"$2\" \"$1/kvm\" \
     && chmod 600 \"$1/kvm\" && chmod 755 \"$1\" && mount --bind \"$1/kvm\" /dev/kvm && shift 2 && exec \"$@\"";
 

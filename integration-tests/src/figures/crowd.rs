@@ -1,6 +1,6 @@
-//! Many guests from one host to another: 150 of them in 7 min 40 s by the faster of two 10 Gbit/s adapters, in 10 min 40 s
-//! by the slower (ESXi 5.5). What the adapters differed in on the bare link: throughput (+39 %), round-trip time (-42 %),
-//! the time to set a connection up (-54 %).
+//! Many guests from one host to another: 150 of them in 7 min 40 s by the faster of two 10 Gbit/s adapters, in 10 min
+//! 40 s by the slower (ESXi 5.5). What the adapters differed in on the bare link: throughput (+39 %), round-trip time
+//! (-42 %), the time to set a connection up (-54 %).
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
-//! vMotion over 10 and 40 Gbit/s: a guest of 128 or 256 GB that goes on writing was moved 38 times faster by the link that
-//! is four times as fast (vSphere 6.0, Linux under FileIO), since its dirty rate lies near or above what the slower link
-//! carries.
+//! vMotion over 10 and 40 Gbit/s: a guest of 128 or 256 GB that goes on writing was moved 38 times faster by the link
+//! that is four times as fast (vSphere 6.0, Linux under FileIO), since its dirty rate lies near or above what the
+//! slower link carries.
 
 use migration::options::ThrottlePolicy;
 
@@ -25,7 +25,8 @@ pub const THERE: Load = Load {
     bytes_per_s: 2.5e9,
     busy: 1.0,
 };
-/// Smaller still, over a twentieth of the speeds: a guest that writes in three quarters of its memory. How fast, between the two links, is [`chosen`].
+/// Smaller still, over a twentieth of the speeds: a guest that writes in three quarters of its memory. How fast,
+/// between the two links, is [`chosen`].
 const SMALL: Load = Load {
     mib: 128,
     working_set_mib: 96,
@@ -84,8 +85,8 @@ pub fn run() -> Result<Folds, Error> {
 /// The links of the small guest, in Mbit/s.
 pub const SMALL_LINKS: [u32; 2] = [500, 2000];
 
-/// The small guest with the dirty rate, between what the two links carry, at which auto-converge is predicted to take [`PUBLISHED`] times as long
-/// over the slow one, as nearly as can be.
+/// The small guest with the dirty rate, between what the two links carry, at which auto-converge is predicted to take
+/// [`PUBLISHED`] times as long over the slow one, as nearly as can be.
 fn chosen() -> Load {
     let [slow, fast] = SMALL_LINKS.map(|mbits| f64::from(mbits) * 125e3);
     let steps = (1..20).map(|step| slow + (fast - slow) * f64::from(step) / 20.0);

@@ -1,5 +1,5 @@
-//! `make figures`: published measurements of live migration beside what Ferry does here, and what it predicts where this
-//! machine is too small. Written to docs/figures.md, with its plots.
+//! `make figures`: published measurements of live migration beside what Ferry does here, and what it predicts where
+//! this machine is too small. Written to docs/figures.md, with its plots.
 //!
 //! - [`gigabits`]: Hyper-V over 1 and 10 Gbit/s (2011);
 //! - [`fold`]: vMotion over 10 and 40 Gbit/s, a guest that writes faster than the slower link carries (vSphere 6.0);

@@ -149,8 +149,8 @@ fn times([slow, fast]: [f64; 2]) -> String {
     format!("{:.1}", slow / fast)
 }
 
-/// With `sdps` at a share `q` of the link, what is left shrinks to `q` in each round: all rounds over a working set of a share `w` of the memory, and the first, take
-/// `1 + w/(1-q)` times as long as the memory alone.
+/// With `sdps` at a share `q` of the link, what is left shrinks to `q` in each round: all rounds over a working set of
+/// a share `w` of the memory, and the first, take `1 + w/(1-q)` times as long as the memory alone.
 const FOLD_TAIL: &str = "
 What a policy that holds a guest just below the link can make of it is arithmetic: held to a share `q` of the link, a working set of a share `w` of the memory takes `w/(1-q)` times as long as the memory alone, so
 the faster of two links, which needs no holding, is at most `4 (1 + w/(1-q))` times as fast. `sdps` here holds at 0.8: 24 at most, with all memory written. 38 is what 0.88 would make; how close below the link vMotion holds is not published.

@@ -1,5 +1,5 @@
-//! The guests that people run, beyond the one of the tests: other stock kernels, up to 16 vCPUs, and a whole Debian with
-//! systemd on a disk. Each is booted, asked what it sees, moved, and asked again.
+//! The guests that people run, beyond the one of the tests: other stock kernels, up to 16 vCPUs, and a whole Debian
+//! with systemd on a disk. Each is booted, asked what it sees, moved, and asked again.
 
 mod row;
 

@@ -1,5 +1,5 @@
-//! A program that looks at Linux guests and leaves a summary. It runs where those do: here, or in a nested host, which it
-//! enters as the program that it is, with its own arguments.
+//! A program that looks at Linux guests and leaves a summary. It runs where those do: here, or in a nested host, which
+//! it enters as the program that it is, with its own arguments.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,8 @@ impl Errand<'_> {
     }
 }
 
-/// Whether a nested host can do without that folder for its own temporary files: what is shared with it holds no sockets.
+/// Whether a nested host can do without that folder for its own temporary files: what is shared with it holds no
+/// sockets.
 fn check_shared(folder: &Path) -> Result<(), Error> {
     let whole = folder
         .canonicalize()

@@ -51,9 +51,10 @@ impl Options {
     /// The processor if nothing else is asked for.
     pub const CPU: &str = "EPYC,+svm";
 
-    /// The usual ones: 4 GiB of memory, half an hour, a minute and a half of silence, nothing shared for writing, and one processor. With two, each
-    /// on a thread of its own, QEMU 7.2 lost 5 of 40 boots of a guest inside (triple faults, hangs); with two on one
-    /// thread 1 of 90, and moves took four minutes; with one 0 of 40, and the tests take half the time.
+    /// The usual ones: 4 GiB of memory, half an hour, a minute and a half of silence, nothing shared for writing, and
+    /// one processor. With two, each on a thread of its own, QEMU 7.2 lost 5 of 40 boots of a guest inside (triple
+    /// faults, hangs); with two on one thread 1 of 90, and moves took four minutes; with one 0 of 40, and the tests
+    /// take half the time.
     pub fn new(init: PathBuf) -> Self {
         Self {
             init,

@@ -259,7 +259,8 @@ fn watch(pid: Pid, limit: Duration, answers: &Arc<Mutex<File>>) -> mpsc::Sender<
     stop
 }
 
-/// One line a thread of the machine: whose it is, its state, the system call that it is in, and where in the kernel it waits.
+/// One line a thread of the machine: whose it is, its state, the system call that it is in, and where in the kernel it
+/// waits.
 fn doings() -> String {
     let mut text = String::new();
     for process in numbered(Path::new("/proc")) {

@@ -37,10 +37,10 @@ pub use place::{Place, command_like_ours, enter_with, inside, run_or_enter};
 const CONTROL_PORT: &str = "nested.control";
 /// Name of the virtio-serial port that is written to for the interrupts it makes, see [`POKE_PERIOD`].
 const POKE_PORT: &str = "nested.poke";
-/// How often the runner pokes the machine. QEMU 7.2 loses interrupts of the emulated processor: the local APIC holds the
-/// timer's vector, the processor's thread is never told. Any interrupt after it mends that. Where there is none, as when
-/// the guest inside waits for its device in a loop without an exit (virtio-net's control queue), the whole machine stood
-/// still for ever, the host's timer being what was lost. So it costs one period instead.
+/// How often the runner pokes the machine. QEMU 7.2 loses interrupts of the emulated processor: the local APIC holds
+/// the timer's vector, the processor's thread is never told. Any interrupt after it mends that. Where there is none, as
+/// when the guest inside waits for its device in a loop without an exit (virtio-net's control queue), the whole machine
+/// stood still for ever, the host's timer being what was lost. So it costs one period instead.
 const POKE_PERIOD: Duration = Duration::from_millis(50);
 /// 9p tag of the outer machine's root.
 const ROOT_TAG: &str = "outer-root";
@@ -57,8 +57,8 @@ pub fn default_cache() -> PathBuf {
     )
 }
 
-/// Puts the newest kernel into the cache, and QEMU of Debian's backports beside the build, where they are not. Returns why
-/// there is no such QEMU: then the installed one serves, which is slower if it is older.
+/// Puts the newest kernel into the cache, and QEMU of Debian's backports beside the build, where they are not. Returns
+/// why there is no such QEMU: then the installed one serves, which is slower if it is older.
 ///
 /// # Errors
 /// No kernel can be had (apt or dpkg are not there, or fail), or no QEMU at all.

@@ -114,8 +114,8 @@ pub fn command_like_ours(argv: Vec<String>) -> io::Result<Command> {
     })
 }
 
-/// Runs this very program again in a nested host, with `words` as its arguments, and hands on what it prints. A host that stands
-/// still is the emulator's doing (see [`Options::new`]): the program then runs once more, in a fresh one.
+/// Runs this very program again in a nested host, with `words` as its arguments, and hands on what it prints. A host
+/// that stands still is the emulator's doing (see [`Options::new`]): the program then runs once more, in a fresh one.
 ///
 /// # Errors
 /// There is no nested host to be had, or it ends before the program does.
@@ -143,9 +143,9 @@ pub fn enter_with(words: &[&str], options: &Options) -> Result<Ended, Error> {
     }
 }
 
-/// Runs `body` here if Linux guests run here, one test at a time; else runs this very test, by its path, of this very test
-/// program in a nested host. The tests of one program share nested hosts, of which there are as many as tests that run at a
-/// time (`--test-threads`): each keeps one processor busy.
+/// Runs `body` here if Linux guests run here, one test at a time; else runs this very test, by its path, of this very
+/// test program in a nested host. The tests of one program share nested hosts, of which there are as many as tests that
+/// run at a time (`--test-threads`): each keeps one processor busy.
 ///
 /// # Panics
 /// If the test fails inside, or there is no nested host to be had.

@@ -1,5 +1,5 @@
-//! The QEMU that the bench moves guests with and that nested hosts run in: of Debian's backports where that was had, else the
-//! installed one.
+//! The QEMU that the bench moves guests with and that nested hosts run in: of Debian's backports where that was had,
+//! else the installed one.
 
 mod package;
 mod sources;

@@ -1,7 +1,7 @@
 //! The bare guest's clock beside the host's.
 //!
-//! At each heartbeat the guest writes its TSC into its memory. The host's TSC runs at the same rate, so the distance of the
-//! two is the guest's time: by as much as it grows over a move, the guest's clocks have fallen behind.
+//! At each heartbeat the guest writes its TSC into its memory. The host's TSC runs at the same rate, so the distance of
+//! the two is the guest's time: by as much as it grows over a move, the guest's clocks have fallen behind.
 
 use std::time::{Duration, Instant};
 

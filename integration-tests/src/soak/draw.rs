@@ -6,7 +6,8 @@ use super::fault::{Able, Act, Compress, Cut, Fault, Part, Place, Setting, Signal
 use crate::ferry::End;
 use crate::ferry::frames::Kind;
 
-/// Frames of the first stream that come once, or few times, and decide much. The moment of the handover is drawn more often.
+/// Frames of the first stream that come once, or few times, and decide much. The moment of the handover is drawn more
+/// often.
 const TURNS: [Kind; 15] = [
     Kind::PREAMBLE,
     Kind::HELLO,
@@ -89,9 +90,9 @@ fn place(rng: &mut Rng, setting: &mut Setting) -> Place {
     }
 }
 
-/// A byte, of any order of magnitude as likely as of the other: the source sends some 10 MiB, of which further streams of a
-/// slow move get little; the destination says 100 bytes, and on a further stream only its preamble for sure. Over TLS it says a
-/// certificate before that, on each.
+/// A byte, of any order of magnitude as likely as of the other: the source sends some 10 MiB, of which further streams
+/// of a slow move get little; the destination says 100 bytes, and on a further stream only its preamble for sure. Over
+/// TLS it says a certificate before that, on each.
 fn byte(rng: &mut Rng, setting: Setting) -> Place {
     let stream = rng.usize(..usize::from(setting.streams));
     let (from, magnitudes) = match (rng.u8(..4), stream) {

@@ -49,7 +49,8 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    /// Waits for the end of `ferry migrate`. A process that the fault has frozen is killed once the others have come to rest.
+    /// Waits for the end of `ferry migrate`. A process that the fault has frozen is killed once the others have come to
+    /// rest.
     pub fn wait_client(
         &mut self,
         client: &mut Child,

@@ -74,8 +74,8 @@ pub struct Attempts {
     pub seconds: f64,
 }
 
-/// Moves one guest `moves` times, each time to a new receiver, which is the next source. Every second one finds dirty pages by
-/// the ring. `tell` hears how many there were so far.
+/// Moves one guest `moves` times, each time to a new receiver, which is the next source. Every second one finds dirty
+/// pages by the ring. `tell` hears how many there were so far.
 ///
 /// # Errors
 /// A move failed, or the guest is not whole.
@@ -196,7 +196,8 @@ fn calm(pid: u32) -> Result<Footprint, Error> {
     Ok(before)
 }
 
-/// Lets one source try `attempts` moves, none of which completes, at receivers that live as long, and then one that does.
+/// Lets one source try `attempts` moves, none of which completes, at receivers that live as long, and then one that
+/// does.
 ///
 /// # Errors
 /// An attempt ended in another way than it has to, or the guest is not whole.

@@ -28,7 +28,8 @@ pub struct Fault {
 pub enum Place {
     /// The source's first connection was made, and nothing was said.
     Connecting,
-    /// The `nth` frame of a kind on a stream, of one round where that is given. All count from 1 but streams and rounds.
+    /// The `nth` frame of a kind on a stream, of one round where that is given. All count from 1 but streams and
+    /// rounds.
     Frame {
         /// Which kind.
         kind: Kind,

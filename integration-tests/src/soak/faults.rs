@@ -35,7 +35,8 @@ impl Campaign {
     /// # Errors
     /// A lab failed, which is none of ferry's doing: processes cannot be started, or are not ours to look into.
     pub fn run(&self, each: impl Fn(&Fault, &Outcome, &Tally) + Sync) -> Result<Tally, Error> {
-        // Labs of even and of odd numbers differ, so each takes faults of its own kind: a fault is done again where it was done.
+        // Labs of even and of odd numbers differ, so each takes faults of its own kind: a fault is done again where it
+        // was done.
         let next = [0, 1].map(|odd| AtomicU32::new(self.first + (self.first + odd) % 2));
         let tally = Mutex::new(Tally::default());
         let work = |number: usize| {

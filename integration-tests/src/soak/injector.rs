@@ -1,7 +1,7 @@
 //! The proxy that does a fault to a move, between the two ends.
 //!
-//! It passes all streams on, and where the fault's place comes by, does what the fault says. All else it passes on as it is,
-//! ends of connections included: what one side closes or resets is closed or reset on the other.
+//! It passes all streams on, and where the fault's place comes by, does what the fault says. All else it passes on as
+//! it is, ends of connections included: what one side closes or resets is closed or reset on the other.
 
 mod pump;
 

@@ -1,7 +1,7 @@
 //! One host with a guest and a receiver, and faults done to the moves between them, one after another.
 //!
-//! After each fault it waits until both ends have come to rest, finds out from the guest's own memory who runs it, does what an
-//! operator would do if nobody knows, checks the guest, and moves it once more, undisturbed.
+//! After each fault it waits until both ends have come to rest, finds out from the guest's own memory who runs it, does
+//! what an operator would do if nobody knows, checks the guest, and moves it once more, undisturbed.
 
 use std::net::SocketAddr;
 use std::process::{Child, Stdio};

@@ -21,7 +21,8 @@ const TROUBLES: [&str; 5] = ["MISMATCH", "lockup", "rcu", "Call Trace", "clockso
 pub struct LinuxMoves {
     /// Moves, all of which completed.
     pub moves: u32,
-    /// By how much CLOCK_BOOTTIME of the guest has fallen behind that of the host over all of them (ahead, if negative).
+    /// By how much CLOCK_BOOTTIME of the guest has fallen behind that of the host over all of them (ahead, if
+    /// negative).
     pub drift_ms: f64,
     /// The same for the mean move.
     pub drift_ms_a_move: f64,
@@ -33,8 +34,8 @@ pub struct LinuxMoves {
     pub seconds: f64,
 }
 
-/// Runs it where Linux guests run: here, or as `argv` in a nested host, which is to call [`run`] and to leave the result in
-/// `result`, in `folder`.
+/// Runs it where Linux guests run: here, or as `argv` in a nested host, which is to call [`run`] and to leave the
+/// result in `result`, in `folder`.
 ///
 /// # Errors
 /// There is no nested host, or a move failed.

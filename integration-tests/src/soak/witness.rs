@@ -1,7 +1,7 @@
 //! Sees two guests run at the same time, in the memory of both processes, whatever they say of themselves.
 //!
-//! A guest's heartbeats count on. What arrives at the destination with its pages is never ahead of the source; so once the
-//! destination's count is ahead, it runs the guest, and from then on the source's must stand still.
+//! A guest's heartbeats count on. What arrives at the destination with its pages is never ahead of the source; so once
+//! the destination's count is ahead, it runs the guest, and from then on the source's must stand still.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

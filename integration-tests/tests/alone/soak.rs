@@ -72,7 +72,8 @@ fn a_wrong_page_is_seen() {
     assert!(outcome.violations[0].1.contains("0x1100000"), "{outcome:?}");
 }
 
-/// Of the checks above: who forces the source to resume although the destination runs the guest has two, and that is seen.
+/// Of the checks above: who forces the source to resume although the destination runs the guest has two, and that is
+/// seen.
 #[test]
 fn a_second_guest_is_seen() {
     const MIB: u64 = 32;

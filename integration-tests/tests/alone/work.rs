@@ -19,8 +19,8 @@ fn done(memory: &ProcMem, vcpu: u32) -> Option<u64> {
     Some(vcpu.pages_written + vcpu.loops)
 }
 
-/// What each vCPU lost in a move, in percent, counted from outside: its rate of the time before, and the last count seen
-/// in the source's memory over the time that Ferry says the move took.
+/// What each vCPU lost in a move, in percent, counted from outside: its rate of the time before, and the last count
+/// seen in the source's memory over the time that Ferry says the move took.
 fn counted_outside(
     guest: &Ferry,
     vcpus: u32,

@@ -1,5 +1,5 @@
-//! A guest of which one vCPU writes more than the link carries and the other computes, moved by the dirty ring, which knows
-//! which is which: only the writer pays.
+//! A guest of which one vCPU writes more than the link carries and the other computes, moved by the dirty ring, which
+//! knows which is which: only the writer pays.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Stock Linux guests: they boot, they are moved, they end. In a nested host where need be, and with them whatever else needs
-//! one.
+//! Stock Linux guests: they boot, they are moved, they end. In a nested host where need be, and with them whatever else
+//! needs one.
 #![allow(clippy::unwrap_used)]
 
 mod balloon;
@@ -143,8 +143,8 @@ linux_test! {
         for echo in &echoes {
             echo.wait_more(50, STEP).unwrap();
         }
-        // The guest's driver uses a pair a vCPU, as far as there are any; a receiver has all that a tap can have, and lets
-        // one be in use until it knows of the guest.
+        // The guest's driver uses a pair a vCPU, as far as there are any; a receiver has all that a tap can have, and
+        // lets one be in use until it knows of the guest.
         let (used, unused) = queues(&world.a, "tap1");
         assert_eq!((used, unused), (2, 0));
         let address = format!("{}:4700", World::B);
@@ -162,8 +162,9 @@ linux_test! {
             append: "agent.ws=64 agent.rate=2000".into(),
             ..cloud()
         };
-        // There by the bitmap, back and there once more by the dirty ring; the first time over TLS, by the addresses of the
-        // hosts, which their certificates name, and with both memories compared. (The emulated processor encrypts 4 MB/s.)
+        // There by the bitmap, back and there once more by the dirty ring; the first time over TLS, by the addresses of
+        // the hosts, which their certificates name, and with both memories compared. (The emulated processor encrypts 4
+        // MB/s.)
         let hosts = Hosts::new(&[("a", World::A), ("b", World::B)]).unwrap();
         let (tls_a, tls_b) = (hosts.folder("a"), hosts.folder("b"));
         let ring = ["--dirty-tracking", "ring"];

@@ -1,4 +1,5 @@
-//! Hosts that are short of something in mid-move: memory, room on a disk. The guest does not notice, and what is said of it is true.
+//! Hosts that are short of something in mid-move: memory, room on a disk. The guest does not notice, and what is said
+//! of it is true.
 
 use std::fs::File;
 use std::io::Write;
@@ -32,7 +33,8 @@ fn unharmed(guest: &Ferry) {
     guest.check_fill(SEED, &[GUEST.fillable()]).unwrap();
 }
 
-/// A receiver that may not have as much memory as the guest brings; then one, and a source, that may, but not much more.
+/// A receiver that may not have as much memory as the guest brings; then one, and a source, that may, but not much
+/// more.
 fn little_memory(ports: [u16; 2], version: u8) {
     let target = |index: usize| format!("tcp:127.0.0.1:{}", ports[index]);
     let guest = boot();
@@ -61,7 +63,8 @@ fn little_memory(ports: [u16; 2], version: u8) {
     drop((guest, receiver));
 }
 
-/// Huge pages that are set aside on both sides, for two guests of 64 MiB and not for a third. For a host that no other test is in meanwhile.
+/// Huge pages that are set aside on both sides, for two guests of 64 MiB and not for a third. For a host that no other
+/// test is in meanwhile.
 fn few_huge_pages(ports: [u16; 2]) {
     const SETTING: &str = "/proc/sys/vm/nr_hugepages";
     const PAGES: u64 = 80;
@@ -108,8 +111,8 @@ linux_test! {
     }
 }
 
-/// Memory that is there before the guest: also for the next one after a move that came to nothing, and when the guest is there it is the
-/// guest's, and no more than that.
+/// Memory that is there before the guest: also for the next one after a move that came to nothing, and when the guest
+/// is there it is the guest's, and no more than that.
 #[test]
 fn memory_is_ready_for_a_guest_and_for_the_next() {
     const READY: u64 = 96 << 20;

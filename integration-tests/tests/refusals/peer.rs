@@ -33,8 +33,8 @@ impl Peer {
         let _ = self.0.write_all(bytes);
     }
 
-    /// Sends no more, and listens until the other end has nothing more to say: a socket that is closed with bytes unread
-    /// takes back what it has sent.
+    /// Sends no more, and listens until the other end has nothing more to say: a socket that is closed with bytes
+    /// unread takes back what it has sent.
     pub fn hang_up(mut self) {
         let _ = self.0.shutdown(Shutdown::Write);
         let _ = io::copy(&mut self.0, &mut io::sink());

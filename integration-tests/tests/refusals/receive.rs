@@ -108,7 +108,8 @@ fn unix_sockets_of_others_are_left_alone_and_stale_ones_are_replaced() {
     ticks_on(&receiver);
 }
 
-/// Taps are opened at once: a process that is confined opens nothing later, and whoever gave a wrong one is still there.
+/// Taps are opened at once: a process that is confined opens nothing later, and whoever gave a wrong one is still
+/// there.
 #[test]
 fn taps_that_cannot_be_had() {
     let netns = Netns::new("taken").unwrap();
@@ -155,8 +156,8 @@ fn a_tap_serves_a_second_guest_when_the_first_was_refused() {
     ticks_on(&receiver);
 }
 
-/// A guest's card needs a tap with as many queues and no shorter frames; and what was opened for more serves a guest with
-/// fewer.
+/// A guest's card needs a tap with as many queues and no shorter frames; and what was opened for more serves a guest
+/// with fewer.
 #[test]
 fn a_tap_with_too_little_for_the_card_is_refused_before_the_guest_comes() {
     let netns = Netns::new("queues").unwrap();

@@ -1,5 +1,5 @@
-//! Moves of a guest with a disk: its lock goes with the right to run the guest, seen from outside at each stage. Whoever
-//! does not hold it is refused by it.
+//! Moves of a guest with a disk: its lock goes with the right to run the guest, seen from outside at each stage.
+//! Whoever does not hold it is refused by it.
 
 use std::fs::File;
 use std::net::SocketAddr;

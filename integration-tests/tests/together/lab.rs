@@ -1,4 +1,5 @@
-//! One host with all the Ferrys of a test, and a guest that is handed from one to the next and is whole after each turn.
+//! One host with all the Ferrys of a test, and a guest that is handed from one to the next and is whole after each
+//! turn.
 
 use std::net::SocketAddr;
 use std::thread;

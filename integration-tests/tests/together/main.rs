@@ -1,5 +1,5 @@
-//! What the bare guest `pulse` tells of moves, and `ferry` beside it, where no more than bounds of many seconds are kept: these
-//! tests do not mind one another, so several at a time share the wait.
+//! What the bare guest `pulse` tells of moves, and `ferry` beside it, where no more than bounds of many seconds are
+//! kept: these tests do not mind one another, so several at a time share the wait.
 #![allow(clippy::unwrap_used)]
 
 mod balloon;

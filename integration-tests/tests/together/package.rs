@@ -1,4 +1,5 @@
-//! The Debian package: what is in it, the same bytes from the same input, and a program that runs where it was unpacked.
+//! The Debian package: what is in it, the same bytes from the same input, and a program that runs where it was
+//! unpacked.
 
 use std::collections::BTreeSet;
 use std::fs;

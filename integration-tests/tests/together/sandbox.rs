@@ -1,5 +1,5 @@
-//! Processes with a guest have nothing left that they do not need: seen from outside, in every thread, at rest and after
-//! moves there and back.
+//! Processes with a guest have nothing left that they do not need: seen from outside, in every thread, at rest and
+//! after moves there and back.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -49,7 +49,8 @@ fn check_confined(ferry: &Ferry, uid: u32) -> Vec<String> {
     for task in fs::read_dir(format!("/proc/{}/task", ferry.pid())).unwrap() {
         let path = task.unwrap().path();
         let began = Instant::now();
-        // A thread that has yet to run its first instruction has nothing of its own, and one may end before it is looked at.
+        // A thread that has yet to run its first instruction has nothing of its own, and one may end before it is
+        // looked at.
         let status = loop {
             match Status::read(&path) {
                 Some(status) if status.of("Seccomp") != "2" => {

@@ -1,5 +1,5 @@
-//! Snapshots of the bare guest, straight on this machine's `/dev/kvm`: saved while it writes, restored more than once, in
-//! chains, and refused where a file is not what was written. Its memory is read past Ferry.
+//! Snapshots of the bare guest, straight on this machine's `/dev/kvm`: saved while it writes, restored more than once,
+//! in chains, and refused where a file is not what was written. Its memory is read past Ferry.
 
 use std::fs;
 use std::path::{Path, PathBuf};

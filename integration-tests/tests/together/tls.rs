@@ -1,5 +1,5 @@
-//! Moves over TLS, there and back, and everybody who must not have the guest: each is refused with a line on both sides while
-//! the guest ticks on, and then the right host takes it from the same receiver.
+//! Moves over TLS, there and back, and everybody who must not have the guest: each is refused with a line on both sides
+//! while the guest ticks on, and then the right host takes it from the same receiver.
 
 use std::fs;
 use std::io::Read;
@@ -271,7 +271,8 @@ fn an_encrypted_source_and_a_plain_receiver() {
     receiver.wait_beats(50).unwrap();
 }
 
-/// The link is measured by the move's own connections, encrypted as it would be; and strangers do not get to measure it.
+/// The link is measured by the move's own connections, encrypted as it would be; and strangers do not get to measure
+/// it.
 #[test]
 fn a_prediction_goes_over_tls() {
     let host = Netns::new("tls").unwrap();

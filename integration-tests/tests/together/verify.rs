@@ -1,5 +1,5 @@
-//! Moves of the bare guest whose memories are compared before the handover, straight on this machine's `/dev/kvm`: what is
-//! right is let through, by every way that pages can take, and what nobody touched stays untouched.
+//! Moves of the bare guest whose memories are compared before the handover, straight on this machine's `/dev/kvm`: what
+//! is right is let through, by every way that pages can take, and what nobody touched stays untouched.
 
 use integration_tests::ferry::{Ferry, PulseGuest};
 

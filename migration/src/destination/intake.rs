@@ -160,8 +160,8 @@ impl Intake {
         Ok(())
     }
 
-    /// On a further stream: has pages of the next round wait for its beginning. On the first one nobody waits, since there
-    /// the end of a round comes before the next; without it he would wait for himself.
+    /// On a further stream: has pages of the next round wait for its beginning. On the first one nobody waits, since
+    /// there the end of a round comes before the next; without it he would wait for himself.
     pub fn wait_for(&self, round: u32, channel: &Channel) -> Result<(), ReceiveError> {
         let mut progress = self.lock();
         while !progress.sealed && progress.round.checked_add(1) == Some(round) {

@@ -213,9 +213,10 @@ impl<'a> Sink<'a> {
     }
 
     fn advise(&self, advice: libc::c_int) -> std::io::Result<()> {
-        // SAFETY: the range is exactly the slice's, all of a mapping that is private and anonymous (this is called for fresh
-        // memory alone) and lives as long as the slice. MADV_HUGEPAGE changes no contents; MADV_DONTNEED makes them zeros, and
-        // nobody refers to them: the only pieces of it are those that `place` gives, which borrow this exclusively.
+        // SAFETY: the range is exactly the slice's, all of a mapping that is private and anonymous (this is called for
+        // fresh memory alone) and lives as long as the slice. MADV_HUGEPAGE changes no contents; MADV_DONTNEED makes
+        // them zeros, and nobody refers to them: the only pieces of it are those that `place` gives, which borrow this
+        // exclusively.
         let done = unsafe {
             libc::madvise(
                 self.memory.ptr_guard_mut().as_ptr().cast(),

@@ -167,8 +167,8 @@ impl Snapshot {
     }
 }
 
-/// Makes the guest that the last of some snapshots holds, paused. The first has to be whole by itself, and each other to
-/// stand on the one before it.
+/// Makes the guest that the last of some snapshots holds, paused. The first has to be whole by itself, and each other
+/// to stand on the one before it.
 ///
 /// # Errors
 /// There is no guest, and none is left half-made.

@@ -2,8 +2,8 @@
 //! written.
 //!
 //! KVM's logs cost a fault for each page armed, and huge pages for all of memory as long as they are on, which a guest
-//! on an emulated processor feels most. This costs the time of a processor beside the guest's, so it is for samples. A page written
-//! with what it held is not seen.
+//! on an emulated processor feels most. This costs the time of a processor beside the guest's, so it is for samples. A
+//! page written with what it held is not seen.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};

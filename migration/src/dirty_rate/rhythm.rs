@@ -1,9 +1,9 @@
 //! Whether a guest writes all the time or in bursts, seen while its curve is measured.
 //!
-//! The curve counts each page once, so it cannot tell a guest that has written all it ever writes from one that rests for a
-//! second. So every [`STEP`] some of the pages written so far are armed again. Of all of them, as large a share is
-//! written in the next step as of these; with the pages that are new, that is how many pages the guest writes in a step.
-//! Where that falls to a fraction of what it was, for longer than chance has it, the guest rests.
+//! The curve counts each page once, so it cannot tell a guest that has written all it ever writes from one that rests
+//! for a second. So every [`STEP`] some of the pages written so far are armed again. Of all of them, as large a share
+//! is written in the next step as of these; with the pages that are new, that is how many pages the guest writes in a
+//! step. Where that falls to a fraction of what it was, for longer than chance has it, the guest rests.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use crate::pages::PageSet;
 
 /// How long one look is behind another: shorter than any rest that matters to a move, long enough to see something.
 pub(super) const STEP: Duration = Duration::from_micros(62_500);
-/// Pages that are armed again. The guest pays a fault for each that it writes in a step: a tenth, in the time of a watch, of what the
-/// curve of a working set of 128 MiB costs it.
+/// Pages that are armed again. The guest pays a fault for each that it writes in a step: a tenth, in the time of a
+/// watch, of what the curve of a working set of 128 MiB costs it.
 const SAMPLE: u64 = 128;
 /// A step with less than this part of the most is one of rest.
 const PART: f64 = 0.5;
 /// Rests are believed in if no more than this part is written in them of what is written else in so much time ...
 const QUIET: f64 = 0.2;
-/// ... and at the rate of bursts so many pages would have been seen in them. Of twenty that are expected chance lets fewer than
-/// five be seen once in ten thousand times.
+/// ... and at the rate of bursts so many pages would have been seen in them. Of twenty that are expected chance lets
+/// fewer than five be seen once in ten thousand times.
 const EVIDENCE: f64 = 20.0;
 /// Times in bursts for which the curve is told get longer by this factor at least.
 const SPARSE: f64 = 1.25;
@@ -88,8 +88,8 @@ impl Stepping {
         self.since + STEP
     }
 
-    /// It is over, at `now`: the log names these pages, and all `written` since the watch began are these. Gives the pages to be
-    /// armed again.
+    /// It is over, at `now`: the log names these pages, and all `written` since the watch began are these. Gives the
+    /// pages to be armed again.
     pub fn over(&mut self, now: Duration, named: &PageSet, written: &PageSet) -> &PageSet {
         let time = now.saturating_sub(self.since).as_secs_f64().max(1e-9);
         let (sampled, pages) = (self.sample.len(), written.len());
@@ -187,8 +187,8 @@ impl Steps {
         smooth.iter().map(|rate| *rate >= PART * most).collect()
     }
 
-    /// How long it writes, or rests, in one go: the mean of those seen from beginning to end, or of those cut off by the watch the
-    /// longest.
+    /// How long it writes, or rests, in one go: the mean of those seen from beginning to end, or of those cut off by
+    /// the watch the longest.
     fn typical(&self, writes: &[bool], burst: bool) -> f64 {
         let (mut whole, mut cut) = (Vec::new(), 0.0f64);
         let mut index = 0;
@@ -225,8 +225,8 @@ mod tests {
     const PAGES: u64 = 1 << 16;
     const SET: u64 = 32_768;
 
-    /// Watches a guest for `seconds` that writes `per_s` pages anywhere in its working set while `writes` says so, and a few all the
-    /// time.
+    /// Watches a guest for `seconds` that writes `per_s` pages anywhere in its working set while `writes` says so, and
+    /// a few all the time.
     fn watch(seconds: f64, per_s: f64, writes: impl Fn(f64) -> bool) -> Steps {
         let mut stepping = Stepping::new(PAGES);
         let (mut written, mut named) = (PageSet::empty(PAGES), PageSet::empty(PAGES));

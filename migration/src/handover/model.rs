@@ -44,7 +44,8 @@ impl Machines {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Person {
     /// Looks at the destination first. Frees the source's guest when it runs there. Resumes it by force when the
-    /// destination says that it has none, is dead, or has let its time for GO run out without having taken it; else waits.
+    /// destination says that it has none, is dead, or has let its time for GO run out without having taken it; else
+    /// waits.
     Careful,
     /// Resumes by force without looking.
     Careless,

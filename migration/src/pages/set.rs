@@ -1,5 +1,5 @@
-//! A set of pages, in two levels: what is clean is passed over 4096 pages at a time, so a round over few dirty pages costs
-//! next to nothing, however large the guest.
+//! A set of pages, in two levels: what is clean is passed over 4096 pages at a time, so a round over few dirty pages
+//! costs next to nothing, however large the guest.
 
 use std::ops::Range;
 

@@ -6,22 +6,25 @@
 //! lost, so a clean page costs `(1 - s) / (b - r·s·c)`. As long as `r·c < b` that is least at full speed, where
 //! it is nothing; beyond it, at a standstill. Hence:
 //!
-//! - As long as sending gets ahead of the guest, it runs at full speed, in round 0 always. A small set of pages
-//!   that is rewritten all the time, and fits the blackout, never gets it slowed down.
-//! - Once nearly all that is sent is written again meanwhile ([`ENGAGE`]), and this round will not leave much
-//!   less than the one before ([`SHRINKS`]), going on at full speed is nearly in vain.
-//! - Nearly: a guest that writes just as fast as the link carries, `n` pages of which any may be next, leaves `n/2`, `n/3`, `n/4` pages, and each that is
-//!   not left costs it nothing. What it pays once it is slowed down is in proportion to what is left then. So that is put off as long as what is left falls by a
-//!   tenth while the move gets 7 % longer ([`STEP`], [`WITHIN`]), by half of its time so far at most ([`PATIENCE`]), and not past half of the rounds and the time that are
-//!   allowed ([`ALLOWED`]). What is left of a guest that writes twice as fast or faster falls no further than to half of its working set, and soon no more.
-//! - From then on the guest is held down to [`AIM`] of what the link carries, so that each round leaves a
-//!   quarter, also where less would fit the limit: what it would save the guest, a longer blackout takes. At a standstill it would lose about a
-//!   sixth less of its work, but that would be a blackout. Held to an eighth, it would lose 5 to 14 % less and see nothing of its own time for longer: gaps of 60 to 170 ms
-//!   between its beats were seen at 4 and 8 times the link, 20 to 50 ms at a quarter. Held down less, it would lose more, and take longer.
-//! - How fast it writes at a given throttle is measured, not computed: guests have idle time to catch up in, and
-//!   other things to do than write. Where the dirty log knows which vCPU writes, those that write too much are slowed down and no
-//!   others ([`Writers`]). The throttle is raised at once and let go of within a second or so, since a
-//!   guest that sweeps through its memory writes nothing that counts for a while, and then all the more.
+//! - As long as sending gets ahead of the guest, it runs at full speed, in round 0 always. A small set of pages that is
+//!   rewritten all the time, and fits the blackout, never gets it slowed down.
+//! - Once nearly all that is sent is written again meanwhile ([`ENGAGE`]), and this round will not leave much less than
+//!   the one before ([`SHRINKS`]), going on at full speed is nearly in vain.
+//! - Nearly: a guest that writes just as fast as the link carries, `n` pages of which any may be next, leaves `n/2`,
+//!   `n/3`, `n/4` pages, and each that is not left costs it nothing. What it pays once it is slowed down is in
+//!   proportion to what is left then. So that is put off as long as what is left falls by a tenth while the move gets 7
+//!   % longer ([`STEP`], [`WITHIN`]), by half of its time so far at most ([`PATIENCE`]), and not past half of the
+//!   rounds and the time that are allowed ([`ALLOWED`]). What is left of a guest that writes twice as fast or faster
+//!   falls no further than to half of its working set, and soon no more.
+//! - From then on the guest is held down to [`AIM`] of what the link carries, so that each round leaves a quarter, also
+//!   where less would fit the limit: what it would save the guest, a longer blackout takes. At a standstill it would
+//!   lose about a sixth less of its work, but that would be a blackout. Held to an eighth, it would lose 5 to 14 % less
+//!   and see nothing of its own time for longer: gaps of 60 to 170 ms between its beats were seen at 4 and 8 times the
+//!   link, 20 to 50 ms at a quarter. Held down less, it would lose more, and take longer.
+//! - How fast it writes at a given throttle is measured, not computed: guests have idle time to catch up in, and other
+//!   things to do than write. Where the dirty log knows which vCPU writes, those that write too much are slowed down
+//!   and no others ([`Writers`]). The throttle is raised at once and let go of within a second or so, since a guest
+//!   that sweeps through its memory writes nothing that counts for a while, and then all the more.
 //!
 //! `tests/engine/convergence.rs` has the simulation in which these figures were chosen.
 
@@ -66,7 +69,8 @@ pub struct Auto {
     rate: f64,
     /// What that would be at full speed, and who it is; while throttled, the highest lately.
     writers: Writers,
-    /// When there last was a step less left to send than before, and how much that was. In the beginning, what there was then.
+    /// When there last was a step less left to send than before, and how much that was. In the beginning, what there
+    /// was then.
     step: Option<(Duration, f64)>,
     /// When the guest would first have been slowed down if that did not do without.
     waits: Option<Duration>,
@@ -126,8 +130,8 @@ impl Auto {
     }
 }
 
-/// How many pages have not arrived as they are now. Those of a round that were read are not there yet: at its beginning they
-/// fill the sockets' buffers.
+/// How many pages have not arrived as they are now. Those of a round that were read are not there yet: at its beginning
+/// they fill the sockets' buffers.
 fn left_in_all(look: &Look, link: f64) -> f64 {
     let arrived = match look.over {
         true => precise(look.pages),

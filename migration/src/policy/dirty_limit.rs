@@ -1,15 +1,16 @@
-//! `dirty-limit`, after what QEMU does with a dirty ring: each vCPU that writes faster than a limit is slowed down until it
-//! writes at it, and the others are left alone.
+//! `dirty-limit`, after what QEMU does with a dirty ring: each vCPU that writes faster than a limit is slowed down
+//! until it writes at it, and the others are left alone.
 //!
-//! QEMU's limit is a figure that a person sets (`vcpu-dirty-limit`, 1 MB/s unless told otherwise), the same for
-//! every vCPU. It holds from the moment that auto-converge would begin, which is when more than half of what was sent
-//! is dirtied meanwhile (`throttle-trigger-threshold`), until the end of the move (migration/ram.c,
-//! `migration_dirty_limit_guest`). Each second (`x-vcpu-dirty-limit-period`) the rates are measured, and each vCPU's sleep is
-//! lengthened or shortened until its rate is what it may be (`dirtylimit_set_throttle`).
+//! QEMU's limit is a figure that a person sets (`vcpu-dirty-limit`, 1 MB/s unless told otherwise), the same for every
+//! vCPU. It holds from the moment that auto-converge would begin, which is when more than half of what was sent is
+//! dirtied meanwhile (`throttle-trigger-threshold`), until the end of the move (migration/ram.c,
+//! `migration_dirty_limit_guest`). Each second (`x-vcpu-dirty-limit-period`) the rates are measured, and each vCPU's
+//! sleep is lengthened or shortened until its rate is what it may be (`dirtylimit_set_throttle`).
 //!
-//! Here nobody need know the figure: it is chosen so that all vCPUs together write half of what the link carries, by which
-//! each round leaves half. Below 1 MB/s it never goes, as there. Rates are measured more often, since rounds get short; and
-//! a vCPU is let go of slowly, as a guest that sweeps through its memory writes nothing that counts for a while.
+//! Here nobody need know the figure: it is chosen so that all vCPUs together write half of what the link carries, by
+//! which each round leaves half. Below 1 MB/s it never goes, as there. Rates are measured more often, since rounds get
+//! short; and a vCPU is let go of slowly, as a guest that sweeps through its memory writes nothing that counts for a
+//! while.
 
 use std::time::Duration;
 

@@ -88,8 +88,8 @@ pub struct Look {
     pub unsent: u64,
     /// Pages written since they were sent, or that do not belong to the round: the next one has to send them.
     pub written: u64,
-    /// Pages that each vCPU has logged since the log was started ([`crate::dirty::DirtyLog::written_by_vcpu`]); empty where the log
-    /// does not know.
+    /// Pages that each vCPU has logged since the log was started ([`crate::dirty::DirtyLog::written_by_vcpu`]); empty
+    /// where the log does not know.
     pub written_by_vcpu: Vec<u64>,
     /// Bytes on the wire since the move began.
     pub wire_bytes: u64,
@@ -120,8 +120,9 @@ pub fn throttling(policy: ThrottlePolicy) -> Box<dyn Throttling> {
     }
 }
 
-/// Pages written again a second, and over how many seconds that was measured: since the look `before` if that was in the
-/// same round, else since the round began. `None` if less than `shortest` has passed since that look, which then stays.
+/// Pages written again a second, and over how many seconds that was measured: since the look `before` if that was in
+/// the same round, else since the round began. `None` if less than `shortest` has passed since that look, which then
+/// stays.
 fn written_since(before: &mut Option<Look>, look: &Look, shortest: Duration) -> Option<(f64, f64)> {
     let last = before.as_ref().filter(|last| last.round == look.round);
     let (written, from) = last.map_or((0, Duration::ZERO), |last| (last.written, last.duration));

@@ -2,8 +2,8 @@
 //! before, the guest pays for the pages that it writes faster than they are sent, in short sleeps. So from the
 //! second pass on it writes less than is sent, until it moves.
 //!
-//! It differs from the original in one thing: all vCPUs that run pay alike, since without a dirty ring nobody knows which of
-//! them wrote a page. How close below the link vMotion holds a guest is not published; here it is [`AIM`].
+//! It differs from the original in one thing: all vCPUs that run pay alike, since without a dirty ring nobody knows
+//! which of them wrote a page. How close below the link vMotion holds a guest is not published; here it is [`AIM`].
 
 use std::time::Duration;
 

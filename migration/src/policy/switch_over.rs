@@ -23,15 +23,15 @@ pub enum Decision {
 /// pace all rounds to come take no longer than four times the last. Comparing rates instead would call a
 /// guest hopeless that rewrites the same few pages.
 const SHRINKS: (u64, u64) = (3, 4);
-/// Where the remainder fits the limit already, a tenth less is worth a round: what a hot spot leaves shrinks as slowly as that for
-/// half a dozen short rounds, to a third.
+/// Where the remainder fits the limit already, a tenth less is worth a round: what a hot spot leaves shrinks as slowly
+/// as that for half a dozen short rounds, to a third.
 const STILL_SHRINKS: (u64, u64) = (9, 10);
 /// So many rounds in a row without a new minimum, at full throttle, and nothing will help any more.
 const HOPELESS: usize = 5;
 /// A round more is worth its while if it shortens the blackout by so much, and by a tenth.
 const WORTH: Duration = Duration::from_millis(1);
-/// How fast a guest writes that is held down in slices of a few milliseconds shows in no less time than this: a round that is
-/// over sooner may have been all sleep, or none.
+/// How fast a guest writes that is held down in slices of a few milliseconds shows in no less time than this: a round
+/// that is over sooner may have been all sleep, or none.
 const SLICES: Duration = Duration::from_millis(50);
 /// What is left goes up and down with what the guest does. So many rounds at most are spent on coming back to
 /// the least there was lately.

@@ -7,8 +7,8 @@
 use super::{Look, Percents, percent_for, precise, speed};
 use crate::guest::ThrottlePercent;
 
-/// Fewer pages than this do not say who writes: in the last rounds, which have a few pages each, one page of a vCPU that
-/// computes would be much.
+/// Fewer pages than this do not say who writes: in the last rounds, which have a few pages each, one page of a vCPU
+/// that computes would be much.
 const SAMPLE: f64 = 256.0;
 
 /// What the vCPUs of a guest write, as last seen.
@@ -18,7 +18,8 @@ pub struct Writers {
     counted: Vec<u64>,
     /// Which part of what was written since each had written then.
     shares: Vec<f64>,
-    /// What each would write at full speed, pages a second; one number for all of them together where the log does not say.
+    /// What each would write at full speed, pages a second; one number for all of them together where the log does not
+    /// say.
     full: Vec<f64>,
 }
 
@@ -43,8 +44,8 @@ impl Writers {
         &self.shares
     }
 
-    /// Pages are written at this rate, all in all, since the look before. Of what was learned before that share is `remembered`,
-    /// if it is more.
+    /// Pages are written at this rate, all in all, since the look before. Of what was learned before that share is
+    /// `remembered`, if it is more.
     pub fn learn(&mut self, look: &Look, rate: f64, remembered: f64) {
         let vcpus = self.shares(look).len();
         self.full.resize(vcpus, 0.0);

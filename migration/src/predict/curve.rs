@@ -7,8 +7,8 @@
 //! others comes near.
 //!
 //! The curve does not say everything: what is beyond its last window, how often pages are written that are all written
-//! within the first, how the guest goes up and down. So three guests come of it: the one to be expected, and two that are
-//! as far from it as the curve allows.
+//! within the first, how the guest goes up and down. So three guests come of it: the one to be expected, and two that
+//! are as far from it as the curve allows.
 
 use std::time::Duration;
 
@@ -30,8 +30,8 @@ const NOISE: f64 = 0.02;
 const KNEES: f64 = 72.0;
 /// A knee is believed in if it leaves no more than this of the error that the classes alone leave.
 const BETTER: f64 = 0.6;
-/// Classes of less than this share of all written pages are left out. A few pages that are written all the time are all that
-/// the last rounds leave.
+/// Classes of less than this share of all written pages are left out. A few pages that are written all the time are all
+/// that the last rounds leave.
 const SPECK: f64 = 1e-4;
 /// Classes of which each page was written less often than this are not known to end.
 const HARDLY: f64 = 0.5;

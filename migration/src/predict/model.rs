@@ -69,14 +69,15 @@ impl GuestModel {
         pages.fold(0, u64::saturating_add)
     }
 
-    /// How many vCPUs it has: up to the last that any part names. One of them that no part names, or that never writes, computes
-    /// and nothing else.
+    /// How many vCPUs it has: up to the last that any part names. One of them that no part names, or that never writes,
+    /// computes and nothing else.
     pub fn vcpus(&self) -> usize {
         let last = self.parts.iter().map(|part| part.vcpu).max();
         usize::from(last.unwrap_or(0)) + 1
     }
 
-    /// How fast a vCPU of it works under a throttle that leaves that `share` of its time, compared with no throttle at all.
+    /// How fast a vCPU of it works under a throttle that leaves that `share` of its time, compared with no throttle at
+    /// all.
     pub(super) fn speed(&self, share: f64) -> f64 {
         let busy = if self.busy > 0.0 { self.busy } else { 1.0 };
         (share / busy).clamp(0.0, 1.0)

@@ -25,9 +25,9 @@ const PREPARE: Estimate<f64> = Estimate {
 };
 /// Answers that are waited for until the first page goes: to HELLO and to three PINGs.
 const ANSWERS: f64 = 4.0;
-/// What was seen of [`StateCosts`] goes from so small a part of them, where processors of its own wake up in microseconds, to
-/// twice as much, where the host is a guest itself and its idle processors have to be scheduled first. In the middle are 2.4 ms,
-/// the median of 71 moves between such hosts.
+/// What was seen of [`StateCosts`] goes from so small a part of them, where processors of its own wake up in
+/// microseconds, to twice as much, where the host is a guest itself and its idle processors have to be scheduled first.
+/// In the middle are 2.4 ms, the median of 71 moves between such hosts.
 const LEAST_STATE: f64 = 1.0 / 6.0;
 const MOST_STATE: f64 = 2.0;
 

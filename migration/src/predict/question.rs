@@ -82,10 +82,11 @@ pub struct Question {
     pub memory: Memory,
     /// What it writes.
     pub writes: Writes,
-    /// Where in its memory it writes: the share of the pages that are never written which lie before those that are, 0 to
-    /// 1; `None` for not known. What is sent late in the first round is written less often behind it.
+    /// Where in its memory it writes: the share of the pages that are never written which lie before those that are, 0
+    /// to 1; `None` for not known. What is sent late in the first round is written less often behind it.
     pub before: Option<f64>,
-    /// When it writes, if not all the time: `writes` is then what it does in its bursts. Where in one the move begins is up to chance.
+    /// When it writes, if not all the time: `writes` is then what it does in its bursts. Where in one the move begins
+    /// is up to chance.
     pub bursts: Option<Rhythm>,
     /// The share of its time that the busiest vCPU runs, above 0 and at most 1; see [`GuestModel::busy`].
     pub busy: f64,

@@ -16,8 +16,8 @@ const LOOKS: u64 = 8192;
 pub struct Survey {
     /// How much there is, and of what.
     pub memory: Memory,
-    /// Where the written pages lie in it: see [`Question::before`](super::Question::before). `None` if there are none, or
-    /// no others.
+    /// Where the written pages lie in it: see [`Question::before`](super::Question::before). `None` if there are none,
+    /// or no others.
     pub before: Option<f64>,
 }
 

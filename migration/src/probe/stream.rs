@@ -20,8 +20,8 @@ const QUEUE: Duration = Duration::from_millis(60);
 /// With a bandwidth limit so many fillers leave in a second at least.
 const FILLERS_PER_SECOND: u64 = 100;
 
-/// Bytes to be sent, of all streams in turn. They look like chance, so that nothing between the hosts makes them fewer; and
-/// they do not come from the processor's cache, as a guest's pages do not.
+/// Bytes to be sent, of all streams in turn. They look like chance, so that nothing between the hosts makes them fewer;
+/// and they do not come from the processor's cache, as a guest's pages do not.
 pub(super) fn source() -> Vec<u8> {
     const BLOCK: usize = 64 << 10;
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
@@ -131,8 +131,8 @@ impl Stream {
         Ok(began.elapsed())
     }
 
-    /// Sends until all streams together have sent enough, and waits until that has arrived. `source` is taken from `at` on, round
-    /// and round: two streams at one place would find it in the cache.
+    /// Sends until all streams together have sent enough, and waits until that has arrived. `source` is taken from `at`
+    /// on, round and round: two streams at one place would find it in the cache.
     pub fn fill(
         &mut self,
         acks: &Acks,

@@ -20,7 +20,8 @@ use crate::wire::iov::Out;
 pub(super) const BATCH: u64 = 256;
 /// The least that is packed together, however low the bandwidth: what a codec sees at once decides what it saves.
 const PACKED_BATCH: u64 = 64;
-/// But all streams send theirs in so much time, also where that saves nothing: no stream is silent for longer, waiting for its turn.
+/// But all streams send theirs in so much time, also where that saves nothing: no stream is silent for longer, waiting
+/// for its turn.
 const PACKED_TIME: Duration = Duration::from_millis(250);
 /// After so many runs the destination is asked for a sign of life. Runs far apart are slow to take in, since
 /// each may be the first touch of a huge page there, and a socket's buffer holds thousands of them: without

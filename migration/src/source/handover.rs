@@ -15,8 +15,8 @@ use crate::handover::{Source, SourceAct, SourceEvent};
 use crate::report::{Blackout, BlackoutClock};
 use crate::wire::frame::{Figures, Frame, Live};
 
-/// So long at most the destination's last figures are waited for. It has them with the guest's first heartbeat there, which it waits
-/// for a second.
+/// So long at most the destination's last figures are waited for. It has them with the guest's first heartbeat there,
+/// which it waits for a second.
 const FIGURES: Duration = Duration::from_secs(2);
 
 /// The guest is paused; everything of it was sent.

@@ -37,8 +37,8 @@ const CHUNK_PAGES: Range<u64> = 256..2048;
 const TELLING_BYTES: (u64, u64) = (256 << 10, 8 << 20);
 /// If the guest's disks took so long, what it wrote to memory meanwhile is worth a round.
 const SETTLED: Duration = Duration::from_millis(5);
-/// So often they are waited for: as long as rounds go on behind that, the guest writes to them anew, and what it writes last is written
-/// back while it stands still. One that writes all the time never has them settled.
+/// So often they are waited for: as long as rounds go on behind that, the guest writes to them anew, and what it writes
+/// last is written back while it stands still. One that writes all the time never has them settled.
 const SETTLES: u32 = 3;
 /// Progress is told so often at most.
 const PROGRESS: Duration = Duration::from_millis(100);
@@ -148,8 +148,8 @@ impl<G: RunningGuest> Precopy<G> {
         }
     }
 
-    /// Has disks write back what they can while the guest runs: it stands still for the rest. Says how long that took; the
-    /// destination hears meanwhile that this end lives.
+    /// Has disks write back what they can while the guest runs: it stands still for the rest. Says how long that took;
+    /// the destination hears meanwhile that this end lives.
     fn settle(&mut self, trip: &Trip<'_>) -> Result<Duration, MoveError> {
         let Some(settle) = self.guest.settle() else {
             return Ok(Duration::ZERO);

@@ -40,8 +40,8 @@ pub struct Keep {
     pub file: File,
     /// What people call it.
     pub name: String,
-    /// Only what was written since that snapshot, which the dirty log was left on for. That this is so is the caller's to
-    /// know.
+    /// Only what was written since that snapshot, which the dirty log was left on for. That this is so is the caller's
+    /// to know.
     pub base: Option<SnapshotId>,
     /// The dirty log stays on afterwards, so that the next snapshot can stand on this one.
     pub track: bool,

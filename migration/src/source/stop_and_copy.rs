@@ -108,8 +108,9 @@ impl<G: RunningGuest> StopAndCopy<G> {
     }
 }
 
-/// How long the guest may stand still until READY. A destination that takes a byte now and then is not silent, and would hold the guest
-/// for hours: it gets four times what was expected, a peer's `patience`, and that again for every GiB to be `verified`.
+/// How long the guest may stand still until READY. A destination that takes a byte now and then is not silent, and
+/// would hold the guest for hours: it gets four times what was expected, a peer's `patience`, and that again for every
+/// GiB to be `verified`.
 fn standstill(patience: Duration, expected: Duration, verified: Option<u64>) -> Duration {
     let parts = verified.map_or(1, |bytes| 2 + bytes.div_ceil(1 << 30));
     patience.saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX)) + expected * 4
@@ -185,7 +186,8 @@ impl<P: PausedGuest> LastPages<P> {
         Ok(self.link.main.channel.send(&Frame::State(state))?)
     }
 
-    /// All state besides memory. The destination waits for this side's disks, where there are any, however slow they are.
+    /// All state besides memory. The destination waits for this side's disks, where there are any, however slow they
+    /// are.
     fn save(&mut self) -> Result<VmState, MoveError> {
         if !self.settled {
             return Ok(self.paused.save()?);

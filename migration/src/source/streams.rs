@@ -22,8 +22,8 @@ use crate::wire::channel::ChannelError;
 
 /// A further stream is worth its thread from so many pages on.
 const WORTHWHILE: u64 = 2 * BATCH;
-/// A stream that waits for the others, or finds nothing to send, says so often that it lives: well within any peer's patience
-/// ([`LEAST_PATIENCE`]).
+/// A stream that waits for the others, or finds nothing to send, says so often that it lives: well within any peer's
+/// patience ([`LEAST_PATIENCE`]).
 pub(super) const SIGN: Duration = Duration::from_millis(100);
 
 /// How far a round has come, seen from all its couriers.

@@ -160,8 +160,8 @@ pub fn gather(from: &[Out<'_>], place: &mut Place, into: &mut [u8]) -> usize {
         && let Some(piece) = place.rest(|index| from.get(index).map(|piece| piece.0))
     {
         // SAFETY: the piece was made from a slice or from a mapped volatile slice, and `rest` only shortened it, so
-        // `iov_len` bytes are readable for as long as `from` is borrowed. Whoever writes to them meanwhile (a vCPU) does
-        // not matter: the volatile slice makes no reference to them.
+        // `iov_len` bytes are readable for as long as `from` is borrowed. Whoever writes to them meanwhile (a vCPU)
+        // does not matter: the volatile slice makes no reference to them.
         let slice = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
         let count = slice.copy_to(&mut into[done..]);
         place.offset += count;
@@ -195,8 +195,8 @@ fn message(pieces: *mut libc::iovec, count: usize) -> libc::msghdr {
     header
 }
 
-/// Whether a call waits for room, or for bytes: as long as its socket says (SO_SNDTIMEO, SO_RCVTIMEO), and not at all if that
-/// is non-blocking.
+/// Whether a call waits for room, or for bytes: as long as its socket says (SO_SNDTIMEO, SO_RCVTIMEO), and not at all
+/// if that is non-blocking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waits {
     /// It does.

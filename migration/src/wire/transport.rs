@@ -13,9 +13,9 @@ use socket2::{SockRef, TcpKeepalive};
 
 use super::iov::{self, In, Out, Waits};
 
-/// What a sender may have under way to a processor that it shares, in bytes; the kernel doubles it (socket(7)). With less the
-/// two ends take turns more often, with more it no longer lies in the processor's cache (docs/performance.md); and Linux allows
-/// as much without being told otherwise (net.core.wmem_max).
+/// What a sender may have under way to a processor that it shares, in bytes; the kernel doubles it (socket(7)). With
+/// less the two ends take turns more often, with more it no longer lies in the processor's cache (docs/performance.md);
+/// and Linux allows as much without being told otherwise (net.core.wmem_max).
 const SHARED_BUFFER: usize = 208 << 10;
 
 /// Congestion control of streams that do not leave this host.
@@ -48,9 +48,9 @@ pub struct Kept {
     pub digest: u64,
 }
 
-/// A connected byte stream that hardly ever blocks: waiting for long is the channel's work, so that it can be cancelled. A
-/// call may be allowed to wait a little ([`Waits::Yes`]: [`LINGER`]), which the kernel does at less cost than poll(2) and
-/// another call; a stream need not.
+/// A connected byte stream that hardly ever blocks: waiting for long is the channel's work, so that it can be
+/// cancelled. A call may be allowed to wait a little ([`Waits::Yes`]: [`LINGER`]), which the kernel does at less cost
+/// than poll(2) and another call; a stream need not.
 pub trait Transport: Send + Debug {
     /// Makes the stream ready for a move: no long waits, no delay of small frames, and a kernel that gives up
     /// on data not acknowledged for `peer_timeout`.
@@ -68,8 +68,8 @@ pub trait Transport: Send + Debug {
         Ok(None)
     }
 
-    /// Takes some of the bytes; says how many. An error means that not one of them was taken, and none will ever arrive.
-    /// Bytes taken may need [`flush`](Self::flush) to get out.
+    /// Takes some of the bytes; says how many. An error means that not one of them was taken, and none will ever
+    /// arrive. Bytes taken may need [`flush`](Self::flush) to get out.
     ///
     /// # Errors
     /// `WouldBlock` when there is no room, else as the stream has it.
@@ -90,7 +90,8 @@ pub trait Transport: Send + Debug {
     /// `WouldBlock` when there are none, else as the stream has it.
     fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize>;
 
-    /// Receives bytes that nobody wants to know; `sink` is only room for them. Says how many, 0 at the end of the stream.
+    /// Receives bytes that nobody wants to know; `sink` is only room for them. Says how many, 0 at the end of the
+    /// stream.
     ///
     /// # Errors
     /// As [`receive`](Self::receive), but also works where nothing can be understood any more.
@@ -122,9 +123,9 @@ pub trait Transport: Send + Debug {
         None
     }
 
-    /// Lets little be under way at a time, where both ends run on one processor: so it is still in that one's cache when it is read,
-    /// and the kernel takes it in at once instead of leaving it to a thread that a busy host keeps waiting. Ends with a processor each
-    /// would wait for each other. It is a wish.
+    /// Lets little be under way at a time, where both ends run on one processor: so it is still in that one's cache
+    /// when it is read, and the kernel takes it in at once instead of leaving it to a thread that a busy host keeps
+    /// waiting. Ends with a processor each would wait for each other. It is a wish.
     fn share_processor(&self) {}
 
     /// Where bytes are kept instead of carried: makes what was taken so far last.
@@ -163,8 +164,9 @@ impl Transport for TcpStream {
         linger(&socket)?;
         self.set_nodelay(true)?;
         if self.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
-            // Nothing is congested on the way to oneself, and BBR, the choice of some systems, paces there for nothing. Reno is
-            // in every Linux, and free to all: any other may be refused to a process without capabilities. It is a wish.
+            // Nothing is congested on the way to oneself, and BBR, the choice of some systems, paces there for nothing.
+            // Reno is in every Linux, and free to all: any other may be refused to a process without capabilities. It
+            // is a wish.
             let _ = socket.set_tcp_congestion(LOOPBACK_CONGESTION);
         }
         // Where nothing is under way that could stay unacknowledged, the kernel asks by itself: a stream that waits for

@@ -126,7 +126,8 @@ fn auto_completes_within_the_limit_up_to_eight_times_the_link() {
                     let guest = guest(pattern, working_set, times);
                     let ran = run(&guest, ThrottlePolicy::Auto, downtime);
                     assert!(completed(&ran, downtime), "{guest:?}: {ran:?}");
-                    // Round 0 takes 9.1 s, and the working set once more 4.6 s. Near the link's own speed it waits half as long again.
+                    // Round 0 takes 9.1 s, and the working set once more 4.6 s. Near the link's own speed it waits half
+                    // as long again.
                     let (most, rounds) = match (0.9..=1.1).contains(&times) {
                         true => (27.0, 60),
                         false => (20.0, 40),
@@ -161,10 +162,10 @@ fn least_lost(times: f64, working_set: u64, total_s: f64) -> f64 {
         .fold(f64::INFINITY, f64::min)
 }
 
-/// A third of what auto-converge loses, or one part in a hundred, where that can be had: a guest that writes
-/// once or twice what the link carries, anywhere in 512 MiB, cannot be moved so fast at that price by anybody.
-/// What is spent on a blackout shorter than asked for comes on top: rounds that shrink to a quarter each.
-/// Longer than auto-converge it takes only where it waits, by no more than half, and loses less than half of the work then.
+/// A third of what auto-converge loses, or one part in a hundred, where that can be had: a guest that writes once or
+/// twice what the link carries, anywhere in 512 MiB, cannot be moved so fast at that price by anybody. What is spent on
+/// a blackout shorter than asked for comes on top: rounds that shrink to a quarter each. Longer than auto-converge it
+/// takes only where it waits, by no more than half, and loses less than half of the work then.
 #[test]
 fn auto_loses_a_third_of_what_auto_converge_does_and_is_no_slower() {
     for pattern in [Pattern::Uniform, Pattern::Sweep, Pattern::HotSpot] {
@@ -215,8 +216,8 @@ fn the_load_that_auto_was_made_for() {
     }
 }
 
-/// Pages by Zipf's law: each octave of ranks is half as large as the one before it, and written as often. What is left falls
-/// ever more slowly from round to round; each is short, and none costs the guest work.
+/// Pages by Zipf's law: each octave of ranks is half as large as the one before it, and written as often. What is left
+/// falls ever more slowly from round to round; each is short, and none costs the guest work.
 #[test]
 fn a_hot_spot_is_followed_down_to_what_is_written_all_the_time() {
     let (first, mut octave) = (mib(64), mib(64));
@@ -401,8 +402,8 @@ proptest! {
     }
 }
 
-/// A guest that writes as fast as the link carries is let do so as long as that leaves less and less: it has to pay less then. One that
-/// writes twice as fast gains little by it, and is not waited for.
+/// A guest that writes as fast as the link carries is let do so as long as that leaves less and less: it has to pay
+/// less then. One that writes twice as fast gains little by it, and is not waited for.
 #[test]
 fn auto_waits_where_that_saves_work() {
     let ran = run(&guest(Pattern::Uniform, 512, 1.0), ThrottlePolicy::Auto, 50);

@@ -82,7 +82,8 @@ fn forward(
     })
 }
 
-/// One move with a cut, with the memories compared or not; gives what went through from the source and from the destination.
+/// One move with a cut, with the memories compared or not; gives what went through from the source and from the
+/// destination.
 fn travel(cut: Option<Cut>, verified: bool) -> (Vec<&'static str>, Vec<&'static str>) {
     let world = World::idle(&[2, 2]);
     let guest = boot(&world);

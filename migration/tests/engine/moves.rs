@@ -82,8 +82,8 @@ fn a_late_first_heartbeat_is_in_the_report() {
     verify(&world, receiving.join().unwrap().unwrap());
 }
 
-/// Longer than the other end would wait in silence; and it does not stand still for it. Disks that are written to all the time are
-/// waited for three times.
+/// Longer than the other end would wait in silence; and it does not stand still for it. Disks that are written to all
+/// the time are waited for three times.
 #[test]
 fn disks_are_written_back_while_the_guest_runs() {
     let options = Options {
@@ -212,8 +212,8 @@ fn dirty_limit_is_refused_where_the_log_does_not_know_who_writes() {
     assert_eq!(world.running(), 1);
 }
 
-/// Writes all of its 4 MiB every 20 ms, 25 times what its link of 8 MB/s carries: more even where it hardly gets a processor. At the
-/// strongest throttle that is a quarter of the link.
+/// Writes all of its 4 MiB every 20 ms, 25 times what its link of 8 MB/s carries: more even where it hardly gets a
+/// processor. At the strongest throttle that is a quarter of the link.
 fn greedy() -> (std::sync::Arc<World>, Options) {
     let writer = Writer {
         pages: 0..1024,

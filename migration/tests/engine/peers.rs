@@ -1,5 +1,5 @@
-//! A peer that stops in the middle of a move, at every frame: it is noticed within the peer's time, and a cancel does not
-//! wait for that. The guest is back at the source, or, behind GO, kept there.
+//! A peer that stops in the middle of a move, at every frame: it is noticed within the peer's time, and a cancel does
+//! not wait for that. The guest is back at the source, or, behind GO, kept there.
 
 use crate::support;
 

@@ -448,8 +448,8 @@ fn a_cancel_and_a_guest_that_cannot_be_saved_leave_it_running() {
     assert!(load(&world, &[&folder.file("b")]).is_err());
 }
 
-/// Bytes of a file up to STATE, as they have been since there are files. STATE and END have golden bytes of their own, and
-/// this guest's state is a time. To change these give the format another version.
+/// Bytes of a file up to STATE, as they have been since there are files. STATE and END have golden bytes of their own,
+/// and this guest's state is a time. To change these give the format another version.
 #[test]
 fn golden_bytes_of_a_file() {
     const STATE: usize = 0x4129;
@@ -459,8 +459,8 @@ fn golden_bytes_of_a_file() {
     let mut ours = fs::read(&path).unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-files/v3-full.snapshot");
     let kept = fs::read(&golden).unwrap();
-    // Behind the preamble (16) and the header of SNAPSHOT (8) its name (16) and no base's (16); behind the header of HELLO
-    // (8) the same name, and the boot of this host (16).
+    // Behind the preamble (16) and the header of SNAPSHOT (8) its name (16) and no base's (16); behind the header of
+    // HELLO (8) the same name, and the boot of this host (16).
     for random in [24..40, 64..96] {
         ours[random.clone()].copy_from_slice(&kept[random]);
     }

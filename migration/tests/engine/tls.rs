@@ -1,5 +1,5 @@
-//! Moves over TLS: whole, cut at every record, against peers that are silent, cancelled in the handshake, and against every
-//! kind of stranger.
+//! Moves over TLS: whole, cut at every record, against peers that are silent, cancelled in the handshake, and against
+//! every kind of stranger.
 
 use crate::support;
 
@@ -151,8 +151,8 @@ fn a_busy_guest_arrives_whole_over_any_number_of_encrypted_streams() {
     }
 }
 
-/// Passes whole records on, until the cut: before the record of that number, or in its middle. Then the line is dead both
-/// ways. Says how many went through.
+/// Passes whole records on, until the cut: before the record of that number, or in its middle. Then the line is dead
+/// both ways. Says how many went through.
 fn forward(
     mut from: UnixStream,
     mut to: UnixStream,

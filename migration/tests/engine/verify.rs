@@ -1,5 +1,5 @@
-//! Moves whose memory is compared before GO: nothing but what is wrong is found, and what is wrong keeps the guest at the
-//! source.
+//! Moves whose memory is compared before GO: nothing but what is wrong is found, and what is wrong keeps the guest at
+//! the source.
 
 use crate::support;
 

@@ -36,8 +36,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     sample: Option<u32>,
 
-    /// Compare what pages hold, instead of having KVM log who writes: the guest is not slowed down at all. Of a sample, one page
-    /// in 64 unless told otherwise; what is written with what it held is not seen
+    /// Compare what pages hold, instead of having KVM log who writes: the guest is not slowed down at all. Of a sample,
+    /// one page in 64 unless told otherwise; what is written with what it held is not seen
     #[arg(long)]
     contents: bool,
 

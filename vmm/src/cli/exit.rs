@@ -27,7 +27,8 @@ pub const CANCELLED: u8 = 3;
 pub const NO_GUESTS: u8 = 3;
 /// `migrate`: nobody here knows where the guest is.
 pub const UNKNOWN: u8 = 4;
-/// `migrate`, `snapshot`: it failed or was cancelled, and the guest could not go on: it is paused here and runs nowhere.
+/// `migrate`, `snapshot`: it failed or was cancelled, and the guest could not go on: it is paused here and runs
+/// nowhere.
 pub const PAUSED: u8 = 5;
 /// `predict`: the move would not converge.
 pub const NOT_CONVERGING: u8 = 5;

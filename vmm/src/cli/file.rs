@@ -35,8 +35,8 @@ const FLAG: &str = "config";
 /// The flag, for commands whose flags may stand in a file.
 #[derive(Debug, clap::Args)]
 pub(super) struct Flag {
-    /// Take flags from this TOML file, too: keys are their long names (memory = "2G", net = ["tap=tap0"]). The command line
-    /// wins over the file; a flag that may be given several times is replaced as a whole
+    /// Take flags from this TOML file, too: keys are their long names (memory = "2G", net = ["tap=tap0"]). The command
+    /// line wins over the file; a flag that may be given several times is replaced as a whole
     #[arg(long = FLAG, id = FLAG, value_name = "FILE")]
     _config: Option<PathBuf>,
 }
@@ -95,8 +95,8 @@ struct Setting {
     words: Vec<OsString>,
 }
 
-/// The words with those of the file that they name, if they name one. Words that clap does not take come back as they are:
-/// whoever parses them will say so.
+/// The words with those of the file that they name, if they name one. Words that clap does not take come back as they
+/// are: whoever parses them will say so.
 ///
 /// # Errors
 /// See [`FileError`].
@@ -149,8 +149,8 @@ fn trace(path: &Path, settings: &[Setting], merged: &Merge<'_>) -> Result<(), Fi
             }
             Ok(())
         }
-        // The first without which other values, or none, are wrong; or else the first without which something else is, such as
-        // that it is missing.
+        // The first without which other values, or none, are wrong; or else the first without which something else is,
+        // such as that it is missing.
         Err(Nonsense::Values(what)) => {
             let mut suspect = None;
             for (index, setting) in settings.iter().enumerate() {

@@ -5,8 +5,8 @@ use crate::log::{self, Format, Level};
 /// How a process that stays tells what happens.
 #[derive(Debug, clap::Args)]
 pub(super) struct Flags {
-    /// Tell what happens inside, from this level on: error, warn, info, debug or trace; by part, info,migration=debug [default:
-    /// what FERRY_LOG in the environment says, else warn]
+    /// Tell what happens inside, from this level on: error, warn, info, debug or trace; by part, info,migration=debug
+    /// [default: what FERRY_LOG in the environment says, else warn]
     #[arg(long, value_name = "LEVEL")]
     log: Option<Level>,
 

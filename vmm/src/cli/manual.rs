@@ -1,5 +1,5 @@
-//! `ferry man` and `ferry completions`: manual pages and completions of shells, from the same definitions that the command
-//! line is read with. For packages; hidden from `ferry --help`.
+//! `ferry man` and `ferry completions`: manual pages and completions of shells, from the same definitions that the
+//! command line is read with. For packages; hidden from `ferry --help`.
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -70,7 +70,8 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", num_args = 0..=1, default_missing_value = "64M")]
     delta: Option<DeltaCache>,
 
-    /// Compare both memories before the guest is handed over; it stands still for as long as reading all that is in use takes, beyond --downtime
+    /// Compare both memories before the guest is handed over; it stands still for as long as reading all that is in use
+    /// takes, beyond --downtime
     #[arg(long)]
     verify: bool,
 
@@ -255,7 +256,8 @@ fn undone(report: &Report, target: &Target) -> Option<String> {
     }
 }
 
-/// A move that the VM has not confirmed. Where it broke off in the middle of that, the move may have begun all the same.
+/// A move that the VM has not confirmed. Where it broke off in the middle of that, the move may have begun all the
+/// same.
 fn unbegun(error: ClientError) -> Failure {
     match error {
         ClientError::Broken { .. } => {
@@ -276,8 +278,8 @@ fn follow(moving: Told<MoveEvent>, view: &mut MoveView) -> Result<Report, MoveEr
     Err(MoveError::Silent(None))
 }
 
-/// Starts the thread that turns the first signal into a cancel, and the second into the end of this process; it ends with
-/// the process.
+/// Starts the thread that turns the first signal into a cancel, and the second into the end of this process; it ends
+/// with the process.
 pub(super) fn start_canceller(
     signals: Signals,
     client: Client,

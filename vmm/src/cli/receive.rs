@@ -45,8 +45,8 @@ pub struct Args {
     #[arg(long, value_name = "SLOT=TAP")]
     net: Vec<SlotFlag>,
 
-    /// Where this host has a disk of the guest, by its number: 0=PATH, optionally with ,ro and ,direct=on. It is the same
-    /// disk, on storage that both hosts can reach: its contents are not moved
+    /// Where this host has a disk of the guest, by its number: 0=PATH, optionally with ,ro and ,direct=on. It is the
+    /// same disk, on storage that both hosts can reach: its contents are not moved
     #[arg(long, value_name = "NUMBER=PATH")]
     disk: Vec<NumberedFlag>,
 
@@ -62,17 +62,18 @@ pub struct Args {
     )]
     max_memory: Size,
 
-    /// Touch so much memory before a guest comes, and give it to the one that does. Memory that has rested is slow at its first touch, and a
-    /// move waits for it otherwise; all of it is taken from the host at once
+    /// Touch so much memory before a guest comes, and give it to the one that does. Memory that has rested is slow at
+    /// its first touch, and a move waits for it otherwise; all of it is taken from the host at once
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     prefault: Option<Size>,
 
-    /// The guest's memory is taken from the huge pages of 2 MiB that this host has set aside (vm.nr_hugepages), all at once
-    /// when it comes
+    /// The guest's memory is taken from the huge pages of 2 MiB that this host has set aside (vm.nr_hugepages), all at
+    /// once when it comes
     #[arg(long, conflicts_with = "prefault")]
     hugepages: bool,
 
-    /// How written pages are found when the guest is moved on from here: bitmap, ring or ring,entries=N, as of `ferry run`
+    /// How written pages are found when the guest is moved on from here: bitmap, ring or ring,entries=N, as of `ferry
+    /// run`
     #[arg(long, value_name = "HOW", default_value = "bitmap")]
     dirty_tracking: DirtyTracking,
 
@@ -88,8 +89,8 @@ pub struct Args {
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
 
-    /// Take guests over TLS alone, from hosts of one CA: the folder with this host's certificate, key and CA, as `ferry certs
-    /// host` makes it. The guest can be moved on with it, too
+    /// Take guests over TLS alone, from hosts of one CA: the folder with this host's certificate, key and CA, as `ferry
+    /// certs host` makes it. The guest can be moved on with it, too
     #[arg(long, value_name = "DIR", conflicts_with = "insecure_plaintext")]
     tls: Option<PathBuf>,
 
@@ -97,7 +98,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", requires = "tls")]
     peer: Vec<String>,
 
-    /// Listen beyond this machine although nothing is encrypted: whoever can read the network can read the guest's memory
+    /// Listen beyond this machine although nothing is encrypted: whoever can read the network can read the guest's
+    /// memory
     #[arg(long)]
     insecure_plaintext: bool,
 

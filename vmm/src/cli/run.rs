@@ -54,8 +54,8 @@ pub struct Args {
     append: Option<String>,
 
     /// Guest memory: 512M, 4G; a multiple of 2M. With ,backing=memfd it can be handed to another ferry on this host as
-    /// it is (`ferry migrate … unix:PATH`), but has no huge pages. With ,hugepages=on it is taken from the huge pages of
-    /// 2 MiB that the host has set aside (vm.nr_hugepages), all at once
+    /// it is (`ferry migrate … unix:PATH`), but has no huge pages. With ,hugepages=on it is taken from the huge pages
+    /// of 2 MiB that the host has set aside (vm.nr_hugepages), all at once
     #[arg(
         long,
         short,
@@ -74,20 +74,20 @@ pub struct Args {
     #[arg(long, value_name = "LEVEL", default_value = "host")]
     cpu: Baseline,
 
-    /// A network device on tap=NAME (exists), create=NAME (made here, gone afterwards) or fd=N (passed open; fd=N:N… one
-    /// of several queues), optionally with ,queues=N (1 to 8, on a tap of several queues), ,mac=52:54:00:12:34:56 and
-    /// ,mtu=N. May be given several times
+    /// A network device on tap=NAME (exists), create=NAME (made here, gone afterwards) or fd=N (passed open; fd=N:N…
+    /// one of several queues), optionally with ,queues=N (1 to 8, on a tap of several queues), ,mac=52:54:00:12:34:56
+    /// and ,mtu=N. May be given several times
     #[arg(long, value_name = "TAP")]
     net: Vec<NetFlag>,
 
-    /// A disk: a raw file or a block device, optionally with ,ro (read-only), ,direct=on (past the host's page cache) and
-    /// ,queues=N (1 to 8). May be given several times. It is locked while the guest may run here
+    /// A disk: a raw file or a block device, optionally with ,ro (read-only), ,direct=on (past the host's page cache)
+    /// and ,queues=N (1 to 8). May be given several times. It is locked while the guest may run here
     #[arg(long, value_name = "PATH")]
     disk: Vec<DiskFlag>,
 
     /// A balloon, by which the guest gives memory back to the host: what it reports as free, all the time (but for
-    /// ,reporting=off), and what it has put into the balloon, nothing at first (on) or SIZE; `ferry balloon` sets another
-    /// size. With ,deflate-on-oom=on a guest that is out of memory may take from it by itself
+    /// ,reporting=off), and what it has put into the balloon, nothing at first (on) or SIZE; `ferry balloon` sets
+    /// another size. With ,deflate-on-oom=on a guest that is out of memory may take from it by itself
     #[arg(
         long,
         value_name = "on|SIZE",
@@ -99,8 +99,8 @@ pub struct Args {
     #[arg(long, value_name = "WHERE", default_value = "stdio", help = serial::HELP)]
     serial: SerialFlag,
 
-    /// How written pages are found while the guest is moved: bitmap, by one bit for each page of memory; ring, by a list
-    /// a vCPU, which costs less the fewer pages are written, of 65536 entries (or as many as KVM has) or, with
+    /// How written pages are found while the guest is moved: bitmap, by one bit for each page of memory; ring, by a
+    /// list a vCPU, which costs less the fewer pages are written, of 65536 entries (or as many as KVM has) or, with
     /// ring,entries=N, fewer
     #[arg(long, value_name = "HOW", default_value = "bitmap")]
     dirty_tracking: DirtyTracking,

@@ -54,8 +54,8 @@ pub struct Args {
     #[arg(long, value_name = "PREVIOUS")]
     base: Option<PathBuf>,
 
-    /// Go on finding written pages, so that the next snapshot can stand on this one. The guest's first write to each page
-    /// then costs it a fault until then
+    /// Go on finding written pages, so that the next snapshot can stand on this one. The guest's first write to each
+    /// page then costs it a fault until then
     #[arg(long, conflicts_with = "stop")]
     track: bool,
 

@@ -43,8 +43,8 @@ pub(super) struct Wanted {
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Throttling::Auto)]
     throttle: Throttling,
 
-    /// Encrypt, and have both ends prove who they are: by the certificate, key and CA in this folder (`ferry certs host`), or
-    /// without DIR by those of the running VM's own --tls. The receiver needs --tls, too
+    /// Encrypt, and have both ends prove who they are: by the certificate, key and CA in this folder (`ferry certs
+    /// host`), or without DIR by those of the running VM's own --tls. The receiver needs --tls, too
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "insecure_plaintext")]
     tls: Option<Option<Folder>>,
 

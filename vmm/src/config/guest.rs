@@ -110,7 +110,8 @@ impl GuestConfig {
         Ok(self)
     }
 
-    /// The vCPUs that the bare test guest's own parameters ask for; None where they leave it open, or for another guest.
+    /// The vCPUs that the bare test guest's own parameters ask for; None where they leave it open, or for another
+    /// guest.
     ///
     /// # Errors
     /// It is a number that no guest has, or none.

@@ -58,8 +58,9 @@ impl AsFd for Signals {
 }
 
 impl Drop for Signals {
-    /// The mask of this thread is what it was before. A signal that still waits is dropped: whoever sent two (timeout(1)
-    /// does, to the process and to its group) has got the end in order that the first asked for, and the exit status.
+    /// The mask of this thread is what it was before. A signal that still waits is dropped: whoever sent two
+    /// (timeout(1) does, to the process and to its group) has got the end in order that the first asked for, and the
+    /// exit status.
     fn drop(&mut self) {
         while self.take().is_some() {}
         let _ = self.before.thread_set_mask();

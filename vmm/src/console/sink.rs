@@ -12,8 +12,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::ring::Ring;
 use crate::sandbox::{self, Kind};
 
-/// What comes so soon behind what was written is written together with it. A guest prints byte by byte, and each one that is
-/// written by itself takes a processor that it shares with its host from it, twice; nobody sees it come a little later.
+/// What comes so soon behind what was written is written together with it. A guest prints byte by byte, and each one
+/// that is written by itself takes a processor that it shares with its host from it, twice; nobody sees it come a
+/// little later.
 const PAUSE: Duration = Duration::from_millis(4);
 
 /// Starts the thread. It ends when the ring is closed and empty; if the file takes no more it goes on to empty the

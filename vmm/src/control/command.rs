@@ -57,7 +57,8 @@ pub enum Reply {
     Refused(String),
     /// It was tried and went wrong. HTTP 500.
     Failed(String),
-    /// A move, or a snapshot, has begun: what happens, the report last. If nobody listens any more the sender just goes on.
+    /// A move, or a snapshot, has begun: what happens, the report last. If nobody listens any more the sender just goes
+    /// on.
     Moving(Receiver<MoveEvent>),
     /// A measurement has begun: its windows, and how it ended. It ends when nobody listens any more.
     Measuring(Receiver<RateEvent>),

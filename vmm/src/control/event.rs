@@ -1,4 +1,5 @@
-//! What the asker of a move, a measurement or a prediction hears while it goes on: one JSON object a line, its end last.
+//! What the asker of a move, a measurement or a prediction hears while it goes on: one JSON object a line, its end
+//! last.
 
 use migration::dirty_rate::{Bursts, Window};
 use migration::event::Event;

@@ -1,7 +1,8 @@
 //! How much memory this process has in RAM, and how much of it is the guest's: /proc/self/smaps (proc_pid_smaps(5)).
 //!
-//! The kernel walks the process's page tables for each reading: some microseconds for a guest in huge pages, tens of milliseconds for
-//! each GiB in small ones. So a reading is made where it is asked for, on a control connection's thread, never by the main one.
+//! The kernel walks the process's page tables for each reading: some microseconds for a guest in huge pages, tens of
+//! milliseconds for each GiB in small ones. So a reading is made where it is asked for, on a control connection's
+//! thread, never by the main one.
 
 use std::fs::File;
 use std::io;

@@ -1,11 +1,12 @@
 //! `GET /metrics`: the VM in numbers, in Prometheus' text format 0.0.4
 //! (<https://prometheus.io/docs/instrumenting/exposition_formats/>), which OpenMetrics readers take, too.
 //!
-//! Written by hand: what there is to tell is a snapshot that the main thread has anyway ([`Status`] and a few counts), and the
-//! format is a line a number. A registry of shared atomics, which is what the client libraries are, would be a second home of the same numbers.
+//! Written by hand: what there is to tell is a snapshot that the main thread has anyway ([`Status`] and a few counts),
+//! and the format is a line a number. A registry of shared atomics, which is what the client libraries are, would be a
+//! second home of the same numbers.
 //!
-//! Names: `ferry_` in front, base units (`_seconds`, `_bytes`, `_ratio`) behind, `_total` behind what only grows. What is not known is left out,
-//! not told as 0.
+//! Names: `ferry_` in front, base units (`_seconds`, `_bytes`, `_ratio`) behind, `_total` behind what only grows. What
+//! is not known is left out, not told as 0.
 
 use std::fmt::{Display, Write};
 use std::sync::Arc;

@@ -47,7 +47,8 @@ pub struct Status {
     pub memory_bytes: u64,
     /// Where guest memory lies, for the guest and in the VMM.
     pub memory_regions: Vec<MemoryRegion>,
-    /// What is still to be read of the snapshots from which a guest's memory is filled while it runs; 0 when all is here.
+    /// What is still to be read of the snapshots from which a guest's memory is filled while it runs; 0 when all is
+    /// here.
     #[serde(default)]
     pub memory_to_come_bytes: u64,
     /// Since the guest began to run in this process.

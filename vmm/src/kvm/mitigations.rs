@@ -1,6 +1,6 @@
-//! IA32_ARCH_CAPABILITIES: the attacks against speculative execution that a processor is immune to, and its means against
-//! others. A guest's kernel reads it once, as it boots, and leaves out what it need not do; so a host that says less must
-//! not take such a guest. KVM would: it lets a VMM write any value.
+//! IA32_ARCH_CAPABILITIES: the attacks against speculative execution that a processor is immune to, and its means
+//! against others. A guest's kernel reads it once, as it boots, and leaves out what it need not do; so a host that says
+//! less must not take such a guest. KVM would: it lets a VMM write any value.
 
 use super::msr;
 

@@ -131,8 +131,9 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     Ok(vm)
 }
 
-/// Takes the performance counters from a VM: AMD's have no bit of CPUID, and a guest without them would find some that do
-/// not travel. Before its first vCPU. A KVM that cannot (Linux before 5.18) leaves them, and one that has none has none to take.
+/// Takes the performance counters from a VM: AMD's have no bit of CPUID, and a guest without them would find some that
+/// do not travel. Before its first vCPU. A KVM that cannot (Linux before 5.18) leaves them, and one that has none has
+/// none to take.
 ///
 /// # Errors
 /// An ioctl failed.

@@ -1,5 +1,5 @@
-//! How long a guest has stood still, told anew whenever it is asked: loading a state takes time as well, and a clock that is set late by
-//! some milliseconds stays behind by these for good.
+//! How long a guest has stood still, told anew whenever it is asked: loading a state takes time as well, and a clock
+//! that is set late by some milliseconds stays behind by these for good.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,7 +14,8 @@ pub fn wall_ns() -> u64 {
         .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// The time since the guest's clocks were read, by the wall clocks of both hosts; none where they contradict each other.
+/// The time since the guest's clocks were read, by the wall clocks of both hosts; none where they contradict each
+/// other.
 #[derive(Debug, Clone, Copy)]
 pub struct Standstill {
     /// What it was when this was made, and when that was; from there on the monotonic clock counts.

@@ -18,8 +18,8 @@ pub const PAGE_WRITER: [u8; 10] = [
     0xe6, 0x10, // out DONE_PORT, al
 ];
 
-/// Registers with which [`PAGE_WRITER`] at `code` writes to `count` places, 1 or more, `stride` bytes apart from `first` on:
-/// the numbers above `above`.
+/// Registers with which [`PAGE_WRITER`] at `code` writes to `count` places, 1 or more, `stride` bytes apart from
+/// `first` on: the numbers above `above`.
 pub fn write_pages(code: u64, first: u32, stride: u32, count: u32, above: u32) -> kvm_regs {
     kvm_regs {
         rip: code,

@@ -206,7 +206,8 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// The state with the TSC as it is at `then`, when the VM's own clock was read: one standstill is reckoned from there.
+    /// The state with the TSC as it is at `then`, when the VM's own clock was read: one standstill is reckoned from
+    /// there.
     pub fn at(mut self, then: Instant) -> VcpuState {
         let later = then.saturating_duration_since(self.tsc_read);
         let cycles = tsc_cycles(later, self.state.tsc_khz);
@@ -223,9 +224,9 @@ fn advance_tsc(msrs: &mut [kvm_msr_entry], cycles: u64) {
 
 /// Writes the state into a vCPU whose CPUID is set and that has never run.
 ///
-/// The order is KVM's: REGS drop pending exceptions, so EVENTS are last; the local APIC needs the APIC base
-/// of SREGS, and has to be there before the MSR of its TSC deadline. The time that the guest stood still is added to IA32_TSC (and
-/// so to the deadline's distance), up to the moment when that is written.
+/// The order is KVM's: REGS drop pending exceptions, so EVENTS are last; the local APIC needs the APIC base of SREGS,
+/// and has to be there before the MSR of its TSC deadline. The time that the guest stood still is added to IA32_TSC
+/// (and so to the deadline's distance), up to the moment when that is written.
 ///
 /// # Errors
 /// A part is refused; the vCPU is unusable then.

@@ -94,8 +94,9 @@ pub fn restore(vm: &VmFd, state: &VmCommonState, standstill: &Standstill) -> Res
         .map_err(ioctl("set the clock"))
 }
 
-/// The argument of KVM_SET_CLOCK. We always advance the clock ourselves, by the standstill that the TSC got too, only that it is
-/// a moment later now: KVM_CLOCK_REALTIME would add a slightly different one, and the two clocks of the guest would disagree.
+/// The argument of KVM_SET_CLOCK. We always advance the clock ourselves, by the standstill that the TSC got too, only
+/// that it is a moment later now: KVM_CLOCK_REALTIME would add a slightly different one, and the two clocks of the
+/// guest would disagree.
 fn clock_to_set(saved: &kvm_clock_data, standstill: Duration) -> kvm_clock_data {
     let advance = u64::try_from(standstill.as_nanos()).unwrap_or(0);
     kvm_clock_data {

@@ -1,5 +1,5 @@
-//! Started by a service manager: the socket that it listens on already (sd_listen_fds(3)), and where it wants to be told how
-//! things are (sd_notify(3)).
+//! Started by a service manager: the socket that it listens on already (sd_listen_fds(3)), and where it wants to be
+//! told how things are (sd_notify(3)).
 //!
 //! Both are looked for before the process is confined. The place for news is connected then and kept: libraries for
 //! sd_notify open it anew for each word, which a confined process cannot.
@@ -70,7 +70,8 @@ pub fn passed() -> io::Result<Passed> {
 pub struct Manager(Option<UnixDatagram>);
 
 impl Manager {
-    /// Connects to NOTIFY_SOCKET, where there is one. What is no address is nobody: the guest is worth more than the news.
+    /// Connects to NOTIFY_SOCKET, where there is one. What is no address is nobody: the guest is worth more than the
+    /// news.
     pub fn connect() -> Self {
         let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
             return Self(None);

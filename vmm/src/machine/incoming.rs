@@ -422,7 +422,8 @@ impl Receiver {
         }
     }
 
-    /// For the next guest, after one that failed took it along, or a probe wrote to it. It may be gone meanwhile; a guest can do without.
+    /// For the next guest, after one that failed took it along, or a probe wrote to it. It may be gone meanwhile; a
+    /// guest can do without.
     fn prefault_again(&self) {
         let mut ready = self.ready.borrow_mut();
         let renewed = ready.take().map(Prefaulted::renew);
@@ -448,8 +449,8 @@ impl Receiver {
         }
     }
 
-    /// All streams of a move are there. From here on a passed socket is the next receiver's, which may be started now; two
-    /// that accept from it at once would take each other's streams.
+    /// All streams of a move are there. From here on a passed socket is the next receiver's, which may be started now;
+    /// two that accept from it at once would take each other's streams.
     fn begun(&self, text: &str) {
         match self.config.listen {
             Listen::At(_) => self.manager.status(text),

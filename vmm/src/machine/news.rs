@@ -132,8 +132,8 @@ impl Supervisor {
 
     /// Memory that a guest runs with cannot be had: it may not go on for one instruction.
     fn never_filled(&mut self, reason: String) {
-        // Threads of the VM wait for pages that will never come, and whoever takes it down would wait for them. The end of
-        // the process ends them where they are.
+        // Threads of the VM wait for pages that will never come, and whoever takes it down would wait for them. The end
+        // of the process ends them where they are.
         std::mem::forget(std::mem::replace(&mut self.phase, Phase::None));
         self.finish(End::NoMemory { reason });
     }
@@ -187,9 +187,9 @@ impl Supervisor {
             }
             VmEvent::Crashed(reason) => Err(MachineError::Crashed(reason)),
         };
-        // A guest that ends during a move is not moved: pausing it fails, and the engine hands it back. Whoever asked for the
-        // move hears of its end first. One that is committed cannot be cancelled; the guest stood still then, and has ended
-        // behind it, given back.
+        // A guest that ends during a move is not moved: pausing it fails, and the engine hands it back. Whoever asked
+        // for the move hears of its end first. One that is committed cannot be cancelled; the guest stood still then,
+        // and has ended behind it, given back.
         if let Phase::Moving(outgoing) = &self.phase {
             let _ = outgoing.cancel.cancel();
             self.end_after_move.get_or_insert(end);

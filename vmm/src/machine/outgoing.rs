@@ -94,7 +94,8 @@ pub fn spawn(
     )
 }
 
-/// Starts a thread that owns the VM while the `engine` has it; then `over` makes of what came of it what the main loop hears.
+/// Starts a thread that owns the VM while the `engine` has it; then `over` makes of what came of it what the main loop
+/// hears.
 pub(super) fn lend<T>(
     vm: Box<RunningVm>,
     errand: Errand,

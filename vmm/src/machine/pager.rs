@@ -1,8 +1,8 @@
-//! `pager`: fills the memory of a guest that runs already, out of snapshots. Pages that somebody waits for come first, all
-//! others in the order of the files.
+//! `pager`: fills the memory of a guest that runs already, out of snapshots. Pages that somebody waits for come first,
+//! all others in the order of the files.
 //!
-//! Until it is done the guest cannot be moved, saved or measured: what has not come yet looks to the engine as if nobody
-//! had ever touched it.
+//! Until it is done the guest cannot be moved, saved or measured: what has not come yet looks to the engine as if
+//! nobody had ever touched it.
 
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -143,7 +143,8 @@ impl Pager {
             Some(bytes) => self.faults.put(address, bytes),
             None => self.faults.put_zeros(address),
         };
-        // Several may have waited for it. One that was there and is missing was given away by the guest since, and is zeros.
+        // Several may have waited for it. One that was there and is missing was given away by the guest since, and is
+        // zeros.
         let put = match put {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => self.faults.wake(address),
             put => put,

@@ -1,5 +1,5 @@
-//! What a process with a guest has under a path of its own: opened before it gives up opening, used by threads that start
-//! afterwards.
+//! What a process with a guest has under a path of its own: opened before it gives up opening, used by threads that
+//! start afterwards.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

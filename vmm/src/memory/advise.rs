@@ -43,10 +43,10 @@ where
         Advice::Drop => libc::MADV_DONTNEED,
         Advice::PunchHole => libc::MADV_REMOVE,
     };
-    // SAFETY: the range lies in the mapping, as was just checked, and that lives as long as the reference. No advice takes
-    // the mapping itself away or moves it. What changes the contents makes zeros of them; memory of guests, and what is set
-    // aside for them, is never referred to but by volatile accesses (vm-memory's, or words read in `migration::ram`), which
-    // take whatever is there, as they do when a vCPU writes.
+    // SAFETY: the range lies in the mapping, as was just checked, and that lives as long as the reference. No advice
+    // takes the mapping itself away or moves it. What changes the contents makes zeros of them; memory of guests, and
+    // what is set aside for them, is never referred to but by volatile accesses (vm-memory's, or words read in
+    // `migration::ram`), which take whatever is there, as they do when a vCPU writes.
     let done =
         unsafe { libc::madvise(memory.as_ptr().add(bytes.start).cast(), bytes.len(), advice) };
     match done {

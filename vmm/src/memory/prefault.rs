@@ -1,8 +1,9 @@
 //! Memory that is touched before the guest comes for which it is meant.
 //!
-//! The first touch of memory that has rested takes many times as long as what is then written there (docs/performance.md), and is
-//! paid in the middle of a move. Whoever waits for a guest has time for it before. The guest's layout is not known then, so it is one
-//! piece of any size; its page tables are handed over to the guest's own mapping by mremap(2), in microseconds.
+//! The first touch of memory that has rested takes many times as long as what is then written there
+//! (docs/performance.md), and is paid in the middle of a move. Whoever waits for a guest has time for it before. The
+//! guest's layout is not known then, so it is one piece of any size; its page tables are handed over to the guest's own
+//! mapping by mremap(2), in microseconds.
 #![allow(
     unsafe_code,
     reason = "mremap of mappings that this module and its callers own"
@@ -29,8 +30,8 @@ pub struct Prefaulted {
 }
 
 impl Prefaulted {
-    /// Has so many bytes touched, in huge pages where the host has them. It takes a tenth of a second to seconds for each GiB;
-    /// `stop` is asked every 64 MiB whether it is to end.
+    /// Has so many bytes touched, in huge pages where the host has them. It takes a tenth of a second to seconds for
+    /// each GiB; `stop` is asked every 64 MiB whether it is to end.
     ///
     /// # Errors
     /// The host does not have them, or a kernel before Linux 5.14 cannot; or it was to end.
@@ -91,8 +92,8 @@ impl Prefaulted {
         advise(&self.region, 0..self.lent, Advice::Drop)
     }
 
-    /// Puts it in place of the first bytes of a guest's memory, which is anonymous and has nothing in it; gives back to the host
-    /// what is more than that has.
+    /// Puts it in place of the first bytes of a guest's memory, which is anonymous and has nothing in it; gives back to
+    /// the host what is more than that has.
     ///
     /// # Errors
     /// The kernel refuses. The guest's memory is of no use then, and is never unmapped.
@@ -100,7 +101,8 @@ impl Prefaulted {
         match self.clean().and_then(|()| self.move_to(&ram)) {
             Ok(()) => Ok(ram),
             Err(error) => {
-                // A part of it may be unmapped already, and somebody else's by the time that it would be unmapped with the rest.
+                // A part of it may be unmapped already, and somebody else's by the time that it would be unmapped with
+                // the rest.
                 std::mem::forget(ram);
                 Err(error)
             }
@@ -115,10 +117,11 @@ impl Prefaulted {
             if len == 0 {
                 break;
             }
-            // SAFETY: both ranges, of whole pages, lie within mappings that live longer than this call, and are not the same
-            // mapping: `from + len` is at most the size of ours, and `len` the region's. What is at the target is anonymous
-            // memory to which nothing refers yet; the pages of the source take its place. With MREMAP_DONTUNMAP the source's
-            // range stays mapped, empty, so that its owner unmaps later what is still its own.
+            // SAFETY: both ranges, of whole pages, lie within mappings that live longer than this call, and are not the
+            // same mapping: `from + len` is at most the size of ours, and `len` the region's. What is at the target is
+            // anonymous memory to which nothing refers yet; the pages of the source take its place. With
+            // MREMAP_DONTUNMAP the source's range stays mapped, empty, so that its owner unmaps later what is still its
+            // own.
             let at = unsafe {
                 libc::mremap(
                     self.region.as_ptr().add(from).cast(),

@@ -1,5 +1,5 @@
-//! The program's own pages. Most of what lies in memory of it was touched by the start alone: reading flags, parsing a kernel,
-//! making a VM. It is clean, and the file is at hand.
+//! The program's own pages. Most of what lies in memory of it was touched by the start alone: reading flags, parsing a
+//! kernel, making a VM. It is clean, and the file is at hand.
 #![allow(
     unsafe_code,
     reason = "madvise on the program's text, whose bounds the linker knows"
@@ -25,9 +25,9 @@ pub fn forget_text() {
     let Some(len) = last.checked_sub(first) else {
         return;
     };
-    // SAFETY: the range is that of the program's headers, read-only data and text, which are mapped from its file, private,
-    // and never written: what is given up is read again from the file, which holds the same bytes as long as the program
-    // runs (the kernel refuses to write a running program).
+    // SAFETY: the range is that of the program's headers, read-only data and text, which are mapped from its file,
+    // private, and never written: what is given up is read again from the file, which holds the same bytes as long as
+    // the program runs (the kernel refuses to write a running program).
     unsafe {
         libc::madvise(
             start.with_addr(first).cast_mut().cast(),

@@ -1,8 +1,9 @@
 //! The registers of virtio devices as memory that the guest can read.
 //!
-//! Each device's page of registers is given to KVM as a read-only slot: the guest reads it as any memory, and what it writes
-//! comes out as of a device without memory (Documentation/virt/kvm/api.rst, 4.35, KVM_MEM_READONLY), to its ioeventfd if
-//! there is one. A driver reads InterruptStatus in every interrupt, and that is then no way out to this process.
+//! Each device's page of registers is given to KVM as a read-only slot: the guest reads it as any memory, and what it
+//! writes comes out as of a device without memory (Documentation/virt/kvm/api.rst, 4.35, KVM_MEM_READONLY), to its
+//! ioeventfd if there is one. A driver reads InterruptStatus in every interrupt, and that is then no way out to this
+//! process.
 
 use std::io;
 use std::sync::Arc;
@@ -34,8 +35,8 @@ pub fn show_registers(kvm: &Kvm, vm: &VmFd, count: usize) -> io::Result<Vec<Arc<
             memory_size: size_of::<RegisterPage>() as u64,
             userspace_addr: Arc::as_ptr(page) as u64,
         };
-        // SAFETY: the range is that of the page, which is aligned as a page and as long; it stays where it is, and
-        // the caller keeps it for as long as the VM. The guest only reads it, and what it reads is atomic here. The slots
+        // SAFETY: the range is that of the page, which is aligned as a page and as long; it stays where it is, and the
+        // caller keeps it for as long as the VM. The guest only reads it, and what it reads is atomic here. The slots
         // of the layout overlap neither each other nor guest memory.
         unsafe { vm.set_user_memory_region(region) }
             .map_err(|e| io::Error::from_raw_os_error(e.errno()))?;

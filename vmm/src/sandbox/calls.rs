@@ -1,7 +1,7 @@
 //! What each kind of thread may ask of the kernel, and why: the one table.
 //!
-//! A filter is inherited by the threads that a thread starts, and can only become stricter. So whoever starts threads may
-//! do what these may (`Kind::starts`), and those exposed to a guest or a peer start none: a vCPU, a virtio device's
+//! A filter is inherited by the threads that a thread starts, and can only become stricter. So whoever starts threads
+//! may do what these may (`Kind::starts`), and those exposed to a guest or a peer start none: a vCPU, a virtio device's
 //! thread and a stream may do little more than their work on descriptors that are open already. No thread may start a
 //! program, open a new process, or make memory executable.
 //!
@@ -21,7 +21,8 @@ pub enum Kind {
     Virtio,
     /// `migration` of a source, `snapshot` and `predict`: the engine, with a guest that runs here.
     Source,
-    /// `migration` of a receiver, and `restore`: waits for sources or reads snapshots, and makes a VM for the guest that comes.
+    /// `migration` of a receiver, and `restore`: waits for sources or reads snapshots, and makes a VM for the guest
+    /// that comes.
     Receiver,
     /// `stream`, `probe`: a connection of a move.
     Stream,
@@ -426,7 +427,8 @@ const DIRTY_LOG: Group = &[
 /// A driver chooses offloads, by its features or by the control queue; a device that goes on after a pause has its own.
 const CARD: Group = &[ioctl(TUNSETOFFLOAD)];
 
-/// A driver says how many queue pairs it uses, and by a reset that it uses one: the tap's queues are attached or detached.
+/// A driver says how many queue pairs it uses, and by a reset that it uses one: the tap's queues are attached or
+/// detached.
 const CARD_QUEUES: Group = &[ioctl(TUNSETQUEUE)];
 
 /// A disk: data to and from guest memory, or over a buffer, flushes, holes and zeros.

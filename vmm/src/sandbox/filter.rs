@@ -12,8 +12,8 @@ use seccompiler::{
 use super::Mode;
 use super::calls::{Call, Kind, Only};
 
-/// The filters of one kind of thread. The kernel asks all that a thread has and does the worst that any of them says, so
-/// what is to fail, and not to kill, has filters of its own.
+/// The filters of one kind of thread. The kernel asks all that a thread has and does the worst that any of them says,
+/// so what is to fail, and not to kill, has filters of its own.
 #[derive(Debug)]
 pub struct Filters(Vec<BpfProgram>);
 

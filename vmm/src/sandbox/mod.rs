@@ -1,11 +1,11 @@
-//! The process with a guest, confined: what a guest that breaks out of KVM or of a device, or a peer that breaks into the
-//! engine, finds there.
+//! The process with a guest, confined: what a guest that breaks out of KVM or of a device, or a peer that breaks into
+//! the engine, finds there.
 //!
 //! 1. Everything that has a path or needs a right is opened by the main thread, before there is another one.
 //! 2. [`Sandbox::confine`]: no capability is kept, no program can give one back, and the file system, TCP ports and the
 //!    signals of other processes are out of reach (Landlock). Threads started from here on inherit that.
-//! 3. Each thread enters the filter of its kind ([`enter`]) before it does anything else; the main thread when all is set
-//!    up, before it serves. What a filter does not list kills the process.
+//! 3. Each thread enters the filter of its kind ([`enter`]) before it does anything else; the main thread when all is
+//!    set up, before it serves. What a filter does not list kills the process.
 //!
 //! Threads share their memory, so a thread that is taken over could have another one act for it: what all together
 //! may do is what is promised against that, and it names no file, no new program and no other process. The filters of

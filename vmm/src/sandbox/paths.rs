@@ -1,4 +1,5 @@
-//! What the process may still reach by a path, an address or a signal: Landlock (Documentation/userspace-api/landlock.rst).
+//! What the process may still reach by a path, an address or a signal: Landlock
+//! (Documentation/userspace-api/landlock.rst).
 //!
 //! Everything that it needs is open before. What remains is listed in [`Reach`]; all else is refused by the kernel
 //! with EACCES, whatever a filter of system calls lets pass. Older kernels know fewer rights: what this one knows is in
@@ -39,8 +40,8 @@ pub struct Reach {
     pub connects: bool,
 }
 
-/// Refuses all but `reach`, to the calling thread and those that it starts. Gives the ABI whose rights are in force, 0 for
-/// a kernel without Landlock.
+/// Refuses all but `reach`, to the calling thread and those that it starts. Gives the ABI whose rights are in force, 0
+/// for a kernel without Landlock.
 ///
 /// # Errors
 /// The kernel refuses what it says it has.

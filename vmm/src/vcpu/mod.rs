@@ -47,7 +47,8 @@ pub struct EventSender {
     wake: EventFd,
     /// Set once an event has ended the guest: such a guest is not moved.
     ended: Arc<AtomicBool>,
-    /// Set once the guest has said that it panicked. A guest that says so all the time keeps the main loop from nothing else.
+    /// Set once the guest has said that it panicked. A guest that says so all the time keeps the main loop from nothing
+    /// else.
     panicked: Arc<AtomicBool>,
 }
 

@@ -188,9 +188,9 @@ impl Duty {
         }
     }
 
-    /// What is left of a slice that it has slept so much of, now that the throttle may have changed: it is not woken up for
-    /// less than a shorter slice or no throttle at all. A policy that changes its mind every millisecond would else let it run
-    /// every millisecond.
+    /// What is left of a slice that it has slept so much of, now that the throttle may have changed: it is not woken up
+    /// for less than a shorter slice or no throttle at all. A policy that changes its mind every millisecond would else
+    /// let it run every millisecond.
     pub fn left(&self, slice: Duration, slept: Duration) -> Duration {
         let wanted = self.slot.wanted();
         match wanted.is_none() {

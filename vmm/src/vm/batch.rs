@@ -8,29 +8,31 @@ use std::time::{Duration, Instant};
 
 /// So many times a thread is woken up until it is known what waiting its turn brings.
 const TRIAL: u32 = 4;
-/// So many times it is then woken up without waiting, until that is tried again: first the one, then each time twice as often, up to
-/// the other. What begins is tried often, since a connection's first frames are question and answer also where a stream comes
-/// of them.
+/// So many times it is then woken up without waiting, until that is tried again: first the one, then each time twice as
+/// often, up to the other. What begins is tried often, since a connection's first frames are question and answer also
+/// where a stream comes of them.
 const REST: (u32, u32) = (4, 64);
 /// Behind so much silence something else may begin: it is tried at once.
 const SILENCE: Duration = Duration::from_millis(250);
 /// Waiting is worth its while from so many requests in so many wake-ups on.
 const WORTH: (u64, u64) = (3, 2);
-/// Who has handled so many requests at once lets others have the processor for a moment, those above all that the requests
-/// were for. On a processor of its own that is no more than a system call.
+/// Who has handled so many requests at once lets others have the processor for a moment, those above all that the
+/// requests were for. On a processor of its own that is no more than a system call.
 const LONG: u64 = 32;
 
-/// Whether a lane's thread waits its turn when it is woken up on a processor where something runs (SCHED_BATCH, sched(7)). On
-/// another processor that is free it runs at once as ever; on the vCPU's own it waits until the vCPU halts, or has had its turn.
+/// Whether a lane's thread waits its turn when it is woken up on a processor where something runs (SCHED_BATCH,
+/// sched(7)). On another processor that is free it runs at once as ever; on the vCPU's own it waits until the vCPU
+/// halts, or has had its turn.
 ///
-/// A guest that sends as fast as it can gains by that: else every doorbell takes the processor from it for the one frame that it
-/// has just queued, and so each frame costs a doorbell, two switches and, as the device catches up each time, another
-/// doorbell. One that waits for the answer to each request only waits longer. Which it is shows only in waiting, so that is
-/// tried again and again.
+/// A guest that sends as fast as it can gains by that: else every doorbell takes the processor from it for the one
+/// frame that it has just queued, and so each frame costs a doorbell, two switches and, as the device catches up each
+/// time, another doorbell. One that waits for the answer to each request only waits longer. Which it is shows only in
+/// waiting, so that is tried again and again.
 #[derive(Debug, Default)]
 pub struct Turns {
     waits: bool,
-    /// How often it will be woken up without waiting when it next does not. The first wake-up is behind a silence, which sets it.
+    /// How often it will be woken up without waiting when it next does not. The first wake-up is behind a silence,
+    /// which sets it.
     rest: u32,
     /// Wake-ups since that was decided, and the requests handled until then.
     woken: u32,
@@ -42,7 +44,8 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// It was woken up, and has handled so many requests in all. Says whether it shall wait its turn from now on, if that is new.
+    /// It was woken up, and has handled so many requests in all. Says whether it shall wait its turn from now on, if
+    /// that is new.
     fn woken(&mut self, handled: u64, now: Instant) -> Option<bool> {
         let last = self.last.replace(now);
         let waits = if last.is_none_or(|last| now.duration_since(last) >= SILENCE) {

@@ -76,8 +76,8 @@ impl Backend {
     }
 }
 
-/// A virtio slot, wired to KVM: doorbells as ioeventfds, and the acknowledgement of its interrupts as another ioeventfd,
-/// which nobody reads.
+/// A virtio slot, wired to KVM: doorbells as ioeventfds, and the acknowledgement of its interrupts as another
+/// ioeventfd, which nobody reads.
 struct SlotParts {
     slot: u32,
     backend: Backend,
@@ -108,7 +108,8 @@ fn again(fd: &EventFd) -> Result<EventFd, GuestError> {
 }
 
 impl DeviceParts {
-    /// Wires up the serial port and the given backends, slot 0 first, each with its interrupt line and the page of its registers.
+    /// Wires up the serial port and the given backends, slot 0 first, each with its interrupt line and the page of its
+    /// registers.
     ///
     /// # Errors
     /// KVM refuses an ioeventfd, or no file descriptor is left.

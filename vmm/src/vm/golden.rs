@@ -1,5 +1,5 @@
-//! The bytes of the sections that are not a device's: vCPU, interrupt controllers and clock, CPU model, device list. And
-//! of all kinds there are, that none is without the bytes of each of its versions.
+//! The bytes of the sections that are not a device's: vCPU, interrupt controllers and clock, CPU model, device list.
+//! And of all kinds there are, that none is without the bytes of each of its versions.
 
 use std::path::{Path, PathBuf};
 
@@ -203,8 +203,8 @@ fn is_read_as(kind: Kind, version: u32, other: Kind, guest: &Shape) {
     assert_eq!(Shape::parse(&arrived).unwrap().describe().unwrap(), said);
 }
 
-/// Versions 1 and 2 of the CPU model say nothing of mitigations, and their guests have counters; version 1 says nothing of a
-/// baseline, and of no MSRs.
+/// Versions 1 and 2 of the CPU model say nothing of mitigations, and their guests have counters; version 1 says nothing
+/// of a baseline, and of no MSRs.
 #[test]
 fn older_cpu_models_are_read() {
     let second = Shape {

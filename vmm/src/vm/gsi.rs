@@ -1,9 +1,9 @@
 //! The interrupt lines of a VM's devices.
 //!
-//! Whoever has an interrupt to raise raises it, by KVM_IRQ_LINE. An irqfd would be the longer way: what it raises at the
-//! I/O APIC within the kernel is done later by a thread of the kernel's (virt/kvm/eventfd.c, irqfd_inject: only an MSI is
-//! delivered at once), which is a switch to that thread for each interrupt, and what is on its way to it is in no state that
-//! is saved.
+//! Whoever has an interrupt to raise raises it, by KVM_IRQ_LINE. An irqfd would be the longer way: what it raises at
+//! the I/O APIC within the kernel is done later by a thread of the kernel's (virt/kvm/eventfd.c, irqfd_inject: only an
+//! MSI is delivered at once), which is a switch to that thread for each interrupt, and what is on its way to it is in
+//! no state that is saved.
 
 use std::sync::{Arc, Mutex, Weak};
 

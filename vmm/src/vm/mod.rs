@@ -329,9 +329,9 @@ impl PausedGuest for PausedVm {
         self.core.work()
     }
 
-    /// What the guest has written goes to its disks first: once the destination has the state, it may read there. Devices
-    /// next, then vCPUs, then what belongs to the VM: the interrupt controllers after everything
-    /// that might still raise a line, the clock as late as possible.
+    /// What the guest has written goes to its disks first: once the destination has the state, it may read there.
+    /// Devices next, then vCPUs, then what belongs to the VM: the interrupt controllers after everything that might
+    /// still raise a line, the clock as late as possible.
     fn save(&mut self) -> Result<VmState, GuestError> {
         let encode = |e| GuestError::new("save the guest", e);
         self.devices.disks().sync()?;

@@ -2,12 +2,12 @@
 //! this process have.
 //!
 //! A guest for which there is not enough would get the receiver killed (or the host into swap) in the middle of the
-//! move, or worse after it. The kernel's own estimates are taken: MemAvailable of proc_meminfo(5), and for control groups
-//! (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst) the limit less what is used, without the file pages
-//! that it would give up first.
+//! move, or worse after it. The kernel's own estimates are taken: MemAvailable of proc_meminfo(5), and for control
+//! groups (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst) the limit less what is used, without the file
+//! pages that it would give up first.
 //!
-//! All of these are files, which a confined process cannot open: they are opened beforehand, those of the groups that the
-//! receiver is in then, and read anew for each guest.
+//! All of these are files, which a confined process cannot open: they are opened beforehand, those of the groups that
+//! the receiver is in then, and read anew for each guest.
 
 use std::cell::RefCell;
 use std::fs::File;

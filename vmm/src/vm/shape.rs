@@ -17,11 +17,11 @@ use crate::kvm::vcpu_state::{self, VcpuCaps};
 use crate::kvm::{mitigations, msr};
 use crate::layout::{self, VIRTIO_SLOTS};
 
-/// Version of the device list. Of those that are still read, version 1 knows no disks, to versions 1 and 2 a network card has
-/// one queue pair, and to all three the slots have the interrupt lines of that time.
+/// Version of the device list. Of those that are still read, version 1 knows no disks, to versions 1 and 2 a network
+/// card has one queue pair, and to all three the slots have the interrupt lines of that time.
 pub const DEVICES_VERSION: u32 = 4;
-/// Version of the CPU model. Of those that are still read, version 1 has no baseline and no MSRs, and guests of versions 1 and
-/// 2 have their host's performance counters and may have been told anything of its mitigations.
+/// Version of the CPU model. Of those that are still read, version 1 has no baseline and no MSRs, and guests of
+/// versions 1 and 2 have their host's performance counters and may have been told anything of its mitigations.
 pub const CPU_VERSION: u32 = 3;
 /// A guest has no more MSRs than KVM takes in one call.
 const MAX_MSRS: usize = kvm_bindings::KVM_MAX_MSR_ENTRIES;
@@ -90,8 +90,8 @@ impl SlotKind {
         }
     }
 
-    /// How many queues it has: receive and transmit of each pair, and control; one; all that balloons have; as many as the
-    /// disk was made with.
+    /// How many queues it has: receive and transmit of each pair, and control; one; all that balloons have; as many as
+    /// the disk was made with.
     pub fn queues(self) -> u32 {
         match self {
             SlotKind::Net(card) => 2 * u32::from(card.pairs) + 1,
@@ -398,8 +398,8 @@ impl Shape {
         })
     }
 
-    /// The frequency that a vCPU's TSC has to be scaled to here; None where it is that already, within the 250 ppm by which
-    /// two crystals of one nominal frequency may differ.
+    /// The frequency that a vCPU's TSC has to be scaled to here; None where it is that already, within the 250 ppm by
+    /// which two crystals of one nominal frequency may differ.
     ///
     /// # Errors
     /// It is another, and this host cannot scale it.
@@ -439,7 +439,8 @@ impl Shape {
         Ok(())
     }
 
-    /// Compares what the guest was told of its processor's mitigations with what a vCPU reads `here`; a new guest is told that.
+    /// Compares what the guest was told of its processor's mitigations with what a vCPU reads `here`; a new guest is
+    /// told that.
     ///
     /// # Errors
     /// The guest was told more than is so here.

@@ -30,8 +30,8 @@ pub const MAX_REPORT: u64 = 1 << 30;
 /// A burst is over after so many pages: where none lie beside each other that is as many calls of the kernel, each of
 /// which has every vCPU forget a mapping; some milliseconds in all. A pause waits for the burst.
 pub const BURST_PAGES: u64 = 512;
-/// A burst is over after so many bytes of reports, or one report: where the host has them in small pages, 128 MiB of Linux's
-/// take it about ten milliseconds.
+/// A burst is over after so many bytes of reports, or one report: where the host has them in small pages, 128 MiB of
+/// Linux's take it about ten milliseconds.
 pub const BURST_REPORTS: u64 = 64 << 20;
 
 /// What a balloon offers.

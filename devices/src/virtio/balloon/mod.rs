@@ -4,8 +4,8 @@
 //!
 //! What is given away reads as zeros from then on, until somebody writes it: there is no difference to memory that was
 //! never touched. The contents of guest memory change by that as if the device had written it, so the pages are marked,
-//! like any that a device writes, and always *after* they are gone: whoever takes the mark and reads the page then reads
-//! zeros. A move under way sends them once more, as zeros.
+//! like any that a device writes, and always *after* they are gone: whoever takes the mark and reads the page then
+//! reads zeros. A move under way sends them once more, as zeros.
 //!
 //! The device does not know how memory is given back, which is [`GiveBack`]'s business.
 

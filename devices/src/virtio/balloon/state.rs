@@ -1,5 +1,5 @@
-//! What of a balloon moves with the guest: what it offers, how large it is to be, and how large it is. Which pages are in
-//! it only the guest knows; they are memory that nobody has touched, here and wherever it goes.
+//! What of a balloon moves with the guest: what it offers, how large it is to be, and how large it is. Which pages are
+//! in it only the guest knows; they are memory that nobody has touched, here and wherever it goes.
 
 use std::sync::Arc;
 

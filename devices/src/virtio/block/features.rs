@@ -1,7 +1,8 @@
 //! Feature bits and limits of a disk (virtio 1.2, 5.2.3, 5.2.4).
 //!
 //! Not offered is CONFIG_WCE, by which a driver switches the cache off: what was written before would have to be on the
-//! disk when the switch is done, and that is a write to the configuration space, by a vCPU, which must not wait for a disk.
+//! disk when the switch is done, and that is a write to the configuration space, by a vCPU, which must not wait for a
+//! disk.
 
 use virtio_bindings::virtio_blk as bit;
 

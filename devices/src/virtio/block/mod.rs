@@ -2,8 +2,8 @@
 //!
 //! A request is done, wholly, before the next one is looked at, by the thread that serves the queues; data goes
 //! straight between the disk and guest memory. So between two calls nothing is under way: a device that is paused has
-//! no read that could still arrive in memory and no write that could still arrive on the disk, and what was not begun lies in
-//! the queue and moves with the guest.
+//! no read that could still arrive in memory and no write that could still arrive on the disk, and what was not begun
+//! lies in the queue and moves with the guest.
 //!
 //! What a driver can rely on: FLUSH completes when everything written before is on the disk (fdatasync); without FLUSH
 //! each write is. A disk that has once failed to keep what was written fails every later flush.

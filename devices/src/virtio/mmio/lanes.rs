@@ -22,8 +22,8 @@ pub(super) struct Shared {
     pub(super) irq: Box<dyn Line>,
     /// One a queue.
     pub(super) queue_events: Vec<EventFd>,
-    /// What the driver reads. A lane sets an interrupt there behind the entries that it is about; a driver acknowledges before
-    /// it looks for those.
+    /// What the driver reads. A lane sets an interrupt there behind the entries that it is about; a driver acknowledges
+    /// before it looks for those.
     pub(super) page: Arc<RegisterPage>,
     /// It was said once that the device is out of order. A driver that breaks it again and again does not fill the log.
     pub(super) told: AtomicBool,

@@ -3,8 +3,9 @@
 //!
 //! It holds the queues and hands them to the device for one burst at a time. The VMM's I/O thread calls
 //! [`VirtioMmio::queue_event`] and [`VirtioMmio::backend_event`]; vCPUs come in by the registers; both under one lock.
-//! Where the device has lanes ([`VirtioMmio::lanes`]) their queues are served by threads of their own, without that lock.
-//! It is taken before a lane's, never after; but for that both are leaves: nothing else is locked while they are held.
+//! Where the device has lanes ([`VirtioMmio::lanes`]) their queues are served by threads of their own, without that
+//! lock. It is taken before a lane's, never after; but for that both are leaves: nothing else is locked while they are
+//! held.
 
 mod lanes;
 mod page;
@@ -34,10 +35,10 @@ pub const MMIO_LEN: u64 = 0x200;
 /// the queue's index as datamatch; a write that still arrives as an exit does the same.
 pub const QUEUE_NOTIFY: u64 = virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
-/// Offset of the InterruptACK register, and what a driver writes there that has seen no more than used buffers. The VMM may
-/// keep that write for itself (an ioeventfd that nobody reads), which saves the vCPU a way out of KVM in every interrupt.
-/// The bit of the interrupt status then stays set. All it says is that there may be used buffers, and drivers look for them
-/// behind the acknowledgement in any case.
+/// Offset of the InterruptACK register, and what a driver writes there that has seen no more than used buffers. The VMM
+/// may keep that write for itself (an ioeventfd that nobody reads), which saves the vCPU a way out of KVM in every
+/// interrupt. The bit of the interrupt status then stays set. All it says is that there may be used buffers, and
+/// drivers look for them behind the acknowledgement in any case.
 pub const INTERRUPT_ACK: (u64, u32) = (
     virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK as u64,
     USED_INTERRUPT,

@@ -1,8 +1,9 @@
 //! The registers as the driver reads them: a page of memory, which always holds what they say.
 //!
-//! The VMM can put it into the guest's address space, read-only (KVM_MEM_READONLY; Documentation/virt/kvm/api.rst, 4.35).
-//! Then no read of a register is a way out of the guest, above all not that of InterruptStatus, which a driver
-//! reads in every interrupt; writes come out as they do without. Reads that come out all the same are answered from here.
+//! The VMM can put it into the guest's address space, read-only (KVM_MEM_READONLY; Documentation/virt/kvm/api.rst,
+//! 4.35). Then no read of a register is a way out of the guest, above all not that of InterruptStatus, which a driver
+//! reads in every interrupt; writes come out as they do without. Reads that come out all the same are answered from
+//! here.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -108,7 +109,8 @@ impl RegisterPage {
     }
 
     /// Shows the device's configuration space as it is now. A driver that reads it meanwhile sees the generation change
-    /// between its first look and its last, and reads again (2.5.3.2): it counts before the first word and behind the last.
+    /// between its first look and its last, and reads again (2.5.3.2): it counts before the first word and behind the
+    /// last.
     pub(super) fn show_config(&self, device: &dyn VirtioDevice) {
         let mut bytes = [0; CONFIG_BYTES];
         device.read_config(0, &mut bytes);

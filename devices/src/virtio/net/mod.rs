@@ -41,8 +41,8 @@ const CONTROL_SIZE: u16 = 64;
 const FRAME_OVERHEAD: usize = 18;
 /// The MTU of Ethernet.
 const DEFAULT_MTU: u16 = 1500;
-/// The most queue pairs of a card, each of which costs the VMM a thread. A guest has no more vCPUs, and its driver asks for
-/// no more pairs than these.
+/// The most queue pairs of a card, each of which costs the VMM a thread. A guest has no more vCPUs, and its driver asks
+/// for no more pairs than these.
 pub const MAX_PAIRS: u16 = 8;
 
 /// A network card.

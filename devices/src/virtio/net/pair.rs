@@ -21,8 +21,8 @@ pub struct Pair {
     pub tx: Tx,
     /// Its queue of the backend, and how frames from there reach the guest.
     pub how: Delivery,
-    /// The driver wants frames in its receive queue (5.1.6.5.5). What it still has in the transmit queue of a pair that it
-    /// gives up is sent: a tap takes frames by a detached queue, too.
+    /// The driver wants frames in its receive queue (5.1.6.5.5). What it still has in the transmit queue of a pair that
+    /// it gives up is sent: a tap takes frames by a detached queue, too.
     pub active: bool,
 }
 

@@ -1,8 +1,8 @@
 //! Frames to the guest: read from the backend straight into guest memory (virtio 1.2, 5.1.6.3, 5.1.6.4).
 //!
-//! How long the next frame is shows only when it has been read. So as many buffers are taken as the longest frame of late
-//! has needed, and a piece of our own memory behind them catches what does not fit. Such a frame is held, and goes to the
-//! guest by more buffers, if need be when that has made them available; it moves with the guest.
+//! How long the next frame is shows only when it has been read. So as many buffers are taken as the longest frame of
+//! late has needed, and a piece of our own memory behind them catches what does not fit. Such a frame is held, and goes
+//! to the guest by more buffers, if need be when that has made them available; it moves with the guest.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,9 +18,9 @@ use crate::virtio::queue::{QueueError, Ring};
 const NUM_BUFFERS: u64 = 10;
 /// Room for a frame without segmentation, and its header: at least so much is taken.
 const USUAL: u64 = 2048;
-/// With every frame what is expected of the next falls by this part. Segmented frames of one flow come with short ones of
-/// others in between, and a long one that was not expected costs two copies; taking twenty buffers for a short one costs
-/// their lookup.
+/// With every frame what is expected of the next falls by this part. Segmented frames of one flow come with short ones
+/// of others in between, and a long one that was not expected costs two copies; taking twenty buffers for a short one
+/// costs their lookup.
 const FADING: u64 = 64;
 /// The most segments taken for one frame; below IOV_MAX (1024), also if some lie across two memory regions.
 const MAX_SEGMENTS: usize = 500;

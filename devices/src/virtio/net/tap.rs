@@ -224,7 +224,8 @@ impl Tap {
         Self::ready(fds, name)
     }
 
-    /// With the header of virtio 1.0 and later, which has 12 bytes; a tap starts with 10. Only the first queue is in use.
+    /// With the header of virtio 1.0 and later, which has 12 bytes; a tap starts with 10. Only the first queue is in
+    /// use.
     fn ready(queues: Vec<OwnedFd>, name: String) -> Result<Self, TapError> {
         let mut tap = Self {
             mtu: interface::mtu(&name),
@@ -273,8 +274,8 @@ impl NetBackend for Tap {
         self.queues.iter().map(AsRawFd::as_raw_fd).collect()
     }
 
-    /// The kernel numbers queues as they are attached, and puts the last one where one was taken away. So they are taken
-    /// from the end, and keep their order.
+    /// The kernel numbers queues as they are attached, and puts the last one where one was taken away. So they are
+    /// taken from the end, and keep their order.
     fn use_queues(&mut self, count: usize) -> io::Result<()> {
         let further = self.queues.iter().enumerate().skip(1);
         for (_, queue) in further.clone().rev().filter(|(index, _)| *index >= count) {

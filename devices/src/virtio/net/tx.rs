@@ -8,8 +8,8 @@ use crate::virtio::chain::{self, Chain};
 use crate::virtio::device::{BURST_BYTES, QueueIo};
 use crate::virtio::queue::QueueError;
 
-/// The most frames of a burst. Whoever takes them, on the same processor, gets it only between two bursts; a socket that holds
-/// 64 KiB takes some fifty datagrams of 1,500 bytes meanwhile, and what comes on top of that is lost.
+/// The most frames of a burst. Whoever takes them, on the same processor, gets it only between two bursts; a socket
+/// that holds 64 KiB takes some fifty datagrams of 1,500 bytes meanwhile, and what comes on top of that is lost.
 const BURST_FRAMES: usize = 32;
 
 /// The transmit half of a queue pair.

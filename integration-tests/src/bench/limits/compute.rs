@@ -16,8 +16,8 @@ pub fn copy(from: &[u8], to: &mut [u8], threads: usize) -> f64 {
     rate
 }
 
-/// Reads zeros to see that they are: bytes a second of one thread, by memcmp with a page of them that stays in the cache. The C
-/// library takes the widest registers there are, however this crate is compiled.
+/// Reads zeros to see that they are: bytes a second of one thread, by memcmp with a page of them that stays in the
+/// cache. The C library takes the widest registers there are, however this crate is compiled.
 pub fn zero_scan(zeros: &[u8]) -> f64 {
     let page = [0; 4096];
     let began = Instant::now();

@@ -30,8 +30,9 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts one with a pulse that is given `words` and `mib` of memory; it waits for the guest to come instead
-    /// if there is an `incoming` setting. The smallest machine that QEMU has is the best setting here: it has the least state.
+    /// Starts one with a pulse that is given `words` and `mib` of memory; it waits for the guest to come instead if
+    /// there is an `incoming` setting. The smallest machine that QEMU has is the best setting here: it has the least
+    /// state.
     ///
     /// # Errors
     /// It cannot be started, or its monitor does not answer.

@@ -1,5 +1,5 @@
-//! A snapshot file, and a chain of two, that somebody has written who means harm: frames of a regular one, spoilt as the
-//! input asks, with an end mark that is right, or not.
+//! A snapshot file, and a chain of two, that somebody has written who means harm: frames of a regular one, spoilt as
+//! the input asks, with an end mark that is right, or not.
 
 use std::fs::File;
 use std::hash::Hasher;

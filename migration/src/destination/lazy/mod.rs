@@ -230,8 +230,8 @@ impl Lazy {
         Ok(())
     }
 
-    /// Goes on through the files by at most 1 MiB of pages, and gives what is the newest of its pages to `install`: runs
-    /// of pages with their bytes. Says whether there is more.
+    /// Goes on through the files by at most 1 MiB of pages, and gives what is the newest of its pages to `install`:
+    /// runs of pages with their bytes. Says whether there is more.
     ///
     /// # Errors
     /// The file cannot be read, or is not what was written; or what `install` says.
@@ -275,8 +275,8 @@ impl Lazy {
         Ok(true)
     }
 
-    /// Of so many pages of a piece from the `first`th on, those that are nowhere newer: as runs, with what number in the piece
-    /// each begins.
+    /// Of so many pages of a piece from the `first`th on, those that are nowhere newer: as runs, with what number in
+    /// the piece each begins.
     fn newest(&self, number: usize, first: u32, count: u32) -> Vec<(Run, u32)> {
         let mut found: Vec<(Run, u32)> = Vec::new();
         let all = self.pieces[number].runs.iter();

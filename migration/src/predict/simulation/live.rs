@@ -1,8 +1,8 @@
 //! A part of a guest's memory, as time goes by: how much of it is clean, and where.
 //!
 //! It is cut into cells of neighbouring pages, which are sent one after the other. Of pages written at random only the
-//! mean is kept, which is exact: of those that are clean, as many are written in the next moment whenever they were sent,
-//! so one number a cell says all, and one for the whole part how many there are.
+//! mean is kept, which is exact: of those that are clean, as many are written in the next moment whenever they were
+//! sent, so one number a cell says all, and one for the whole part how many there are.
 
 use super::super::model::{Part, Writing};
 use super::super::random::Random;

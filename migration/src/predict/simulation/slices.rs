@@ -1,5 +1,5 @@
-//! A throttled vCPU runs for a while and sleeps for a slice. A long round sees the average; one that is shorter than both
-//! sees the one or the other, and what it leaves hangs on which.
+//! A throttled vCPU runs for a while and sleeps for a slice. A long round sees the average; one that is shorter than
+//! both sees the one or the other, and what it leaves hangs on which.
 
 /// Where a vCPU is between two slices.
 #[derive(Debug, Clone, Copy)]

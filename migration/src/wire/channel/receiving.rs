@@ -1,4 +1,5 @@
-//! What the peer says: frames, none larger than what may come, and guest memory behind them, straight to where it belongs.
+//! What the peer says: frames, none larger than what may come, and guest memory behind them, straight to where it
+//! belongs.
 
 use std::io;
 use std::time::Instant;

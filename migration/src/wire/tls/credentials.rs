@@ -165,7 +165,8 @@ fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'st
 }
 
 /// Ring's suites, the fastest first. AES-GCM runs on instructions of its own where the processor has them (every x86-64
-/// server since 2010), several times as fast as ChaCha20 there; 128 bits are enough, and a fifth faster than 256 (docs/performance.md).
+/// server since 2010), several times as fast as ChaCha20 there; 128 bits are enough, and a fifth faster than 256
+/// (docs/performance.md).
 fn provider() -> CryptoProvider {
     let mut provider = ring::default_provider();
     let aes = is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq");

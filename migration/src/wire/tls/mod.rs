@@ -81,11 +81,11 @@ impl<C: Connect> Connect for TlsTarget<C> {
 /// # When bytes are taken
 /// The handover needs to know whether a frame may have arrived (GO), so [`send`](Transport::send) has to be exact about
 /// what it took. Bytes are taken when they are put into a record: from then on they go out, by this call or by
-/// [`flush`](Transport::flush). An error therefore means that no record with any of them exists that could still go out:
-/// either none was made, because older records or the socket had no room yet (`WouldBlock`), or the socket refused the
-/// first byte of it for good, and then the session is broken and sends nothing ever after. Everything else is reported
-/// as taken, also where the socket fails behind the first byte; the peer drops a record that is not whole, but whether
-/// it was cannot be known.
+/// [`flush`](Transport::flush). An error therefore means that no record with any of them exists that could still go
+/// out: either none was made, because older records or the socket had no room yet (`WouldBlock`), or the socket refused
+/// the first byte of it for good, and then the session is broken and sends nothing ever after. Everything else is
+/// reported as taken, also where the socket fails behind the first byte; the peer drops a record that is not whole, but
+/// whether it was cannot be known.
 #[derive(Debug)]
 struct Tls {
     inner: Box<dyn Transport>,
@@ -252,7 +252,8 @@ impl Tls {
         self.broken(TlsError::from(error).into())
     }
 
-    /// The other end is Ferry, and does not speak TLS: no record begins like that. A source hears why, in its own terms.
+    /// The other end is Ferry, and does not speak TLS: no record begins like that. A source hears why, in its own
+    /// terms.
     fn not_encrypted(&mut self) -> io::Error {
         let error = match self.session.is_client() {
             true => TlsError::PlainReceiver,

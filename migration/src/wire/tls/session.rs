@@ -1,6 +1,6 @@
-//! A TLS session of either side over buffers of ours: rustls' "unbuffered" connections. Those with buffers take what came
-//! 4 KiB at a time, and copy between allocations whose addresses stand in one relation for the whole of a move; where that
-//! is one at which a processor copies slowly, all of the move is slow (docs/performance.md).
+//! A TLS session of either side over buffers of ours: rustls' "unbuffered" connections. Those with buffers take what
+//! came 4 KiB at a time, and copy between allocations whose addresses stand in one relation for the whole of a move;
+//! where that is one at which a processor copies slowly, all of the move is slow (docs/performance.md).
 
 use std::fmt;
 
@@ -88,8 +88,9 @@ impl Session {
         self.ended
     }
 
-    /// Goes on by one step: gives the content of a record of `incoming` to `deliver`, all of it at once, or puts what the
-    /// peer is to get into `outgoing`. Says how many of the bytes are done with, and whether there may be more to do.
+    /// Goes on by one step: gives the content of a record of `incoming` to `deliver`, all of it at once, or puts what
+    /// the peer is to get into `outgoing`. Says how many of the bytes are done with, and whether there may be more to
+    /// do.
     ///
     /// # Errors
     /// The session is broken. One more step, over nothing, makes the alert that tells the peer why.

@@ -46,7 +46,8 @@ pub(super) struct Described {
     #[arg(long, value_name = "TIME", conflicts_with_all = RUNNING)]
     rtt: Option<Span>,
 
-    /// Pages written at least once against time, as TIME:PAGES,…, or a file with that or with the JSON of `ferry dirty-rate`
+    /// Pages written at least once against time, as TIME:PAGES,…, or a file with that or with the JSON of `ferry
+    /// dirty-rate`
     #[arg(long, value_name = "CURVE", conflicts_with_all = RUNNING, conflicts_with = "dirty_rate")]
     dirty_curve: Option<CurveFlag>,
 

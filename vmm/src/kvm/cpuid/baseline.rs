@@ -1,8 +1,8 @@
 //! CPUs with a name that several hosts share: the micro-architecture levels of the x86-64 psABI (its section 3.1.1), as
 //! guests see them.
 //!
-//! A guest with a baseline gets the same CPUID on every host of one vendor, whatever else that host's processor has: the
-//! features of its level, what every such processor and KVM have beside them, and made-up values where processors
+//! A guest with a baseline gets the same CPUID on every host of one vendor, whatever else that host's processor has:
+//! the features of its level, what every such processor and KVM have beside them, and made-up values where processors
 //! merely describe themselves (model, brand, caches, address width). A host that lacks one of the features does not
 //! start the guest, and does not take it.
 //!
@@ -66,8 +66,8 @@ impl FromStr for Baseline {
     }
 }
 
-/// What each level adds to the ones below. First the level itself, then what its processors all have besides and kernels
-/// want (a clock, an APIC, protection of the kernel from itself).
+/// What each level adds to the ones below. First the level itself, then what its processors all have besides and
+/// kernels want (a clock, an APIC, protection of the kernel from itself).
 const FEATURES: [(Baseline, &str); 4] = [
     (
         Baseline::V1,
@@ -90,8 +90,8 @@ const FEATURES: [(Baseline, &str); 4] = [
     ),
 ];
 
-/// Performance counters and what hangs on them (PEBS, last branches): counts would not go on after a move. A guest that has
-/// none knows it, and its perf takes time instead.
+/// Performance counters and what hangs on them (PEBS, last branches): counts would not go on after a move. A guest that
+/// has none knows it, and its perf takes time instead.
 const COUNTERS: &str = "pdcm dts dtes64 ds_cpl arch_lbr arch_perfmon_ext perfctr_core perfctr_nb perfctr_llc ptsc irperf brs";
 /// Their leaves: architectural performance monitoring (Intel SDM vol. 2A), its last branches, its extension; AMD's
 /// (APM vol. 3, appendix E).
@@ -271,8 +271,8 @@ const fn cache(index: u32, kind: u32, level: u32, ways: u32, sets: u32) -> kvm_c
     }
 }
 
-/// Intel's caches: 32 KiB for data and for code, 1 MiB, 16 MiB. C libraries choose by their sizes how to copy memory, and
-/// would take none for very small ones.
+/// Intel's caches: 32 KiB for data and for code, 1 MiB, 16 MiB. C libraries choose by their sizes how to copy memory,
+/// and would take none for very small ones.
 const CACHES: [kvm_cpuid_entry2; 4] = [
     cache(0, 1, 1, 8, 64),
     cache(1, 2, 1, 8, 64),

@@ -48,8 +48,8 @@ impl Entry {
     pub fn state(&self) -> State {
         #[cfg(test)]
         super::tests::model::somebody_looks();
-        // Acquire, with KVM's release: an entry that is seen as written has its page in it. KVM promises that order under
-        // KVM_CAP_DIRTY_LOG_RING_ACQ_REL; x86 has it anyway.
+        // Acquire, with KVM's release: an entry that is seen as written has its page in it. KVM promises that order
+        // under KVM_CAP_DIRTY_LOG_RING_ACQ_REL; x86 has it anyway.
         match self.flags.load(Ordering::Acquire) {
             flags if flags & RESET != 0 => State::Read,
             flags if flags & DIRTY != 0 => State::Written,
@@ -71,8 +71,8 @@ impl Entry {
         Some(place)
     }
 
-    /// Marks it as read although nothing is in it, so that KVM goes past it: KVM then protects the page that was in it last, which
-    /// does no harm. `false`: KVM has written to it meanwhile, and that stays.
+    /// Marks it as read although nothing is in it, so that KVM goes past it: KVM then protects the page that was in it
+    /// last, which does no harm. `false`: KVM has written to it meanwhile, and that stays.
     pub fn pass_over(&self) -> bool {
         self.flags
             .compare_exchange(0, RESET, Ordering::AcqRel, Ordering::Acquire)

@@ -6,15 +6,15 @@ use std::ops::Deref;
 use super::entry::{Entry, Place};
 use super::reader::{Course, Ring};
 
-/// KVM stops short where a signal waits for the thread (Linux 6.17), and having taken nothing may mean that alone. So many
-/// times in a row it is not the reason: each call ends with the signal delivered.
+/// KVM stops short where a signal waits for the thread (Linux 6.17), and having taken nothing may mean that alone. So
+/// many times in a row it is not the reason: each call ends with the signal delivered.
 const FRUITLESS: u32 = 8;
-/// Calls after which it is given up. Each does something, or is one of those few that do not: a ring of 65,536 entries of which
-/// KVM wants all back and none is there takes about 530,000.
+/// Calls after which it is given up. Each does something, or is one of those few that do not: a ring of 65,536 entries
+/// of which KVM wants all back and none is there takes about 530,000.
 const MOST: u32 = 1_000_000;
-/// An empty ring that KVM takes for full is passed over by so many parts, one at a time. A part is less than what KVM takes
-/// for full, which is all but 64 entries and, with page-modification logging, 512 more (`kvm_dirty_ring_get_rsvd_entries`): so
-/// KVM is not led past its own end, in a ring of 1024 entries or more.
+/// An empty ring that KVM takes for full is passed over by so many parts, one at a time. A part is less than what KVM
+/// takes for full, which is all but 64 entries and, with page-modification logging, 512 more
+/// (`kvm_dirty_ring_get_rsvd_entries`): so KVM is not led past its own end, in a ring of 1024 entries or more.
 const PARTS: usize = 4;
 
 /// Hands everything that was read in these rings back by `reset`, which says how many entries KVM took. Says whether a
@@ -70,9 +70,9 @@ fn clear_the_way<M: Deref<Target = [Entry]>>(
     true
 }
 
-/// For a ring in which KVM counts so many entries that its vCPU may not go on, and in which there are none, as all
-/// were written over: leads KVM past a part of them, to be repeated while the vCPU may not go on. That vCPU must not be in the guest,
-/// and KVM must have said that the ring is full since anything was taken back from it.
+/// For a ring in which KVM counts so many entries that its vCPU may not go on, and in which there are none, as all were
+/// written over: leads KVM past a part of them, to be repeated while the vCPU may not go on. That vCPU must not be in
+/// the guest, and KVM must have said that the ring is full since anything was taken back from it.
 ///
 /// # Errors
 /// KVM does not take entries back.

@@ -19,14 +19,14 @@ use crate::kvm::dirty::{VmLog, peek_marks, set_flag, take_marks};
 use crate::kvm::raw;
 use crate::sandbox::{self, Kind};
 
-/// How often the collector looks as a rule, so that rings do not fill while a round is under way. A vCPU that writes a page a
-/// microsecond fills half of 65,536 entries in 33 ms.
+/// How often the collector looks as a rule, so that rings do not fill while a round is under way. A vCPU that writes a
+/// page a microsecond fills half of 65,536 entries in 33 ms.
 pub const LOOK: Duration = Duration::from_millis(5);
 
 /// The rings of a VM's vCPUs, joined with the marks of guest memory itself.
 ///
-/// The marks are needed for what the VMM writes. Guest memory that KVM itself writes (kvmclock, steal time, APIC state) it
-/// writes for a vCPU, and logs in that vCPU's ring. Writes for no vCPU, which KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP is
+/// The marks are needed for what the VMM writes. Guest memory that KVM itself writes (kvmclock, steal time, APIC state)
+/// it writes for a vCPU, and logs in that vCPU's ring. Writes for no vCPU, which KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP is
 /// for, are arm64's interrupt tables; x86 has none of them and not that capability (api.rst, 8.29;
 /// `kvm_arch_allow_write_without_running_vcpu` in virt/kvm/dirty_ring.c).
 pub struct RingLog {
@@ -122,16 +122,16 @@ impl DirtyLog for RingLog {
         Ok(())
     }
 
-    /// Reads the rings and keeps what was in them for the next `take`. A page that was written before it is sent in this
-    /// round is among them, as the next round sends it again: unlike a bitmap, a ring cannot be told to forget it.
+    /// Reads the rings and keeps what was in them for the next `take`. A page that was written before it is sent in
+    /// this round is among them, as the next round sends it again: unlike a bitmap, a ring cannot be told to forget it.
     fn peek(&self, into: &mut PageSet) -> Result<bool, GuestError> {
         self.rings.peek(into);
         peek_marks(&self.ram, &self.layout, into);
         Ok(true)
     }
 
-    /// Nothing: `take` has handed back what it took, and that has protected the pages. What else there is has been protected
-    /// since the log was started.
+    /// Nothing: `take` has handed back what it took, and that has protected the pages. What else there is has been
+    /// protected since the log was started.
     fn rearm(&self, _: &PageSet, _: Range<u64>) -> Result<(), GuestError> {
         Ok(())
     }

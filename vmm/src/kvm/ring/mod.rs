@@ -2,20 +2,20 @@
 //! list is full. Reading them costs what was written, however large the guest
 //! (Documentation/virt/kvm/api.rst, 8.29 in Linux 6.1).
 //!
-//! The rooms: [`entry`] and [`mapping`] (what KVM shares with us), [`reader`] (one ring), [`hand_back`] (giving what was
-//! read back to KVM), [`rings`] (those of a VM) with [`found`] (what was read in them), [`log`] (the dirty log that stands on
-//! them), [`offer`] (what a KVM has).
+//! The rooms: [`entry`] and [`mapping`] (what KVM shares with us), [`reader`] (one ring), [`hand_back`] (giving what
+//! was read back to KVM), [`rings`] (those of a VM) with [`found`] (what was read in them), [`log`] (the dirty log that
+//! stands on them), [`offer`] (what a KVM has).
 //!
 //! # The way of an entry
-//! A page that is protected is written to: KVM lets go of the protection and writes an entry. It is read here, the page goes
-//! into the set, and the entry is marked as read. When KVM is told (KVM_RESET_DIRTY_RINGS) it takes all marked entries back
-//! and protects their pages again. A write after that makes a new entry; one before it makes none, but comes before
-//! the page's bytes are read, as these are read only after KVM was told. So nothing is lost in the order: read the ring, hand
-//! back, read the pages.
+//! A page that is protected is written to: KVM lets go of the protection and writes an entry. It is read here, the page
+//! goes into the set, and the entry is marked as read. When KVM is told (KVM_RESET_DIRTY_RINGS) it takes all marked
+//! entries back and protects their pages again. A write after that makes a new entry; one before it makes none, but
+//! comes before the page's bytes are read, as these are read only after KVM was told. So nothing is lost in the order:
+//! read the ring, hand back, read the pages.
 //!
-//! A processor with page-modification logging keeps up to 512 pages to itself until the vCPU leaves the guest. They are in
-//! the ring when the vCPU has stopped, so the last look at a guest that stands still sees all; looks before
-//! that may see a page one look later.
+//! A processor with page-modification logging keeps up to 512 pages to itself until the vCPU leaves the guest. They are
+//! in the ring when the vCPU has stopped, so the last look at a guest that stands still sees all; looks before that may
+//! see a page one look later.
 
 mod entry;
 mod found;

@@ -16,9 +16,9 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Looks which of the two capabilities there is, by a function that says what KVM_CHECK_EXTENSION answers: the size of the
-    /// largest ring in bytes. ACQ_REL (Linux 6.1) promises the order of memory accesses that is kept here; the other,
-    /// Linux 5.11, exists on x86 alone, which has that order anyway.
+    /// Looks which of the two capabilities there is, by a function that says what KVM_CHECK_EXTENSION answers: the size
+    /// of the largest ring in bytes. ACQ_REL (Linux 6.1) promises the order of memory accesses that is kept here; the
+    /// other, Linux 5.11, exists on x86 alone, which has that order anyway.
     pub fn find(check: impl Fn(u32) -> i32) -> Option<Self> {
         let offer = |capability| {
             let bytes = u32::try_from(check(capability)).unwrap_or(0);

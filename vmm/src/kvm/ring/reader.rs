@@ -6,12 +6,13 @@ use super::entry::{Entry, Place, State};
 
 /// One ring, seen from the reader's side.
 ///
-/// KVM writes entries one after another, and takes back, in the same order, those that were marked as read; it stops at the
-/// first that is not. It goes round. An overflow is when it comes to entries that it has not taken back yet. It is not meant to: a vCPU
-/// leaves the guest while there is a reserve. But a KVM that emulates guest code has been seen to; it then writes over what
-/// is there, and pages are missing. It counts all the same: an entry that was written twice is taken back once and
-/// counted twice, and so KVM's idea of where its oldest entry lies is behind the truth by as many as were written over. It will not
-/// take back anything before those that are not there are marked for it ([`bridge`](Self::bridge)).
+/// KVM writes entries one after another, and takes back, in the same order, those that were marked as read; it stops at
+/// the first that is not. It goes round. An overflow is when it comes to entries that it has not taken back yet. It is
+/// not meant to: a vCPU leaves the guest while there is a reserve. But a KVM that emulates guest code has been seen to;
+/// it then writes over what is there, and pages are missing. It counts all the same: an entry that was written twice is
+/// taken back once and counted twice, and so KVM's idea of where its oldest entry lies is behind the truth by as many
+/// as were written over. It will not take back anything before those that are not there are marked for it
+/// ([`bridge`](Self::bridge)).
 #[derive(Debug)]
 pub struct Ring<M> {
     entries: M,
@@ -103,9 +104,9 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         Look { pages, overflow }
     }
 
-    /// Reads every entry that is written, wherever it is, and forgets what was known. If the ring was empty before, then where
-    /// the entries lie tells where KVM writes. It has to have been: KVM may have written over entries that it then
-    /// took back for older ones, and so be ahead of the last one that is left.
+    /// Reads every entry that is written, wherever it is, and forgets what was known. If the ring was empty before,
+    /// then where the entries lie tells where KVM writes. It has to have been: KVM may have written over entries that
+    /// it then took back for older ones, and so be ahead of the last one that is left.
     pub fn sweep(&mut self, note: &mut dyn FnMut(Place)) -> Look {
         self.course = Course::Astray;
         let in_use = |entry: &Entry| entry.state() != State::Unused;
@@ -113,8 +114,8 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         let (mut starts, mut ends) = (Vec::new(), Vec::new());
         let mut before = self.entries.last().is_some_and(in_use);
         for (at, entry) in self.entries.iter().enumerate() {
-            // In use is what is marked when we leave it. An entry that KVM writes right now is not: it would be passed over
-            // for good, and KVM wait for it for good.
+            // In use is what is marked when we leave it. An entry that KVM writes right now is not: it would be passed
+            // over for good, and KVM wait for it for good.
             let place = entry.read();
             let now = place.is_some() || entry.state() == State::Read;
             if let Some(place) = place {
@@ -170,9 +171,9 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         overflow
     }
 
-    /// KVM takes nothing back although there are entries to be taken: it wants something that lies before them and is not
-    /// there. Marks the one right before them, which KVM will come to on its way, as it has counted to beyond them. To be
-    /// repeated until KVM takes something. `false` where something else is in the way.
+    /// KVM takes nothing back although there are entries to be taken: it wants something that lies before them and is
+    /// not there. Marks the one right before them, which KVM will come to on its way, as it has counted to beyond them.
+    /// To be repeated until KVM takes something. `false` where something else is in the way.
     pub fn bridge(&mut self) -> bool {
         let state = |at: usize| self.entries[at].state();
         let begins =
@@ -195,15 +196,16 @@ impl<M: Deref<Target = [Entry]>> Ring<M> {
         true
     }
 
-    /// Marks entries of an empty ring from `at` on, at most `count`, so that KVM goes past those of them that it wants back.
+    /// Marks entries of an empty ring from `at` on, at most `count`, so that KVM goes past those of them that it wants
+    /// back.
     pub fn pass_over(&mut self, at: usize, count: usize) {
         self.empty = false;
         let marked = self.entries.iter().skip(at).take(count);
         self.unreturned += marked.filter(|entry| entry.pass_over()).count();
     }
 
-    /// Takes those marks off again. Says how many were still there. KVM must not be writing to this ring: its vCPU is not
-    /// in the guest.
+    /// Takes those marks off again. Says how many were still there. KVM must not be writing to this ring: its vCPU is
+    /// not in the guest.
     pub fn unmark(&mut self) -> usize {
         let left = self.entries.iter().filter(|entry| entry.unmark()).count();
         self.unreturned = 0;

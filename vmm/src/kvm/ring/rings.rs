@@ -118,8 +118,8 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For a vCPU that left the guest because its ring is full, by its own thread: clears it out. The others go on. For no
-    /// other reason: a ring that is said to be full time and again, and is not, would be brought out of order.
+    /// For a vCPU that left the guest because its ring is full, by its own thread: clears it out. The others go on. For
+    /// no other reason: a ring that is said to be full time and again, and is not, would be brought out of order.
     pub fn make_room(&self, vcpu: usize) {
         let mut inner = self.lock();
         let entries = inner.read(vcpu);
@@ -157,8 +157,8 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
         }
     }
 
-    /// Adds all pages found since the last time to `into`, every one of them protected again. Where pages may be missing,
-    /// `protect` has to protect all memory, and every page is added.
+    /// Adds all pages found since the last time to `into`, every one of them protected again. Where pages may be
+    /// missing, `protect` has to protect all memory, and every page is added.
     ///
     /// # Errors
     /// Pages could not be protected; nothing was taken.
@@ -180,8 +180,8 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
         Ok(())
     }
 
-    /// Adds all pages found since the last [`take`](Self::take) to `into`, and keeps them for the next one. They are not
-    /// protected again.
+    /// Adds all pages found since the last [`take`](Self::take) to `into`, and keeps them for the next one. They are
+    /// not protected again.
     pub fn peek(&self, into: &mut PageSet) {
         let mut inner = self.lock();
         inner.read_all();

@@ -1,5 +1,5 @@
-//! How many queues a tap of several has, whoever holds them. The kernel lets any number of processes take such a tap, and
-//! divides its frames among them; two guests on one tap would get half of each other's.
+//! How many queues a tap of several has, whoever holds them. The kernel lets any number of processes take such a tap,
+//! and divides its frames among them; two guests on one tap would get half of each other's.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -7,8 +7,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 
-/// Bytes of `struct nlmsghdr`, `struct ifinfomsg` and `struct rtattr` (include/uapi/linux/netlink.h, rtnetlink.h). Numbers
-/// are in the order of the host, which is little-endian.
+/// Bytes of `struct nlmsghdr`, `struct ifinfomsg` and `struct rtattr` (include/uapi/linux/netlink.h, rtnetlink.h).
+/// Numbers are in the order of the host, which is little-endian.
 const MESSAGE: usize = 16;
 const LINK: usize = 16;
 const ATTRIBUTE: usize = 4;
@@ -16,8 +16,8 @@ const ATTRIBUTE: usize = 4;
 const NUM_QUEUES: u16 = 8;
 const NUM_DISABLED_QUEUES: u16 = 9;
 
-/// The queues of tap `name`, attached or detached. None where the kernel does not tell: it is older than 4.17, or there is
-/// no such interface.
+/// The queues of tap `name`, attached or detached. None where the kernel does not tell: it is older than 4.17, or there
+/// is no such interface.
 pub fn queues(name: &str) -> Option<u32> {
     let index = nix::net::if_::if_nametoindex(name).ok()?;
     let socket = socket(

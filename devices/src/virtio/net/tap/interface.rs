@@ -79,7 +79,8 @@ fn ask(what: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
     }
     // SAFETY: the descriptor was just made and nobody else has it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // SAFETY: the requests made here read and write at most one ifreq, which `request` is, for the duration of the call.
+    // SAFETY: the requests made here read and write at most one ifreq, which `request` is, for the duration of the
+    // call.
     if unsafe { libc::ioctl(socket.as_raw_fd(), what, std::ptr::from_mut(request)) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -74,7 +74,8 @@ fn card(features: u64) -> Setup {
 fn frames_of_every_kind_pass_unharmed_before_and_after_a_move() {
     let features = features::offered(Offloads::ALL, 1, true) | VERSION_1 | EVENT_IDX | INDIRECT;
     let plain = features::MAC | features::MTU | features::CTRL_VQ | VERSION_1;
-    // With merged buffers and segmentation; merged alone, so that no frame is expected above the MTU; and one buffer a frame.
+    // With merged buffers and segmentation; merged alone, so that no frame is expected above the MTU; and one buffer a
+    // frame.
     let settings = [
         (features, 1536),
         (plain | features::MRG_RXBUF, 1536),

@@ -120,8 +120,8 @@ proptest! {
     fn a_guest_arrives_whole(steps in proptest::collection::vec(step(0..RESERVE), 0..60)) {
         let moved = play(&steps);
         moved.ends_whole();
-        // Nothing overflowed, so nothing was guessed: no entry was counted twice, and none at all only for a page that had
-        // not been taken yet.
+        // Nothing overflowed, so nothing was guessed: no entry was counted twice, and none at all only for a page that
+        // had not been taken yet.
         let pushed = moved.vm.lock().unwrap().sides.iter().map(|side| side.written as u64).collect::<Vec<_>>();
         let written = moved.rings.written();
         prop_assert!(written.iter().zip(&pushed).all(|(written, pushed)| written <= pushed));
@@ -259,8 +259,8 @@ fn overflowed(lost: usize) -> Move {
     moved
 }
 
-/// An entry that is written just when the reader looks at it must not be taken for one that was read: KVM would wait for
-/// it for good, and the reader beyond it.
+/// An entry that is written just when the reader looks at it must not be taken for one that was read: KVM would wait
+/// for it for good, and the reader beyond it.
 #[test]
 fn an_entry_that_is_written_during_the_search_is_found() {
     for looks in 0..3 * SIZE {
@@ -282,7 +282,8 @@ fn an_entry_that_is_written_during_the_search_is_found() {
     }
 }
 
-/// KVM counts entries that were all written over, so many that the vCPU may not go on, and nothing shows where it stands.
+/// KVM counts entries that were all written over, so many that the vCPU may not go on, and nothing shows where it
+/// stands.
 #[test]
 fn a_full_ring_without_entries_is_passed_over() {
     for taken in 0..SIZE {

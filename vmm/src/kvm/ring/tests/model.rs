@@ -1,5 +1,5 @@
-//! A KVM that does to rings in plain memory what Linux does (virt/kvm/dirty_ring.c), overflows included, and a guest whose
-//! pages are sent as a move sends them.
+//! A KVM that does to rings in plain memory what Linux does (virt/kvm/dirty_ring.c), overflows included, and a guest
+//! whose pages are sent as a move sends them.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
