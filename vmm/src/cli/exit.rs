@@ -40,7 +40,7 @@ pub const PANIC: u8 = 11;
 /// What the end of a guest is to the caller of `ferry run`, `ferry receive` or `ferry restore`.
 pub fn of_end(end: &End) -> u8 {
     match end {
-        End::PowerOff | End::Stopped | End::Moved { .. } => OK,
+        End::PowerOff | End::Stopped | End::Unused { .. } | End::Moved { .. } => OK,
         End::NoGuest { .. } | End::NoMemory { .. } => ERROR,
         End::Reset => RESET,
         End::Panic => PANIC,

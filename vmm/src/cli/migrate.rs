@@ -75,7 +75,7 @@ pub struct Args {
     #[arg(long)]
     verify: bool,
 
-    /// Take the other end for dead when it does nothing for so long, 100ms to 1h [default: 5s]
+    /// Take the other end for dead when it does nothing for so long, 500ms to 1h [default: 5s]
     #[arg(long, value_name = "TIME")]
     peer_timeout: Option<Span>,
 
@@ -177,7 +177,7 @@ impl Args {
         let client = self.vm.client();
         let moving = client.migrate(&request).map_err(unbegun)?;
         let mut view = MoveView::new(&request.target.to_string());
-        start_canceller(signals, client, view.notes())
+        start_canceller(signals, client, view.notes(), || {})
             .map_err(|error| Failure::error(MoveError::Signals(error)))?;
         let report = follow(moving, &mut view);
         view.finish();
@@ -185,16 +185,16 @@ impl Args {
 
         let text = ui::report_table(&report, &request.target.to_string(), Style::of_stdout());
         let _ = std::io::stdout().write_all(text.as_bytes());
-        if let Some(error) = undone(&report, &request.target) {
-            eprintln!("{}", Failure::error(error));
-        }
         let json = serde_json::to_string_pretty(&report).map(|text| text + "\n");
         let page = page::moves::page(&report, &request.target.to_string());
         // The exit status tells of the guest, not of the files.
         for (file, text) in [(report_file, json), (page_file, Ok(page))] {
             if let Some(Err(failure)) = file.map(|file| file.write(text)) {
-                eprintln!("{failure}");
+                let _ = writeln!(std::io::stderr(), "{failure}");
             }
+        }
+        if let Some(error) = undone(&report, &request.target) {
+            let _ = writeln!(std::io::stderr(), "{}", Failure::error(error));
         }
         Ok(exit::of_outcome(report.outcome))
     }
@@ -278,12 +278,13 @@ fn follow(moving: Told<MoveEvent>, view: &mut MoveView) -> Result<Report, MoveEr
     Err(MoveError::Silent(None))
 }
 
-/// Starts the thread that turns the first signal into a cancel, and the second into the end of this process; it ends
-/// with the process.
+/// Starts the thread that turns the first signal into a cancel, and the second into the end of this process, behind what
+/// is to be done to `leave`; it ends with the process.
 pub(super) fn start_canceller(
     signals: Signals,
     client: Client,
     notes: ui::Notes,
+    leave: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("signals".to_owned())
@@ -295,6 +296,7 @@ pub(super) fn start_canceller(
             }
             wait_for(&signals);
             notes.show("left: the move goes on or is cancelled without us; `ferry status` tells");
+            leave();
             std::process::exit(i32::from(exit::UNKNOWN));
         })
 }

@@ -29,6 +29,7 @@ mod usage;
 mod wanted;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
 use crate::log::Format;
@@ -115,7 +116,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(words) => words,
         Err(error) => {
             let failure = Failure::usage(error);
-            eprintln!("{failure}");
+            let _ = writeln!(std::io::stderr(), "{failure}");
             return failure.status();
         }
     };
@@ -126,7 +127,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             if error.use_stderr()
                 && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
             {
-                eprintln!("{}", usage::line(&error));
+                let _ = writeln!(std::io::stderr(), "{}", usage::line(&error));
             } else {
                 let _ = error.print();
             }

@@ -124,7 +124,7 @@ fn measured(
     let talkative = talkative && std::io::stderr().is_terminal();
     let note = |text: &str| {
         if talkative {
-            eprintln!("ferry: {text}");
+            let _ = writeln!(std::io::stderr(), "ferry: {text}");
         }
     };
     let watch = Span(request.watch().longest());

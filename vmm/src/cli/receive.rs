@@ -77,7 +77,7 @@ pub struct Args {
     #[arg(long, value_name = "HOW", default_value = "bitmap")]
     dirty_tracking: DirtyTracking,
 
-    /// Take a source for dead when it does nothing for so long, 100ms to 1h
+    /// Take a source for dead when it does nothing for so long, 500ms to 1h
     #[arg(long, value_name = "TIME", default_value = "5s")]
     peer_timeout: Span,
 
@@ -157,6 +157,10 @@ pub(super) fn tell(end: &End) {
     let text = match end {
         End::PowerOff => "the guest powered off".to_owned(),
         End::Stopped => "the guest was stopped".to_owned(),
+        End::Unused { receiving: false } => "stopped before a guest came".to_owned(),
+        End::Unused { receiving: true } => {
+            "stopped while a guest came: its source says where it is".to_owned()
+        }
         End::Moved { to } => format!("the guest runs on {to} now"),
         End::Reset => "the guest reset itself".to_owned(),
         End::Panic => "the guest crashed".to_owned(),

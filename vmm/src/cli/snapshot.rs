@@ -4,13 +4,15 @@
 //! another name in the same folder, and gets its own when it is whole and on the disk.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use migration::cancel::CancelToken;
 use migration::destination::Snapshot;
 use migration::report::{Outcome, Report};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use thiserror::Error;
 
 use super::error::{Failure, chain};
@@ -21,6 +23,7 @@ use super::wanted::Throttling;
 use crate::console::Signals;
 use crate::control::client::Told;
 use crate::control::{Happening, IF_PAUSED, MoveEvent, SnapshotName, SnapshotRequest};
+use crate::log;
 use crate::ui::{self, MoveView};
 use crate::units::{Rate, Span};
 
@@ -40,13 +43,14 @@ cancel`, ends it; the guest runs on. The file holds all of the guest's memory, a
 encrypted: it is made for its owner's eyes alone.
 
 Exit status: 0 saved, 1 failed (the guest runs on, there is no file; or it is saved and only --report
-could not be written, which the message says), 2 usage, 3 cancelled, 5 failed or cancelled, and the
-guest could not go on (it is paused: `ferry resume` tries again).")]
+could not be written, which the message says), 2 usage, 3 cancelled, 4 unknown (nobody told how it
+ended: ask `ferry status`), 5 failed or cancelled, and the guest could not go on (it is paused:
+`ferry resume` tries again).")]
 pub struct Args {
     #[command(flatten)]
     vm: Vm,
 
-    /// The file; or a folder, for a file named by the time in it
+    /// The file; or a folder, for a file in it that is named by the time and by this process
     #[arg(value_name = "FILE")]
     target: PathBuf,
 
@@ -99,6 +103,10 @@ enum SnapshotError {
     Rename { path: PathBuf, source: io::Error },
     #[error("cannot open {}, which the snapshot is to stand on", .path.display())]
     Base { path: PathBuf, source: io::Error },
+    #[error(
+        "the VM stopped telling how the snapshot goes; whether the guest runs, `ferry status` says; {} is a snapshot if `ferry restore` takes it", .at.display()
+    )]
+    Silent { at: PathBuf, source: MoveError },
     #[error("not saved, the guest runs on: {0}")]
     Failed(String),
     /// It was given up, and the guest stands still.
@@ -120,11 +128,23 @@ impl Args {
             .snapshot(&request, &unfinished.file)
             .map_err(Failure::error)?;
         let mut view = MoveView::new(&path.display().to_string());
-        start_canceller(signals, client.clone(), view.notes())
+        // Without us nobody gives it its name.
+        let at = unfinished.at.clone();
+        let leave = move || drop(fs::remove_file(&at));
+        start_canceller(signals, client.clone(), view.notes(), leave)
             .map_err(|error| Failure::error(MoveError::Signals(error)))?;
         let report = follow(saving, &mut view);
         view.finish();
-        let report = report.map_err(Failure::error)?;
+        let report = match report {
+            Ok(report) => report,
+            Err(source) => {
+                let at = unfinished.leave();
+                return Err(Failure::with_status(
+                    exit::UNKNOWN,
+                    SnapshotError::Silent { at, source },
+                ));
+            }
+        };
         // Whatever becomes of it: neither the snapshot nor the guest has to do with that.
         let reported = report_file.map(|file| {
             let json = serde_json::to_string_pretty(&report).map(|text| text + "\n");
@@ -151,7 +171,8 @@ impl Args {
             last.map_err(Failure::error)?;
         }
         let bytes = kept.map_err(Failure::error)?;
-        println!("{}", told(&path, bytes, &report, self.stop));
+        let told = told(&path, bytes, &report, self.stop);
+        let _ = writeln!(io::stdout(), "{told}");
         reported.transpose()?;
         Ok(exit::OK)
     }
@@ -184,21 +205,23 @@ fn name_of(path: &Path) -> Result<SnapshotName, Failure> {
     Ok(SnapshotName(base.map_err(Failure::error)?.id()))
 }
 
-/// The file that is meant: in a folder one named by the time, in seconds since 1970.
+/// The file that is meant: in a folder one named by the time, in seconds since 1970, and by this process, since several
+/// guests may be saved at a time.
 fn named(target: &Path) -> PathBuf {
     if !target.is_dir() {
         return target.to_owned();
     }
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let seconds = since.map_or(0, |since| since.as_secs());
-    target.join(format!("{seconds}.snapshot"))
+    target.join(format!("{seconds}-{}.snapshot", std::process::id()))
 }
 
-/// A file under another name; removed unless it is finished.
+/// A file under another name; removed unless it is finished, or left as it is.
 struct Unfinished {
     file: File,
     at: PathBuf,
     path: PathBuf,
+    left: bool,
 }
 
 impl Unfinished {
@@ -219,6 +242,7 @@ impl Unfinished {
                 file,
                 at,
                 path: path.to_owned(),
+                left: false,
             }),
             Err(source) => Err(SnapshotError::Create {
                 path: path.to_owned(),
@@ -227,32 +251,51 @@ impl Unfinished {
         }
     }
 
-    /// Gives it its name, for good; says how many bytes it has.
+    /// Leaves it under the name that it has; says which.
+    fn leave(mut self) -> PathBuf {
+        self.left = true;
+        self.at.clone()
+    }
+
+    /// Gives it its name, for good; says how many bytes it has. A file that has got that name meanwhile keeps it.
     fn finish(self) -> Result<u64, SnapshotError> {
         let named = self.file.sync_all().and_then(|()| {
-            fs::rename(&self.at, &self.path)?;
+            rename(&self.at, &self.path)?;
             let folder = self.path.parent().filter(|folder| *folder != Path::new(""));
             File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
             Ok(self.file.metadata()?.len())
         });
-        named.map_err(|source| SnapshotError::Rename {
-            path: self.path.clone(),
-            source,
+        named.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => SnapshotError::Exists(self.path.clone()),
+            _ => SnapshotError::Rename {
+                path: self.path.clone(),
+                source,
+            },
         })
+    }
+}
+
+/// Renames a file, unless there is one with the new name.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        // Not every file system can (NFS, for one): then the check that was made at the beginning is made again.
+        Err(Errno::EINVAL | Errno::ENOSYS) if fs::symlink_metadata(to).is_ok() => {
+            Err(io::ErrorKind::AlreadyExists.into())
+        }
+        Err(Errno::EINVAL | Errno::ENOSYS) => fs::rename(from, to),
+        renamed => Ok(renamed?),
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
         // A finished one is not there any more.
-        if let Err(error) = fs::remove_file(&self.at)
+        if !self.left
+            && let Err(error) = fs::remove_file(&self.at)
             && error.kind() != io::ErrorKind::NotFound
         {
-            eprintln!(
-                "ferry: {} is left over: {}",
-                self.at.display(),
-                chain(&error)
-            );
+            let (at, error) = (self.at.display(), chain(&error));
+            log::complain(&format!("{at} is left over: {error}"));
         }
     }
 }
@@ -289,7 +332,6 @@ fn told(path: &Path, bytes: u64, report: &Report, stopped: bool) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
 
     use clap::Parser;
@@ -348,6 +390,16 @@ mod tests {
         );
         let again = Unfinished::create(&path).map(drop).unwrap_err();
         assert!(again.to_string().contains("is there already"), "{again}");
+        // Another got the name meanwhile.
+        let other = folder.join("b.snap");
+        let late = Unfinished::create(&other).unwrap();
+        fs::write(&other, "theirs").unwrap();
+        let late = late.finish().unwrap_err().to_string();
+        assert!(late.contains("is there already"), "{late}");
+        assert_eq!(fs::read(&other).unwrap(), b"theirs");
+        assert_eq!(files(), 2);
+        let left = Unfinished::create(&folder.join("c.snap")).unwrap().leave();
+        assert!(left.exists());
         assert_eq!(named(&folder).parent(), Some(folder.as_path()));
         fs::remove_dir_all(&folder).unwrap();
     }

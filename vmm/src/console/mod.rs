@@ -186,6 +186,11 @@ impl Console {
         Output::new(self.ring.clone())
     }
 
+    /// Whether somebody types it, rather than a program that may be ahead of its guest.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
     /// Where the guest's input comes from, if there is any.
     pub fn input(&self) -> Option<&Arc<Input>> {
         self.input.as_ref()

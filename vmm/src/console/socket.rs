@@ -59,6 +59,8 @@ struct Found {
     knock: bool,
     output: bool,
     input: bool,
+    /// The client has hung up, and what it said last cannot be read for want of room.
+    gone: bool,
 }
 
 impl Port {
@@ -73,6 +75,9 @@ impl Port {
             }
             if found.output {
                 self.ring.quiet();
+            }
+            if found.gone {
+                self.client = None;
             }
             if found.input {
                 self.read();
@@ -113,6 +118,11 @@ impl Port {
             knock: any(1),
             output: any(2),
             input: any(3),
+            gone: self.input.room() == 0
+                && fds
+                    .get(3)
+                    .and_then(PollFd::revents)
+                    .is_some_and(|flags| flags.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)),
         })
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::path::Path;
+use std::time::Instant;
 
 use super::*;
 
@@ -163,4 +164,34 @@ fn a_paste_into_a_guest_that_reads_slowly_is_not_lost() {
     let typist = std::thread::spawn(move || (&client).write_all(&sent).map(|()| client));
     wait_for_input(console.input().unwrap(), &paste);
     drop(typist.join().unwrap().unwrap());
+}
+
+/// Its paste fills the queue, since nobody reads it, and then it leaves.
+#[test]
+fn a_client_that_leaves_a_guest_that_does_not_read_makes_room_for_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("serial.sock");
+    let console = socket(&path);
+    let mut output = console.output();
+    let mut client = UnixStream::connect(&path).unwrap();
+    client.write_all(&[b'x'; 16 << 10]).unwrap();
+    let input = console.input().unwrap();
+    let began = Instant::now();
+    while input.room() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(client);
+    loop {
+        let mut next = UnixStream::connect(&path).unwrap();
+        next.set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        output.write_all(b"next").unwrap();
+        let mut bytes = [0; 4];
+        if next.read_exact(&mut bytes).is_ok() && &bytes == b"next" {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -20,6 +20,13 @@ pub enum MoveEvent {
     Happened(Happening),
 }
 
+impl MoveEvent {
+    /// Whether the next of its kind says all that it does, so that one who is late may miss it.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Happened(Happening::Progress { .. }))
+    }
+}
+
 /// A step of a move. In JSON: `{"event": "round_finished", …}`. These names are the API's; they follow the
 /// engine's [`Event`] but do not change when it does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

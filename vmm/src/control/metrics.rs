@@ -36,8 +36,8 @@ pub struct Metrics {
 /// The moves that this process was an end of.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct MoveCounts {
-    /// Out of here: completed, failed, cancelled, unknown.
-    pub out: [u64; 4],
+    /// Out of here, by outcome, in the order of [`OUTCOMES`].
+    pub out: [u64; OUTCOMES.len()],
     /// In: the guest runs here, or it did not come.
     pub arrived: u64,
     /// Attempts to come in that failed.
@@ -277,7 +277,7 @@ impl Metrics {
         let moving = &self.status.migration;
         page.gauge(
             "ferry_move_active",
-            "Whether a move out of here is under way",
+            "Whether a move out of here, or a snapshot, is under way",
         )
         .one(u8::from(moving.is_some()));
         let Some(progress) = moving else {

@@ -116,7 +116,7 @@ pub struct MigrateRequest {
     /// Compare both memories before the guest is handed over. It stands still for that, beyond the downtime asked for.
     #[serde(default)]
     pub verify: bool,
-    /// How long the other end may do nothing before it is taken for dead, in milliseconds; 100 to an hour.
+    /// How long the other end may do nothing before it is taken for dead, in milliseconds; 500 to an hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_timeout_ms: Option<u64>,
     /// Encrypt, and have both ends prove who they are, by `tls_files` or else by what the VM was started with.

@@ -16,6 +16,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::command::{CallSender, Reply};
+use super::event::MoveEvent;
 use super::http::{self, ReadError, Refusal};
 use super::metrics;
 use super::passed::Incoming;
@@ -270,9 +271,9 @@ fn answer(writer: &mut &UnixStream, answer: &Receiver<Reply>) -> io::Result<()> 
         Ok(Reply::Done) => (200, json!({})),
         Ok(Reply::Refused(text)) => (409, json!({ "error": text })),
         Ok(Reply::Failed(text)) => (500, json!({ "error": text })),
-        Ok(Reply::Moving(events)) => return stream(writer, &events),
-        Ok(Reply::Measuring(events)) => return stream(writer, &events),
-        Ok(Reply::Predicting(events)) => return stream(writer, &events),
+        Ok(Reply::Moving(events)) => return stream(writer, &events, MoveEvent::is_passing),
+        Ok(Reply::Measuring(events)) => return stream(writer, &events, |_| false),
+        Ok(Reply::Predicting(events)) => return stream(writer, &events, |_| false),
         Err(RecvTimeoutError::Disconnected) => {
             (500, json!({ "error": "the VM ended before it answered" }))
         }
@@ -284,12 +285,27 @@ fn answer(writer: &mut &UnixStream, answer: &Receiver<Reply>) -> io::Result<()> 
     http::respond(writer, status, None, &body.to_string())
 }
 
-/// Writes what happens, line by line, until the end. If the client goes away a move goes on without a listener.
-fn stream<E: Serialize>(writer: &mut &UnixStream, events: &Receiver<E>) -> io::Result<()> {
+/// Writes what happens, line by line, until the end. If the client goes away a move goes on without a listener; one that
+/// does not read at the moment (it was stopped by Ctrl-Z, say) misses what is `passing`, lest it miss the end.
+fn stream<E: Serialize>(
+    writer: &mut &UnixStream,
+    events: &Receiver<E>,
+    passing: impl Fn(&E) -> bool,
+) -> io::Result<()> {
     http::begin_lines(writer)?;
     for event in events {
+        if passing(&event) && !has_room(writer) {
+            continue;
+        }
         let text = serde_json::to_string(&event).map_err(io::Error::other)?;
         http::line(writer, &text)?;
     }
     http::end_lines(writer)
+}
+
+/// Whether the other end reads what it is told; there is room for a good deal more where it does not (unix(7): a
+/// socket is writable below a quarter of its buffer).
+fn has_room(writer: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut fds, PollTimeout::ZERO) != Ok(0)
 }

@@ -59,7 +59,7 @@ pub struct Status {
     pub dirty_log: Option<DirtyLogStatus>,
     /// How its process is confined.
     pub sandbox: Option<InForce>,
-    /// The move under way, out or in.
+    /// The move out of here that is under way, or the snapshot.
     pub migration: Option<MoveProgress>,
     /// How the last move out of this process ended, if there was one and the process still has the guest.
     pub last_move: Option<LastMove>,
@@ -190,12 +190,13 @@ impl From<Heartbeat> for HeartbeatStatus {
 
 impl State {
     /// All of them.
-    pub const ALL: [State; 6] = [
+    pub const ALL: [State; 7] = [
         State::Waiting,
         State::Receiving,
         State::Running,
         State::Paused,
         State::Migrating,
+        State::Saving,
         State::Unknown,
     ];
 

@@ -385,6 +385,35 @@ fn a_client_that_goes_away_does_not_end_the_move() {
     finished.recv_timeout(Duration::from_secs(30)).unwrap();
 }
 
+/// Stopped by Ctrl-Z for longer than the server waits for anybody, say. What it misses is where the rounds were.
+#[test]
+fn a_client_that_does_not_read_for_long_hears_the_end() {
+    let progress = |pages_done| {
+        MoveEvent::Happened(Happening::Progress {
+            index: 0,
+            pages_done,
+            pages: 100_000,
+            wire_bytes: 0,
+        })
+    };
+    let vm = Vm::start(move |_| {
+        let (sender, receiver) = channel();
+        for done in 0..20_000 {
+            sender.send(progress(done)).unwrap();
+        }
+        sender.send(happening(1)).unwrap();
+        sender.send(MoveEvent::from(report())).unwrap();
+        Some(Reply::Moving(receiver))
+    });
+    let request = MigrateRequest::to(Target::Unix("/there".into()));
+    let moving = vm.client().migrate(&request).unwrap();
+    std::thread::sleep(Duration::from_secs(7));
+    let told: Vec<_> = moving.map(Result::unwrap).collect();
+    assert!(told.len() < 20_000, "{}", told.len());
+    let end = [happening(1), MoveEvent::from(report())];
+    assert_eq!(told[told.len() - 2..], end);
+}
+
 #[test]
 fn a_move_without_a_report_is_an_end_and_a_cut_is_an_error() {
     let vm = Vm::start(|_| Some(Reply::Moving(channel().1)));

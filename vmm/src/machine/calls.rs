@@ -222,13 +222,19 @@ impl Supervisor {
         }
     }
 
-    /// Ends the VM. A move under way is cancelled first; if it is too late for that, its end decides.
+    /// Ends the VM. A move under way is cancelled first; if it is too late for that, its end decides: a guest that may run
+    /// elsewhere is kept here, and that is said.
     pub(super) fn stop(&mut self) -> Reply {
         if let Phase::Moving(outgoing) = &self.phase {
             let _ = outgoing.cancel.cancel();
             self.stop_after_move = true;
         } else {
-            self.finish(End::Stopped);
+            self.finish(match &self.phase {
+                Phase::Waiting(move_in) => End::Unused {
+                    receiving: move_in.is_some(),
+                },
+                _ => End::Stopped,
+            });
         }
         Reply::Done
     }

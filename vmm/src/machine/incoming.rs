@@ -34,6 +34,7 @@ use crate::log;
 use crate::memory::Prefaulted;
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls::{self, TlsFilesError};
+use crate::units::Size;
 use crate::vm::{Gauges, LogChoice, ReceivingHost, RunningVm};
 
 /// How long to wait after a connection could not be accepted.
@@ -75,8 +76,15 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         stopped.set(stopped.get() || signals.take().is_some());
         stopped.get()
     };
+    if config.prefault > 0 {
+        gauges.check_prefault(config.prefault)?;
+        let memory = Size(config.prefault);
+        log::say(&format!(
+            "touching {memory} of memory first; nobody is answered until then"
+        ));
+    }
     let ready = match prefault(config.prefault, &gauges, &stop) {
-        Err(_) if stopped.get() => return Ok(End::Stopped),
+        Err(_) if stopped.get() => return Ok(End::Unused { receiving: false }),
         ready => ready?,
     };
     let sandbox = Sandbox::confine(config.sandbox, &reach)?;

@@ -36,6 +36,11 @@ pub enum End {
     PowerOff,
     /// Someone here stopped it: `ferry stop`, the console's quit key, SIGTERM.
     Stopped,
+    /// Someone here stopped it before a guest was here.
+    Unused {
+        /// Whether one was on its way, which its source has then, or has given up.
+        receiving: bool,
+    },
     /// The guest runs elsewhere now.
     Moved {
         /// Where.

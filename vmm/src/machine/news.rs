@@ -103,10 +103,14 @@ impl Supervisor {
         }
         // The asker hears of the end when `ferry status` would say the same.
         let _ = asker.send(MoveEvent::from(moved.report));
-        if self.stop_after_move && !matches!(self.phase, Phase::Unknown(_)) {
-            self.finish(End::Stopped);
+        if std::mem::take(&mut self.stop_after_move) {
+            match self.phase {
+                Phase::Unknown(_) => log::complain(
+                    "it was to be stopped in the middle of that, and is not, since this may be the one guest that there is: `ferry stop` again",
+                ),
+                _ => self.finish(End::Stopped),
+            }
         }
-        self.stop_after_move = false;
     }
 
     /// A guest out of snapshots: it runs, unless it is to stay paused.
@@ -219,6 +223,16 @@ impl Supervisor {
             return;
         };
         let serial = self.view.as_ref().map(|view| view.serial.clone());
+        if serial.is_none() && self.console.is_terminal() {
+            // Meant for this process, such as Ctrl-C, and not for a guest that comes an hour later.
+            let taken = input.take(usize::MAX);
+            if taken.quit {
+                let _ = self.stop();
+            } else if !taken.bytes.is_empty() {
+                log::say("there is no guest yet to type to; Ctrl-A x ends this process");
+            }
+            return;
+        }
         loop {
             let room = serial.as_ref().is_some_and(|s| lock(s).has_room());
             // One at a time: what the port would not take would be lost.

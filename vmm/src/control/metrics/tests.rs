@@ -60,7 +60,7 @@ fn whole() -> Metrics {
         },
         cards: vec![counters.clone(), counters],
         moves: MoveCounts {
-            out: [0, 2, 1, 0],
+            out: [0, 2, 1, 0, 3],
             arrived: 1,
             not_arrived: 4,
             last_out: Some(LastFigures {
@@ -194,7 +194,9 @@ fn the_numbers_are_those_of_the_vm() {
             ("tap", "a\"b\\c\nd{}"),
             1.0,
         ),
+        ("ferry_guest_state", ("state", "saving"), 0.0),
         ("ferry_moves_total", ("outcome", "cancelled"), 1.0),
+        ("ferry_moves_total", ("outcome", "paused"), 3.0),
         ("ferry_move_throttle_ratio", ("vcpu", "1"), 0.99),
         (
             "ferry_last_move_duration_seconds",
