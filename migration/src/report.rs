@@ -149,7 +149,7 @@ pub struct Report {
     pub blackout_clock: Option<BlackoutClock>,
     /// Last heartbeat on the source to the first on the destination.
     pub guest_gap_ms: Option<f64>,
-    /// The largest distance between two heartbeats in the whole move.
+    /// The largest distance between two heartbeats in the whole move; None where that of the move itself is not known.
     pub largest_gap_ms: Option<f64>,
     /// How long each vCPU was kept from running by throttling, in the whole move.
     pub throttled_ms: Vec<f64>,
@@ -250,6 +250,8 @@ impl Report {
             .max(gap.unwrap_or(0));
         let ms = |ns| millis(Duration::from_nanos(ns));
         self.guest_gap_ms = gap.map(ms);
-        self.largest_gap_ms = (largest > 0).then(|| ms(largest));
+        // The gap of the move itself is most likely the largest, so without it nothing is known.
+        let known = largest > 0 && (gap.is_some() || source.count == 0);
+        self.largest_gap_ms = known.then(|| ms(largest));
     }
 }

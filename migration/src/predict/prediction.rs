@@ -95,7 +95,8 @@ pub struct Prediction {
     pub throttle_percent: Estimate<u64>,
     /// How long the vCPU that is slowed down most is kept from running.
     pub throttled_ms: Estimate<f64>,
-    /// How much less the guest gets done during the move, in percent.
+    /// How much less the guest gets done during the move, by throttling and while it stands still, in percent: the mean
+    /// over its vCPUs.
     pub guest_work_lost_percent: Estimate<f64>,
     /// Guest memory.
     pub memory_bytes: u64,
@@ -200,7 +201,11 @@ fn told(question: &Question, trials: &Trials) -> Prediction {
         throttle_percent: counted(&|run| f64::from(run.strongest.get())),
         throttled_ms: figure(&|run| millis(run.lost)),
         guest_work_lost_percent: figure(&|run| {
-            100.0 * run.lost.as_secs_f64() / run.total().as_secs_f64().max(1e-9)
+            let slept: Duration = run.lost_by_vcpu.iter().sum();
+            let slept = slept.as_secs_f64() / run.lost_by_vcpu.len().max(1) as f64;
+            let total = run.total().as_secs_f64();
+            // What is more than the brown-out is the blackout, where there is one.
+            100.0 * (slept + total - run.brownout.as_secs_f64()) / total.max(1e-9)
         }),
         memory_bytes: question.memory.bytes,
         untouched_pages: (question.memory.bytes / PAGE_SIZE).saturating_sub(question.touched()),

@@ -104,6 +104,8 @@ impl<G: RunningGuest> Precopy<G> {
             }),
             Err(error) => {
                 self.link.account(&mut trip.report);
+                // Of the round that was cut short.
+                self.brake.round_over(self.guest.throttled(), trip);
                 Err(give_back(self.guest, Some(self.link), error))
             }
         }
@@ -114,7 +116,7 @@ impl<G: RunningGuest> Precopy<G> {
         self.pacer = Pacer::new(trip.options.bandwidth);
         self.costs = expected_costs(trip, self.link.round_trip);
         if self.link.by_descriptor {
-            self.settle(trip)?;
+            self.settle()?;
             return Ok("both ends map the same memory: there are no pages to send".into());
         }
         let log = self.guest.dirty_log();
@@ -140,7 +142,9 @@ impl<G: RunningGuest> Precopy<G> {
             self.costs.sync = began.elapsed();
             self.note(&mut round, trip);
             if let Step::Stop { reason } = self.step(trip)? {
-                if settles == SETTLES || self.settle(trip)? < SETTLED {
+                // At a bound there is no round more: it might leave more than the downtime allows, and the move that was
+                // about to succeed would be given up.
+                if settles == SETTLES || self.settle()? < SETTLED || self.is_bounded(trip) {
                     return Ok(reason);
                 }
                 settles += 1;
@@ -150,7 +154,7 @@ impl<G: RunningGuest> Precopy<G> {
 
     /// Has disks write back what they can while the guest runs: it stands still for the rest. Says how long that took;
     /// the destination hears meanwhile that this end lives.
-    fn settle(&mut self, trip: &Trip<'_>) -> Result<Duration, MoveError> {
+    fn settle(&mut self) -> Result<Duration, MoveError> {
         let Some(settle) = self.guest.settle() else {
             return Ok(Duration::ZERO);
         };
@@ -175,7 +179,6 @@ impl<G: RunningGuest> Precopy<G> {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     main.channel.interrupted()?;
-                    check_time(trip)?;
                     main.keep_alive()?;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
@@ -183,6 +186,13 @@ impl<G: RunningGuest> Precopy<G> {
                 }
             }
         }
+    }
+
+    /// Whether the move has come to a bound on its time or its rounds.
+    fn is_bounded(&self, trip: &Trip<'_>) -> bool {
+        let limits = Limits::from(trip.options);
+        let rounds = u32::try_from(self.facts.len()).unwrap_or(u32::MAX);
+        rounds >= limits.rounds || trip.started.elapsed() >= limits.total
     }
 
     fn next_round(&self) -> u32 {

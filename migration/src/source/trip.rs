@@ -91,6 +91,9 @@ impl<'a> Trip<'a> {
             reason: reason.clone(),
         });
         self.set_totals();
+        // Given up before its end.
+        let until_now = self.brownout_began.map(|began| millis(began.elapsed()));
+        self.report.brownout_ms = self.report.brownout_ms.or(until_now);
         self.report.outcome = match (&failed.guest, &failed.error) {
             (After::Unknown(_), _) => Outcome::Unknown,
             (After::Stuck(..), _) => Outcome::Paused,

@@ -79,7 +79,47 @@ fn a_late_first_heartbeat_is_in_the_report() {
     let report = moved.report;
     assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
     assert!(report.guest_gap_ms.is_some());
+    assert!(report.largest_gap_ms >= report.guest_gap_ms);
     verify(&world, receiving.join().unwrap().unwrap());
+}
+
+/// Then its gap is not known, and with it not the largest one.
+#[test]
+fn a_guest_that_does_not_beat_at_the_destination_has_no_gap() {
+    let faults = Faults {
+        quiet: Duration::from_secs(3600),
+        ..Faults::default()
+    };
+    let world = World::new(&[8], Writer::default(), faults);
+    let (moved, arrived) = travel(&world, boot(&world), &options());
+    assert_eq!(moved.report.outcome, Outcome::Completed);
+    assert_eq!(moved.report.guest_gap_ms, None);
+    assert_eq!(moved.report.largest_gap_ms, None);
+    verify(&world, arrived.unwrap());
+}
+
+/// What is left is little enough when the time is over while disks are written back, or no round is left for what the
+/// guest writes meanwhile: no reason to give up.
+#[test]
+fn disks_that_are_slow_near_a_bound_do_not_end_a_move() {
+    for bound in [
+        Options {
+            max_total: Duration::from_millis(300),
+            ..options()
+        },
+        Options {
+            max_rounds: 1,
+            ..options()
+        },
+    ] {
+        let world = World::idle(&[8]);
+        *world.settles.lock().unwrap() = vec![Duration::from_millis(600)];
+        let (moved, arrived) = travel(&world, boot(&world), &bound);
+        let report = moved.report;
+        assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+        assert_eq!(report.rounds.len(), 2, "{report:?}");
+        verify(&world, arrived.unwrap());
+    }
 }
 
 /// Longer than the other end would wait in silence; and it does not stand still for it. Disks that are written to all
@@ -306,6 +346,9 @@ fn without_a_throttle_the_same_guest_is_given_up() {
         "{}",
         moved.report.reason
     );
+    let rounds: f64 = moved.report.rounds.iter().map(|r| r.duration_ms).sum();
+    let brownout = moved.report.brownout_ms.unwrap();
+    assert!((rounds..=moved.report.total_ms).contains(&brownout));
     let refused = arrived.unwrap_err().to_string();
     assert!(refused.contains("given up"), "{refused}");
     let guest = back(&world, moved.guest);

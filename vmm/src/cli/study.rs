@@ -15,12 +15,13 @@ use thiserror::Error;
 use super::error::Failure;
 use super::exit;
 use crate::console::Signals;
+use crate::log;
 use crate::page;
 use crate::study::case::Case;
 use crate::study::place::{Place, Shaping};
 use crate::study::sheet;
 use crate::study::spec::{Spec, SpecError};
-use crate::study::store::{Record, Store, StoreError};
+use crate::study::store::{self, Record, Store, StoreError};
 use crate::study::summary::Summary;
 use crate::study::trial::{self, TrialError};
 use crate::ui::Style;
@@ -131,13 +132,26 @@ impl Args {
         let stop = Arc::new(AtomicBool::new(false));
         watch_signals(stop.clone()).map_err(StudyError::Signals)?;
         let store = Store::open(folder)?;
+        let made_by = store::maker(self.shaping(), &machine())?;
+        // The others' figures say nothing of this program on this machine.
+        let (ours, others): (Vec<_>, Vec<_>) = cases
+            .iter()
+            .filter_map(|case| store.get(case))
+            .partition(|record| record.made_by == made_by);
+        if !others.is_empty() && !self.again {
+            let (count, folder) = (others.len(), folder.display());
+            log::complain(&format!(
+                "{count} moves in {folder} are of another build, machine or shaping, and are made anew"
+            ));
+        }
         let mut view = View::new(cases.len());
         let mut records = Vec::new();
         let mut place = None;
         for (number, case) in cases.iter().enumerate() {
-            if let Some(record) = store.get(case).filter(|_| !self.again) {
+            let kept = ours.iter().find(|record| record.case == **case);
+            if let Some(record) = kept.filter(|_| !self.again) {
                 view.kept();
-                records.push(record);
+                records.push(record.clone());
                 continue;
             }
             view.begin(number, case);
@@ -145,7 +159,7 @@ impl Args {
             if matches!(made, Err(TrialError::Interrupted)) || stop.load(Ordering::Relaxed) {
                 break;
             }
-            let record = Record::of(case, made);
+            let record = Record::of(case, &made_by, made);
             store.put(&record)?;
             view.done(number, &record);
             records.push(record);

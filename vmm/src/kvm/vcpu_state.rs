@@ -153,8 +153,9 @@ const XSAVE_WORDS: usize = size_of::<kvm_xsave>() / 4;
 
 /// Reads the state of a stopped vCPU whose last exit is completed.
 ///
-/// MP_STATE comes first: reading it makes KVM act on pending INIT and SIPI, which changes registers. EVENTS
-/// come last: reading anything else may queue one.
+/// MP_STATE comes first: reading it makes KVM act on pending INIT and SIPI, which changes registers. The local APIC comes
+/// behind the MSRs: a TSC deadline that passes between the two is then in both, one interrupt too many, and else in
+/// neither, and a guest without a tick would wait for ever. EVENTS come last: reading anything else may queue one.
 ///
 /// The TSC goes on while the guest stands still, so it is read once more by itself, with the time when that was.
 ///
@@ -170,7 +171,6 @@ pub fn save(vcpu: &VcpuFd, index: u8, caps: &VcpuCaps) -> Result<Saved, VcpuStat
     let debugregs = vcpu
         .get_debug_regs()
         .map_err(get("get the debug registers"))?;
-    let lapic = vcpu.get_lapic().map_err(get("get the local APIC"))?;
     let tsc_khz = vcpu.get_tsc_khz().ok();
     let mut msrs = msr::get(vcpu, index, &caps.msrs)?;
     let tsc = msr::get(vcpu, index, &[MSR_IA32_TSC])?;
@@ -178,6 +178,7 @@ pub fn save(vcpu: &VcpuFd, index: u8, caps: &VcpuCaps) -> Result<Saved, VcpuStat
     for entry in msrs.iter_mut().filter(|m| m.index == MSR_IA32_TSC) {
         entry.data = tsc.first().map_or(entry.data, |now| now.data);
     }
+    let lapic = vcpu.get_lapic().map_err(get("get the local APIC"))?;
     let events = vcpu
         .get_vcpu_events()
         .map_err(get("get the pending events"))?;

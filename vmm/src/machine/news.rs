@@ -234,18 +234,21 @@ impl Supervisor {
             return;
         }
         loop {
-            let room = serial.as_ref().is_some_and(|s| lock(s).has_room());
+            // Held until the byte is in the port: one that is being saved must not get it.
+            let mut port = serial.as_ref().map(|serial| lock(serial));
+            let room = port.as_ref().is_some_and(|port| port.has_room());
             // One at a time: what the port would not take would be lost.
             let taken = input.take(usize::from(room));
             if taken.quit {
+                drop(port);
                 let _ = self.stop();
                 return;
             }
             if taken.bytes.is_empty() {
                 return;
             }
-            if let Some(serial) = &serial {
-                lock(serial).enqueue(&taken.bytes);
+            if let Some(port) = &mut port {
+                port.enqueue(&taken.bytes);
             }
         }
     }

@@ -98,20 +98,21 @@ fn throttle(round: &Round) -> f64 {
 /// Something of each round, as steps over time.
 fn over_time(
     rounds: &[Round],
+    shown: impl Fn(&Round) -> bool,
     what: impl Fn(&Round) -> f64,
     says: impl Fn(f64) -> String,
 ) -> Vec<Point> {
-    let starts = starts(rounds);
-    let mut points: Vec<Point> = rounds
+    let timed = rounds.iter().zip(starts(rounds));
+    let timed: Vec<_> = timed.filter(|(round, _)| shown(round)).collect();
+    let mut points: Vec<Point> = timed
         .iter()
-        .zip(&starts)
-        .map(|(round, &x)| Point {
+        .map(|&(round, x)| Point {
             x,
             y: what(round),
             says: format!("round {}: {}", round.index, says(what(round))),
         })
         .collect();
-    if let (Some(last), Some(start), Some(point)) = (rounds.last(), starts.last(), points.last()) {
+    if let (Some((last, start)), Some(point)) = (timed.last(), points.last()) {
         let end = Point {
             x: start + last.duration_ms / 1000.0,
             ..point.clone()
@@ -162,11 +163,12 @@ pub fn charts(report: &Report) -> Vec<Chart> {
     };
     // A round of a few pages says nothing of a rate.
     let whole: f64 = rounds.iter().map(|round| round.duration_ms).sum();
-    let telling = |round: &&Round| round.duration_ms >= whole / 100.0;
-    let long: Vec<Round> = rounds.iter().filter(telling).cloned().collect();
+    let longest = rounds.iter().map(|round| round.duration_ms);
+    let telling = (whole / 100.0).min(longest.fold(0.0, f64::max) / 2.0);
     let mbytes = |what: fn(&Round) -> u64| {
         over_time(
-            &long,
+            rounds,
+            |round| round.duration_ms >= telling,
             move |round| float(what(round)) / 1e6,
             |v| format!("{} MB/s", short(v)),
         )
@@ -205,7 +207,7 @@ pub fn charts(report: &Report) -> Vec<Chart> {
                 name: "throttle".to_owned(),
                 colour: 5,
                 mark: Mark::Steps,
-                points: over_time(rounds, throttle, |v| format!("{v:.0} %")),
+                points: over_time(rounds, |_| true, throttle, |v| format!("{v:.0} %")),
             }],
         });
     }
@@ -240,7 +242,12 @@ pub fn throttle_line(name: &str, colour: usize, report: &Report) -> Series {
         name: name.to_owned(),
         colour,
         mark: Mark::Steps,
-        points: over_time(&report.rounds, throttle, |v| format!("{name} {v:.0} %")),
+        points: over_time(
+            &report.rounds,
+            |_| true,
+            throttle,
+            |v| format!("{name} {v:.0} %"),
+        ),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is kept of a study: a folder with one file a move, so that it can be interrupted and go on.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::case::Case;
+use super::place::Shaping;
 use super::trial::{Made, TrialError};
 use crate::cli::error::chain;
 use crate::control::PredictEvent;
@@ -19,8 +21,8 @@ use crate::control::PredictEvent;
 pub struct Record {
     /// What was moved, and how.
     pub case: Case,
-    /// The program that moved it.
-    pub version: String,
+    /// What made it, as [`maker`] says.
+    pub made_by: String,
     /// Why there is no report, or what was lost; nothing where all went well or the move was given up.
     pub error: Option<String>,
     /// Whether memory was found other than it has to be.
@@ -47,10 +49,10 @@ pub struct StoreError {
 
 impl Record {
     /// What came of a case.
-    pub fn of(case: &Case, made: Result<Made, TrialError>) -> Self {
+    pub fn of(case: &Case, made_by: &str, made: Result<Made, TrialError>) -> Self {
         let mut record = Self {
             case: case.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            made_by: made_by.to_owned(),
             error: None,
             lost: false,
             verified_pages: 0,
@@ -113,6 +115,25 @@ impl Record {
     }
 }
 
+/// What moves are made by: this program, to the byte, and how and where it makes them.
+///
+/// # Errors
+/// The program cannot be read.
+pub fn maker(shaping: Shaping, machine: &str) -> Result<String, StoreError> {
+    let program = Path::new("/proc/self/exe");
+    let bytes = fs::read(program).map_err(failed("read", program))?;
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
+    let (version, build) = (env!("CARGO_PKG_VERSION"), hasher.finish());
+    let shaping = match shaping {
+        Shaping::Htb => "htb",
+        Shaping::Cap => "cap",
+    };
+    Ok(format!(
+        "ferry {version} {build:016x}, {shaping}. {machine}"
+    ))
+}
+
 /// The folder of a study.
 #[derive(Debug)]
 pub struct Store {
@@ -132,7 +153,7 @@ impl Store {
         })
     }
 
-    /// What came of a case, if it was run before. A file that is damaged, or of another build, counts as none.
+    /// What came of a case, if it was run before, whoever made it. A file that is damaged counts as none.
     pub fn get(&self, case: &Case) -> Option<Record> {
         let text = fs::read(self.path(case)).ok()?;
         let record: Record = serde_json::from_slice(&text).ok()?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::case::Link;
 use super::store::Record;
 
 /// All of it; `summary.json`. The names are a contract.
@@ -101,9 +102,11 @@ impl Summary {
         let mut loopback = policies.clone();
         for record in records {
             let case = &record.case;
-            let (groups, key) = match case.ratio() {
-                Some(ratio) => (&mut policies, format!("{ratio:.2}")),
-                None => (&mut loopback, case.dirty_rate.to_string()),
+            let (groups, key) = match (case.link, case.ratio()) {
+                (Link::Loopback, _) => (&mut loopback, case.dirty_rate.to_string()),
+                (Link::Shaped(_), Some(ratio)) => (&mut policies, format!("{ratio:.2}")),
+                // As fast as it can, whatever the link.
+                (Link::Shaped(_), None) => (&mut policies, case.dirty_rate.to_string()),
             };
             let group = groups.entry(case.policy()).or_default();
             group.entry(key).or_default().push(record);

@@ -271,13 +271,16 @@ const LINTS: [(usize, u8); 2] = [
     (0x360, 4),
 ];
 
-/// What firmware would have left in the first vCPU: memory is cacheable, the PIC reaches the local APIC.
+/// What firmware would have left in the first vCPU: memory is cacheable, the PIC reaches the local APIC. No MSR but
+/// those is written back: a TSC that is written is, since Linux 6.7, the vCPU's own, some microseconds behind the others'
+/// from then on (KVM's `user_set_tsc`), and the guest's clock would not be stable.
 fn prepare_boot_state(state: &mut VcpuState) {
-    for (msr, value) in [MTRR_DEF_TYPE, MISC_ENABLE] {
-        for entry in state.msrs.iter_mut().filter(|m| m.index == msr) {
-            entry.data |= value;
-        }
-    }
+    let changed = [MTRR_DEF_TYPE, MISC_ENABLE];
+    state.msrs.retain_mut(|entry| {
+        let value = changed.iter().find(|(msr, _)| *msr == entry.index);
+        entry.data |= value.map_or(0, |(_, value)| *value);
+        value.is_some()
+    });
     for (offset, mode) in LINTS {
         // Bits 10..8 of the register, in its second byte; the mask bit is 16, in its third.
         if let Some([_, second, third, _]) = state.lapic.regs.get_mut(offset..offset + 4) {

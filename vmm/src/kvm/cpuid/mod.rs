@@ -17,12 +17,15 @@ const ECX1_TSC_DEADLINE: u32 = 1 << 24;
 const ECX1_HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX: several logical processors in the package.
 const EDX1_HTT: u32 = 1 << 28;
+/// Leaf 7.0 ECX: shadow stacks (SDM vol. 1, 17.3).
+const ECX7_SHSTK: u32 = 1 << 7;
 /// Leaf 0x8000_0001 ECX: SVM (AMD APM vol. 3, appendix E).
 const ECX80000001_SVM: u32 = 1 << 2;
 
 /// What this host offers to guests.
 ///
-/// Nested virtualization is masked (VMX, SVM): its state does not travel.
+/// Nested virtualization is masked (VMX, SVM): its state does not travel. Shadow stacks are, for their pointer, which is no
+/// MSR (KVM_REG_GUEST_SSP).
 ///
 /// # Errors
 /// KVM_GET_SUPPORTED_CPUID failed.
@@ -41,6 +44,7 @@ pub fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
                     entry.ecx |= ECX1_TSC_DEADLINE;
                 }
             }
+            7 if entry.index == 0 => entry.ecx &= !ECX7_SHSTK,
             0x8000_0001 => entry.ecx &= !ECX80000001_SVM,
             _ => {}
         }
