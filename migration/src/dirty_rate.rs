@@ -146,6 +146,8 @@ fn watch(
     let armed = sampled(layout.pages(), sample);
     let arming = Instant::now();
     for piece in written.pieces(layout, ARMED) {
+        // By contents this may take minutes.
+        cancel.sleep(Duration::ZERO)?;
         log.rearm(&armed, piece)?;
     }
     // Pages that are not armed are named by every look.

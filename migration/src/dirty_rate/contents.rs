@@ -19,15 +19,20 @@ use crate::verify::Memory;
 pub struct Contents<'a> {
     ram: &'a GuestRam,
     layout: &'a MemoryLayout,
-    state: Mutex<State>,
+    state: Mutex<State<'a>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct State<'a> {
     /// The next look names every page.
     all: bool,
+    /// Memory as it was at the last look. To see which of it was touched takes a while in a large guest, so pages are
+    /// armed by the same: one that is touched in between has been written.
+    memory: Option<Memory<'a>>,
     /// Pages that were armed and are as they were then, with their digests.
     armed: Vec<(u64, u64)>,
+    /// None was ever armed from here on.
+    end: u64,
 }
 
 impl<'a> Contents<'a> {
@@ -40,15 +45,8 @@ impl<'a> Contents<'a> {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<'a>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What the digest of a page is now. Memory that nobody has touched is not touched by this.
-    fn digests(&self) -> Result<impl Fn(u64) -> u64, GuestError> {
-        let memory = Memory::new(self.ram, self.layout)?;
-        let view = RamView::new(self.ram, self.layout)?;
-        Ok(move |page| memory.page(&view, page))
     }
 }
 
@@ -66,14 +64,17 @@ impl DirtyLog for Contents<'_> {
         if std::mem::take(&mut state.all) {
             into.union(&PageSet::full(self.layout.pages()));
         }
-        let digest = self.digests()?;
+        let view = RamView::new(self.ram, self.layout)?;
+        let memory = Memory::new(self.ram, self.layout)?;
         state.armed.retain(|&(page, before)| {
-            let same = digest(page) == before;
+            // Memory that nobody has touched is not touched by this.
+            let same = memory.page(&view, page) == before;
             if !same {
                 into.insert(page);
             }
             same
         });
+        state.memory = Some(memory);
         Ok(())
     }
 
@@ -82,12 +83,23 @@ impl DirtyLog for Contents<'_> {
     }
 
     fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
-        let digest = self.digests()?;
+        let view = RamView::new(self.ram, self.layout)?;
         let mut state = self.state();
+        let State {
+            memory, armed, end, ..
+        } = &mut *state;
+        let memory = match memory {
+            Some(memory) => memory,
+            None => memory.insert(Memory::new(self.ram, self.layout)?),
+        };
         let again = |page: &u64| range.contains(page) && set.contains(*page);
-        state.armed.retain(|(page, _)| !again(page));
+        // The first time one piece comes behind the other, and all need not be looked through each time.
+        if range.start < *end {
+            armed.retain(|(page, _)| !again(page));
+        }
+        *end = range.end.max(*end);
         let pages = set.runs(range.clone(), u64::MAX).flatten();
-        state.armed.extend(pages.map(|page| (page, digest(page))));
+        armed.extend(pages.map(|page| (page, memory.page(&view, page))));
         Ok(())
     }
 
