@@ -277,3 +277,22 @@ fn rounds(rounds: &[Round]) -> Markup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_are_where_they_were_also_where_short_ones_are_left_out() {
+        let round = |index, duration_ms| Round {
+            index,
+            duration_ms,
+            ..Round::default()
+        };
+        let rounds = [round(0, 2000.0), round(1, 500.0), round(2, 1000.0)];
+        let long = |round: &Round| round.duration_ms >= 1000.0;
+        let points = over_time(&rounds, long, |_| 1.0, |_| String::new());
+        let at: Vec<f64> = points.iter().map(|point| point.x).collect();
+        assert_eq!(at, [0.0, 2.5, 3.5]);
+    }
+}
