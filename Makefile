@@ -21,7 +21,8 @@ demo: deps build image-cloud ## move a stock Linux guest between two hosts while
 # the machine for themselves; the rest, like tests without VMs, mostly wait.
 VM_TESTS = $(CARGO) test --release -p integration-tests --no-fail-fast
 
-# A debug build beside the release build. Of programs with the same name the one that was built last has it, so `build` comes after.
+# A debug build beside the release build. Of programs with the same name the one that was built last has it, so `build`
+# comes after.
 CHECKED = --profile bench --config .cargo/checked.toml
 
 .PHONY: test

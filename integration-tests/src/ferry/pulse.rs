@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use guest_images::fill;
 use guest_images::verify::{self, Mode, Summary};
+use serde_json::Value;
 
 use super::{Ferry, Netns};
 use crate::{Error, chain};
@@ -147,16 +148,29 @@ impl Ferry {
     /// # Errors
     /// It has not begun to in time.
     pub fn wait_state(&self, wanted: &str, limit: Duration) -> Result<(), Error> {
+        self.wait_status(limit, |status| status["state"] == wanted)
+            .map(drop)
+    }
+
+    /// Waits until `ferry status` is as wanted, and gives it.
+    ///
+    /// # Errors
+    /// It says nothing, or is not so in time.
+    pub fn wait_status(
+        &self,
+        limit: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value, Error> {
         let began = Instant::now();
         loop {
-            let state = self.state()?;
-            if state == wanted {
-                return Ok(());
+            let status = self.status()?;
+            if wanted(&status) {
+                return Ok(status);
             }
             if began.elapsed() > limit {
                 let said = self.messages().tail();
                 return Err(Error::Unexpected(format!(
-                    "still {state}, not {wanted}, after {limit:?}: {said}"
+                    "after {limit:?} the status is still another: {status}; {said}"
                 )));
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -287,7 +287,7 @@ impl Trier<'_> {
                 "the guest does not simply run on after attempt {number}: {status}"
             )));
         }
-        self.wait_idle()
+        self.receiver.wait_state("waiting", STEP)
     }
 
     fn migrate(&self, target: &str, more: &[&str]) -> Result<i32, Error> {
@@ -344,10 +344,5 @@ impl Trier<'_> {
                 .join()
                 .unwrap_or_else(|_| Err(Error::Unexpected("the move's thread panicked".into())))
         })
-    }
-
-    /// Waits until the receiver waits for the next one.
-    fn wait_idle(&self) -> Result<(), Error> {
-        self.receiver.wait_state("waiting", STEP)
     }
 }

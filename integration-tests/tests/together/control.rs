@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use integration_tests::ferry::{Fault, Migration, Relay, Spot};
 use serde_json::Value;
@@ -48,15 +47,7 @@ impl Lab {
 
     /// Waits until the status is as wanted.
     fn wait_status(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + STEP;
-        loop {
-            let status = self.guest.status().unwrap();
-            if wanted(&status) {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "{status}");
-            thread::sleep(Duration::from_millis(5));
-        }
+        self.guest.wait_status(STEP, wanted).unwrap()
     }
 
     /// A move was cancelled: nothing has come of it, and the next one succeeds.

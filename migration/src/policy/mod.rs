@@ -22,7 +22,7 @@ pub use auto_converge::AutoConverge;
 pub use dirty_limit::DirtyLimit;
 pub use off::Off;
 pub use sdps::Sdps;
-pub use switch_over::{Decision, decide};
+pub use switch_over::{Decision, bound_reached, decide};
 pub use throttle::{Percents, Throttle};
 
 use crate::guest::ThrottlePercent;

@@ -169,7 +169,7 @@ fn stalled_rounds(rounds: &[Facts], part: (u64, u64)) -> usize {
 }
 
 /// A text that says which bound has been reached, if any.
-fn bound_reached(rounds: usize, elapsed: Duration, limits: &Limits) -> Option<String> {
+pub fn bound_reached(rounds: usize, elapsed: Duration, limits: &Limits) -> Option<String> {
     if u32::try_from(rounds).unwrap_or(u32::MAX) >= limits.rounds {
         return Some(format!(
             "{rounds} rounds are over, {} were allowed",

@@ -142,8 +142,8 @@ impl<G: RunningGuest> Precopy<G> {
             self.costs.sync = began.elapsed();
             self.note(&mut round, trip);
             if let Step::Stop { reason } = self.step(trip)? {
-                // At a bound there is no round more: it might leave more than the downtime allows, and the move that was
-                // about to succeed would be given up.
+                // At a bound there is no round more: it might leave more than the downtime allows, and the move that
+                // was about to succeed would be given up.
                 if settles == SETTLES || self.settle()? < SETTLED || self.is_bounded(trip) {
                     return Ok(reason);
                 }
@@ -191,8 +191,7 @@ impl<G: RunningGuest> Precopy<G> {
     /// Whether the move has come to a bound on its time or its rounds.
     fn is_bounded(&self, trip: &Trip<'_>) -> bool {
         let limits = Limits::from(trip.options);
-        let rounds = u32::try_from(self.facts.len()).unwrap_or(u32::MAX);
-        rounds >= limits.rounds || trip.started.elapsed() >= limits.total
+        policy::bound_reached(self.facts.len(), trip.started.elapsed(), &limits).is_some()
     }
 
     fn next_round(&self) -> u32 {

@@ -25,7 +25,7 @@ pub const USAGE: u8 = 2;
 pub const CANCELLED: u8 = 3;
 /// `check`: no guest at all can run here.
 pub const NO_GUESTS: u8 = 3;
-/// `migrate`: nobody here knows where the guest is.
+/// `migrate`, `snapshot`: nobody here knows where the guest is, or whether it runs.
 pub const UNKNOWN: u8 = 4;
 /// `migrate`, `snapshot`: it failed or was cancelled, and the guest could not go on: it is paused here and runs
 /// nowhere.

@@ -21,6 +21,7 @@ use crate::config::Target;
 use crate::console::Signals;
 use crate::control::client::{Client, ClientError, Told};
 use crate::control::{Compress, IF_PAUSED, IF_UNKNOWN, MigrateRequest, MoveEvent};
+use crate::log;
 use crate::page;
 use crate::ui::{self, MoveView, Style};
 use crate::units::{Size, Span};
@@ -190,11 +191,11 @@ impl Args {
         // The exit status tells of the guest, not of the files.
         for (file, text) in [(report_file, json), (page_file, Ok(page))] {
             if let Some(Err(failure)) = file.map(|file| file.write(text)) {
-                let _ = writeln!(std::io::stderr(), "{failure}");
+                log::complain(&failure.text());
             }
         }
         if let Some(error) = undone(&report, &request.target) {
-            let _ = writeln!(std::io::stderr(), "{}", Failure::error(error));
+            log::complain(&Failure::error(error).text());
         }
         Ok(exit::of_outcome(report.outcome))
     }
@@ -278,8 +279,8 @@ fn follow(moving: Told<MoveEvent>, view: &mut MoveView) -> Result<Report, MoveEr
     Err(MoveError::Silent(None))
 }
 
-/// Starts the thread that turns the first signal into a cancel, and the second into the end of this process, behind what
-/// is to be done to `leave`; it ends with the process.
+/// Starts the thread that turns the first signal into a cancel, and the second into the end of this process, behind
+/// what is to be done to `leave`; it ends with the process.
 pub(super) fn start_canceller(
     signals: Signals,
     client: Client,

@@ -116,7 +116,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Ok(words) => words,
         Err(error) => {
             let failure = Failure::usage(error);
-            let _ = writeln!(std::io::stderr(), "{failure}");
+            crate::log::complain(&failure.text());
             return failure.status();
         }
     };

@@ -16,6 +16,7 @@ use super::wanted::Wanted;
 use crate::config::Target;
 use crate::control::client::{Client, ClientError};
 use crate::control::{PredictEvent, PredictRequest};
+use crate::log;
 use crate::ui::{self, Style};
 use crate::units::Span;
 
@@ -124,7 +125,7 @@ fn measured(
     let talkative = talkative && std::io::stderr().is_terminal();
     let note = |text: &str| {
         if talkative {
-            let _ = writeln!(std::io::stderr(), "ferry: {text}");
+            log::say(text);
         }
     };
     let watch = Span(request.watch().longest());

@@ -285,8 +285,8 @@ fn answer(writer: &mut &UnixStream, answer: &Receiver<Reply>) -> io::Result<()> 
     http::respond(writer, status, None, &body.to_string())
 }
 
-/// Writes what happens, line by line, until the end. If the client goes away a move goes on without a listener; one that
-/// does not read at the moment (it was stopped by Ctrl-Z, say) misses what is `passing`, lest it miss the end.
+/// Writes what happens, line by line, until the end. If the client goes away a move goes on without a listener; one
+/// that does not read at the moment (it was stopped by Ctrl-Z, say) misses what is `passing`, lest it miss the end.
 fn stream<E: Serialize>(
     writer: &mut &UnixStream,
     events: &Receiver<E>,

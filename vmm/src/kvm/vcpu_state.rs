@@ -153,9 +153,9 @@ const XSAVE_WORDS: usize = size_of::<kvm_xsave>() / 4;
 
 /// Reads the state of a stopped vCPU whose last exit is completed.
 ///
-/// MP_STATE comes first: reading it makes KVM act on pending INIT and SIPI, which changes registers. The local APIC comes
-/// behind the MSRs: a TSC deadline that passes between the two is then in both, one interrupt too many, and else in
-/// neither, and a guest without a tick would wait for ever. EVENTS come last: reading anything else may queue one.
+/// MP_STATE comes first: reading it makes KVM act on pending INIT and SIPI, which changes registers. The local APIC
+/// comes behind the MSRs: a TSC deadline that passes between the two is then in both, one interrupt too many, and else
+/// in neither, and a guest without a tick would wait for ever. EVENTS come last: reading anything else may queue one.
 ///
 /// The TSC goes on while the guest stands still, so it is read once more by itself, with the time when that was.
 ///

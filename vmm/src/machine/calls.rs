@@ -222,8 +222,8 @@ impl Supervisor {
         }
     }
 
-    /// Ends the VM. A move under way is cancelled first; if it is too late for that, its end decides: a guest that may run
-    /// elsewhere is kept here, and that is said.
+    /// Ends the VM. A move under way is cancelled first; if it is too late for that, its end decides: a guest that may
+    /// run elsewhere is kept here, and that is said.
     pub(super) fn stop(&mut self) -> Reply {
         if let Phase::Moving(outgoing) = &self.phase {
             let _ = outgoing.cancel.cancel();

@@ -76,14 +76,15 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         stopped.set(stopped.get() || signals.take().is_some());
         stopped.get()
     };
+    // Otherwise the kernel would end somebody for it, perhaps not this process.
+    gauges.check_prefault(config.prefault)?;
     if config.prefault > 0 {
-        gauges.check_prefault(config.prefault)?;
         let memory = Size(config.prefault);
         log::say(&format!(
             "touching {memory} of memory first; nobody is answered until then"
         ));
     }
-    let ready = match prefault(config.prefault, &gauges, &stop) {
+    let ready = match prefault(config.prefault, &stop) {
         Err(_) if stopped.get() => return Ok(End::Unused { receiving: false }),
         ready => ready?,
     };
@@ -259,16 +260,10 @@ impl Accept for Further<'_> {
 }
 
 /// Memory that is touched before a guest comes for it, if any is wanted.
-fn prefault(
-    bytes: u64,
-    gauges: &Gauges,
-    stop: &dyn Fn() -> bool,
-) -> Result<Option<Prefaulted>, GuestError> {
+fn prefault(bytes: u64, stop: &dyn Fn() -> bool) -> Result<Option<Prefaulted>, GuestError> {
     if bytes == 0 {
         return Ok(None);
     }
-    // Otherwise the kernel would end somebody for it, perhaps not this process.
-    gauges.check_prefault(bytes)?;
     let ready =
         Prefaulted::new(bytes, stop).map_err(|e| GuestError::new("cannot wait for a guest", e))?;
     Ok(Some(ready))
@@ -437,14 +432,16 @@ impl Receiver {
         let renewed = ready.take().map(Prefaulted::renew);
         *ready = renewed.and_then(Result::ok);
         if ready.is_none() {
-            *ready =
-                prefault(self.config.prefault, &self.gauges, &|| false).unwrap_or_else(|error| {
-                    log::say(&format!(
-                        "the next guest touches its memory itself: {}",
-                        chain(&error)
-                    ));
-                    None
-                });
+            let bytes = self.config.prefault;
+            let possible = self.gauges.check_prefault(bytes);
+            let touched = possible.and_then(|()| prefault(bytes, &|| false));
+            *ready = touched.unwrap_or_else(|error| {
+                log::say(&format!(
+                    "the next guest touches its memory itself: {}",
+                    chain(&error)
+                ));
+                None
+            });
         }
     }
 

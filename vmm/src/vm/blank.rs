@@ -272,8 +272,8 @@ const LINTS: [(usize, u8); 2] = [
 ];
 
 /// What firmware would have left in the first vCPU: memory is cacheable, the PIC reaches the local APIC. No MSR but
-/// those is written back: a TSC that is written is, since Linux 6.7, the vCPU's own, some microseconds behind the others'
-/// from then on (KVM's `user_set_tsc`), and the guest's clock would not be stable.
+/// those is written back: a TSC that is written is, since Linux 6.7, the vCPU's own, some microseconds behind the
+/// others' from then on (KVM's `user_set_tsc`), and the guest's clock would not be stable.
 fn prepare_boot_state(state: &mut VcpuState) {
     let changed = [MTRR_DEF_TYPE, MISC_ENABLE];
     state.msrs.retain_mut(|entry| {

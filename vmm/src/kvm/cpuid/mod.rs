@@ -24,8 +24,8 @@ const ECX80000001_SVM: u32 = 1 << 2;
 
 /// What this host offers to guests.
 ///
-/// Nested virtualization is masked (VMX, SVM): its state does not travel. Shadow stacks are, for their pointer, which is no
-/// MSR (KVM_REG_GUEST_SSP).
+/// Nested virtualization is masked (VMX, SVM): its state does not travel. Shadow stacks are, for their pointer, which
+/// is no MSR (KVM_REG_GUEST_SSP).
 ///
 /// # Errors
 /// KVM_GET_SUPPORTED_CPUID failed.
