@@ -124,8 +124,15 @@ fn memory_is_ready_for_a_guest_and_for_the_next() {
     )
     .unwrap();
     receiver.wait_control(STEP).unwrap();
-    assert!(receiver.resident().unwrap() >= READY);
     let guest = boot();
+    let ready_again = || {
+        let began = Instant::now();
+        while receiver.resident().unwrap() < READY {
+            assert!(began.elapsed() < STEP, "memory is ready once");
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    ready_again();
     let given_up = thread::scope(|scope| {
         let moving = scope.spawn(|| guest.migrate(target, &["--bandwidth", "8MB/s"]).unwrap());
         let came = |line: &str| line.contains("receiving a guest");
@@ -137,13 +144,6 @@ fn memory_is_ready_for_a_guest_and_for_the_next() {
     });
     assert_eq!(given_up.report["outcome"], "cancelled", "{given_up:?}");
     unharmed(&guest);
-    let ready_again = || {
-        let began = Instant::now();
-        while receiver.resident().unwrap() < READY {
-            assert!(began.elapsed() < STEP, "memory is ready once");
-            thread::sleep(Duration::from_millis(10));
-        }
-    };
     ready_again();
     // A probe of the link writes to it, of which the guest finds nothing.
     let watch = ["--watch", "250ms"];
@@ -165,6 +165,25 @@ fn memory_is_ready_for_a_guest_and_for_the_next() {
         .unwrap();
     moved.completed().unwrap();
     unharmed(&last);
+}
+
+/// Memory is touched by a thread of its own: meanwhile the receiver answers, and goes when it is told to.
+#[test]
+fn a_receiver_that_touches_memory_can_be_asked_and_stopped() {
+    let (target, ready) = ("tcp:127.0.0.1:0", ["--prefault", "3G"]);
+    let args = [&["receive", "--listen", target], &ready[..]].concat();
+    let mut receiver = Ferry::start(None, &args).unwrap();
+    receiver.wait_control(STEP).unwrap();
+    assert_eq!(receiver.state().unwrap(), "waiting");
+    assert!(
+        receiver.resident().unwrap() < 3 << 30,
+        "all was touched before the first answer"
+    );
+    receiver.act("stop").unwrap();
+    assert_eq!(receiver.wait_end(STEP).unwrap().code(), Some(0));
+    let said = receiver.messages().text();
+    assert!(said.contains("touching 3G of memory"), "{said}");
+    assert!(said.contains("stopped before a guest came"), "{said}");
 }
 
 /// A disk without any room left.

@@ -154,20 +154,5 @@ impl Args {
 
 /// Says how the guest ended, on standard error: standard output is the guest's.
 pub(super) fn tell(end: &End) {
-    let text = match end {
-        End::PowerOff => "the guest powered off".to_owned(),
-        End::Stopped => "the guest was stopped".to_owned(),
-        End::Unused { receiving: false } => "stopped before a guest came".to_owned(),
-        End::Unused { receiving: true } => {
-            "stopped while a guest came: its source says where it is".to_owned()
-        }
-        End::Moved { to } => format!("the guest runs on {to} now"),
-        End::Reset => "the guest reset itself".to_owned(),
-        End::Panic => "the guest crashed".to_owned(),
-        End::NoGuest { reason } => format!("no guest came: {reason}"),
-        End::NoMemory { reason } => {
-            format!("the guest was ended, since not all of its memory could be read: {reason}")
-        }
-    };
-    crate::log::say(&text);
+    crate::log::say(&end.to_string());
 }

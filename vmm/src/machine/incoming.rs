@@ -1,6 +1,6 @@
 //! `ferry receive`: a guest from another host.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
@@ -70,29 +70,11 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         reach.removes.push(path.clone());
     }
     let gauges = Gauges::open();
-    // It may take minutes, and nobody listens to signals yet.
-    let stopped = Cell::new(false);
-    let stop = || {
-        stopped.set(stopped.get() || signals.take().is_some());
-        stopped.get()
-    };
     // Otherwise the kernel would end somebody for it, perhaps not this process.
     gauges.check_prefault(config.prefault)?;
-    if config.prefault > 0 {
-        let memory = Size(config.prefault);
-        log::say(&format!(
-            "touching {memory} of memory first; nobody is answered until then"
-        ));
-    }
-    let ready = match prefault(config.prefault, &stop) {
-        Err(_) if stopped.get() => return Ok(End::Unused { receiving: false }),
-        ready => ready?,
-    };
     let sandbox = Sandbox::confine(config.sandbox, &reach)?;
     let mut supervisor = paths.supervisor(signals)?;
     supervisor.tls = tls;
-    let terms = listener.terms();
-    let address = listener.address();
     let receiver = Receiver {
         kvm,
         log,
@@ -101,12 +83,10 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         supplies: Supplies::of(&supervisor, taps)?,
         disks,
         gauges,
-        ready: RefCell::new(ready),
+        ready: RefCell::default(),
         notify: supervisor.notifier()?,
         config,
     };
-    log::say(&format!("waiting for a guest on {address}{terms}"));
-    receiver.waiting();
     std::thread::Builder::new()
         .name("migration".into())
         .spawn(move || {
@@ -259,16 +239,6 @@ impl Accept for Further<'_> {
     }
 }
 
-/// Memory that is touched before a guest comes for it, if any is wanted.
-fn prefault(bytes: u64, stop: &dyn Fn() -> bool) -> Result<Option<Prefaulted>, GuestError> {
-    if bytes == 0 {
-        return Ok(None);
-    }
-    let ready =
-        Prefaulted::new(bytes, stop).map_err(|e| GuestError::new("cannot wait for a guest", e))?;
-    Ok(Some(ready))
-}
-
 /// What went wrong with whom.
 fn from_peer(peer: &str, reason: &str) -> String {
     if reason.contains(peer) {
@@ -322,6 +292,17 @@ struct Receiver {
 
 impl Receiver {
     fn serve(self) {
+        match self.prefault() {
+            Ok(ready) => *self.ready.borrow_mut() = ready,
+            Err(error) => {
+                self.notify.send(FromThread::NotArrived {
+                    give_up: Some(chain(&error)),
+                    failed: false,
+                });
+                return;
+            }
+        }
+        self.waiting();
         loop {
             let (give_up, failed) = match self.attempt() {
                 Ok(come) => {
@@ -425,6 +406,23 @@ impl Receiver {
         }
     }
 
+    /// Touches memory before a guest comes for it, if any is wanted. It may take minutes, in which the process can be
+    /// asked and stopped, but answers no source.
+    fn prefault(&self) -> Result<Option<Prefaulted>, GuestError> {
+        let bytes = self.config.prefault;
+        if bytes == 0 {
+            return Ok(None);
+        }
+        // Otherwise the kernel would end somebody for it, perhaps not this process.
+        self.gauges.check_prefault(bytes)?;
+        let text = format!("touching {} of memory before a guest comes", Size(bytes));
+        log::say(&text);
+        self.manager.status(&text);
+        let ready = Prefaulted::new(bytes);
+        let ready = ready.map_err(|e| GuestError::new("cannot wait for a guest", e))?;
+        Ok(Some(ready))
+    }
+
     /// For the next guest, after one that failed took it along, or a probe wrote to it. It may be gone meanwhile; a
     /// guest can do without.
     fn prefault_again(&self) {
@@ -432,10 +430,7 @@ impl Receiver {
         let renewed = ready.take().map(Prefaulted::renew);
         *ready = renewed.and_then(Result::ok);
         if ready.is_none() {
-            let bytes = self.config.prefault;
-            let possible = self.gauges.check_prefault(bytes);
-            let touched = possible.and_then(|()| prefault(bytes, &|| false));
-            *ready = touched.unwrap_or_else(|error| {
+            *ready = self.prefault().unwrap_or_else(|error| {
                 log::say(&format!(
                     "the next guest touches its memory itself: {}",
                     chain(&error)
@@ -447,6 +442,10 @@ impl Receiver {
 
     /// The process is up. A service manager that has passed its socket goes on waiting: see [`begun`](Self::begun).
     fn waiting(&self) {
+        if let Some(listener) = self.listener.borrow().as_ref() {
+            let (address, terms) = (listener.address(), listener.terms());
+            log::say(&format!("waiting for a guest on {address}{terms}"));
+        }
         let text = "waiting for a guest";
         match self.config.listen {
             Listen::At(_) => self.manager.ready(text),

@@ -24,6 +24,8 @@ mod supervisor;
 mod supplies;
 mod tap;
 
+use std::fmt;
+
 pub use error::MachineError;
 pub use incoming::receive;
 pub use restoring::restore;
@@ -60,4 +62,25 @@ pub enum End {
         /// Why.
         reason: String,
     },
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::PowerOff => f.write_str("the guest powered off"),
+            End::Stopped => f.write_str("the guest was stopped"),
+            End::Unused { receiving: false } => f.write_str("stopped before a guest came"),
+            End::Unused { receiving: true } => {
+                f.write_str("stopped while a guest came: its source says where it is")
+            }
+            End::Moved { to } => write!(f, "the guest runs on {to} now"),
+            End::Reset => f.write_str("the guest reset itself"),
+            End::Panic => f.write_str("the guest crashed"),
+            End::NoGuest { reason } => write!(f, "no guest came: {reason}"),
+            End::NoMemory { reason } => write!(
+                f,
+                "the guest was ended, since not all of its memory could be read: {reason}"
+            ),
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use migration::destination::{Lazy, RestoreError};
 use migration::guest::{GuestError, GuestRam};
@@ -15,10 +16,17 @@ use migration::pages::{PAGE_SIZE, PageSet};
 use migration::wire::frame::Run;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::End;
 use super::supervisor::{FromThread, Notifier, chain};
+use crate::cli::exit;
+use crate::log;
 use crate::memory::host_addresses;
 use crate::sandbox::{self, Kind};
 use crate::userfault::UserFaults;
+
+/// How long the main loop has to end a guest whose memory cannot be had. It may itself wait for a device (to read its
+/// counters, to pause it) whose thread waits for a page: nothing but the end of the process ends that.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many bytes of the snapshots are still to be read; shared with whoever asks.
 #[derive(Debug, Clone, Default)]
@@ -81,11 +89,14 @@ impl Pager {
         let run = move || {
             sandbox::enter(Kind::Pager);
             let filled = pager.run().map_err(|error| chain(&error));
-            if filled.is_err() {
-                // Were the descriptor closed, whoever waits for a page would find zeros there, and go on with them.
-                std::mem::forget(pager);
-            }
+            let reason = filled.as_ref().err().cloned();
             notify.send(FromThread::Filled(filled));
+            if let Some(reason) = reason {
+                // The pager stays: were its descriptor closed, whoever waits for a page would find zeros there, and go
+                // on with them.
+                std::thread::sleep(PATIENCE);
+                end_here(reason);
+            }
             drop(ram);
         };
         let thread = std::thread::Builder::new().name("pager".into());
@@ -181,6 +192,13 @@ fn put_missing(
         next = to.max(from);
     }
     Ok(())
+}
+
+/// Ends the process in the main loop's stead.
+fn end_here(reason: String) -> ! {
+    let end = End::NoMemory { reason };
+    log::complain(&end.to_string());
+    std::process::exit(i32::from(exit::of_end(&end)));
 }
 
 fn watching(error: std::io::Error) -> RestoreError {

@@ -18,7 +18,8 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 use super::MemoryError;
 use super::advise::{Advice, advise};
 
-/// So much is touched by one call of the kernel's.
+/// So much is touched by one call of the kernel's. Other threads of the process cannot map or unmap anything meanwhile,
+/// so it is what takes tens of milliseconds at most.
 const STEP: usize = 64 << 20;
 
 /// Memory that is there: touched, zero but for what was lent, and nobody's yet.
@@ -31,11 +32,11 @@ pub struct Prefaulted {
 
 impl Prefaulted {
     /// Has so many bytes touched, in huge pages where the host has them. It takes a tenth of a second to seconds for
-    /// each GiB; `stop` is asked every 64 MiB whether it is to end.
+    /// each GiB.
     ///
     /// # Errors
-    /// The host does not have them, or a kernel before Linux 5.14 cannot; or it was to end.
-    pub fn new(bytes: u64, stop: &dyn Fn() -> bool) -> Result<Self, MemoryError> {
+    /// The host does not have them, or a kernel before Linux 5.14 cannot.
+    pub fn new(bytes: u64) -> Result<Self, MemoryError> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| MemoryError::Prefault {
             bytes,
             source,
@@ -45,7 +46,7 @@ impl Prefaulted {
         // Without (a kernel without huge pages) it is slower, and that is all.
         let _ = advise(&region, 0..len, Advice::HugePages);
         let memory = Self { region, lent: 0 };
-        memory.touch(len, stop).map_err(|e| failed(e.into()))?;
+        memory.touch(len).map_err(|e| failed(e.into()))?;
         Ok(memory)
     }
 
@@ -66,18 +67,15 @@ impl Prefaulted {
     /// The kernel refuses; then it is of no use any more.
     pub fn renew(mut self) -> io::Result<Self> {
         self.clean()?;
-        self.touch(self.lent, &|| false)?;
+        self.touch(self.lent)?;
         self.lent = 0;
         Ok(self)
     }
 
     /// Touches the first bytes.
-    fn touch(&self, len: usize, stop: &dyn Fn() -> bool) -> io::Result<()> {
+    fn touch(&self, len: usize) -> io::Result<()> {
         let len = len.min(self.region.size());
         for offset in (0..len).step_by(STEP) {
-            if stop() {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
             let end = len.min(offset + STEP);
             advise(&self.region, offset..end, Advice::Touch)?;
         }
@@ -153,7 +151,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn given(bytes: u64, layout: &MemoryLayout) -> (GuestRam, u64) {
-        let ready = Prefaulted::new(bytes, &|| false).unwrap();
+        let ready = Prefaulted::new(bytes).unwrap();
         assert_eq!(ready.bytes(), bytes);
         let ram = map(layout, Backing::Prefaulted(ready)).unwrap();
         let touched = touched(&ram, layout).unwrap().len();
@@ -177,7 +175,7 @@ mod tests {
     #[test]
     fn it_fills_one_region_after_the_other() {
         let ranges = [(GuestAddress(0), 4 << 20), (GuestAddress(1 << 32), 4 << 20)];
-        let ready = Prefaulted::new(6 * MIB, &|| false).unwrap();
+        let ready = Prefaulted::new(6 * MIB).unwrap();
         let ram = ready.give(GuestRam::from_ranges(&ranges).unwrap()).unwrap();
         let region = |(gpa, bytes): (GuestAddress, usize)| Region {
             gpa: gpa.0,
@@ -191,7 +189,7 @@ mod tests {
     fn what_was_lent_is_zero_again_and_there() {
         let layout = crate::layout::memory_layout(16 * MIB).unwrap();
         for (renewed, missing) in [(true, 0), (false, 4 * MIB)] {
-            let mut ready = Prefaulted::new(16 * MIB, &|| false).unwrap();
+            let mut ready = Prefaulted::new(16 * MIB).unwrap();
             let slice = ready.lend(4 << 20).get_slice(0, 4 << 20).unwrap();
             slice.copy_from(&[7u8; 4 << 20]);
             if renewed {
@@ -208,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_no_host_has_is_refused() {
-        let text = Prefaulted::new(1 << 50, &|| false).unwrap_err().to_string();
+        let text = Prefaulted::new(1 << 50).unwrap_err().to_string();
         assert!(text.contains("have 1024T of memory ready"), "{text}");
         assert!(text.contains("smaller --prefault"), "{text}");
     }

@@ -153,7 +153,7 @@ impl Kind {
             Kind::Dial => &[CONNECTIONS, FURTHER],
             Kind::Resolve => &[FURTHER, RESOLVER],
             Kind::Settle => &[WRITE_OUT],
-            Kind::Pager => &[FAULTS],
+            Kind::Pager => &[FAULTS, FAREWELL],
             Kind::DirtyRate => &[DIRTY_LOG, PAGES],
             Kind::DirtyRing => &[RING],
             Kind::Announce => &[CARD, LINE],
