@@ -5,22 +5,24 @@ use std::fs::OpenOptions;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use vmm::study::child::spawn_bound;
+
 const FERRY: &str = env!("CARGO_BIN_EXE_ferry");
 
 /// A receiver says something at once; then it is asked, and stopped.
 fn lives_on(words: &[&str], stderr: Stdio) {
     let folder = tempfile::tempdir().expect("a folder");
     let socket = folder.path().join("control");
-    let mut receiver = Command::new(FERRY)
+    let mut command = Command::new(FERRY);
+    command
         .args(["receive", "--listen", "tcp:127.0.0.1:0"])
         .args(words)
         .arg("--control")
         .arg(&socket)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(stderr)
-        .spawn()
-        .expect("ferry receive");
+        .stderr(stderr);
+    let mut receiver = spawn_bound(command, Vec::new()).expect("ferry receive");
     let ask = |what: &str| {
         let asked = Command::new(FERRY)
             .args([what, "--control"])

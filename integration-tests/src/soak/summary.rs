@@ -14,7 +14,7 @@ use crate::Error;
 use crate::fuzzing::Figures;
 
 /// The most that the guest's clock may be off after a move, in the mean.
-const DRIFT_US: f64 = 1000.0;
+pub const DRIFT_US: f64 = 1000.0;
 
 /// Names are a contract. What was not asked for is null.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -12,6 +12,7 @@ use integration_tests::soak::injector::{Injector, Orders};
 use integration_tests::soak::lab::Lab;
 use integration_tests::soak::outcome::Violation;
 use integration_tests::soak::peers::Peers;
+use integration_tests::soak::summary::DRIFT_US;
 use integration_tests::soak::witness::Witness;
 
 /// After so many ms a silent peer is dead. A busy machine may be silent for a while.
@@ -126,6 +127,8 @@ fn moves_there_and_back_leave_nothing_behind() {
     println!("{done:#?}");
     assert_eq!(done.moves, 20);
     assert_eq!(done.leaks, Vec::<String>::new());
+    // A clock that stands still during a blackout, or goes on from another host's, is off by more than the least.
+    assert!(done.drift_us_a_move.abs() < DRIFT_US, "{done:?}");
     assert!(done.pages_checked > 0);
 }
 

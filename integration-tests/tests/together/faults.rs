@@ -30,7 +30,11 @@ impl Lab {
 fn receiver_killed(lab: &mut Lab, spot: Spot, args: &[&str], in_blackout: bool) {
     let (mut receiver, address) = lab.receiver();
     let (moved, stood_still) = lab.disturbed(address, (spot, Fault::Hold), args, |relay| {
-        let stood_still = lab.guest.stands_still().unwrap();
+        // One that runs may be without a processor for a while.
+        let stood_still = match in_blackout {
+            true => lab.guest.stands_still().unwrap(),
+            false => lab.guest.wait_beats(5).is_err(),
+        };
         receiver.kill();
         relay.cut();
         stood_still
@@ -55,6 +59,26 @@ fn a_receiver_killed_at_any_time_leaves_the_guest_at_home() {
     receiver_killed(&mut lab, Spot::pages(1, 2), &ONE_ROUND, true);
     receiver_killed(&mut lab, Spot::STATE, &[], true);
     receiver_killed(&mut lab, Spot::READY, &[], true);
+}
+
+/// One that is stopped tells the source before it goes: nobody has to look for the guest, though GO is on its way.
+#[test]
+fn a_receiver_stopped_at_any_time_gives_the_guest_back() {
+    let mut lab = Lab::new();
+    for spot in [Spot::pages(0, 5), Spot::STATE, Spot::GO] {
+        let (mut receiver, address) = lab.receiver();
+        let (moved, ()) = lab.disturbed(address, (spot, Fault::Hold), &[], |_| {
+            receiver.act("stop").unwrap();
+            assert_eq!(receiver.wait_end(STEP).unwrap().code(), Some(0));
+        });
+        let said = receiver.messages().text();
+        assert!(said.contains("stopped while a guest came"), "{said}");
+        assert_eq!(moved.status, 1, "{spot:?}: {moved:?}");
+        assert_eq!(moved.report["outcome"], "failed", "{moved:?}");
+        println!("{spot:?}: {}", moved.report["reason"]);
+        lab.unharmed();
+    }
+    lab.moves_on();
 }
 
 #[test]

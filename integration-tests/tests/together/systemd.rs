@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use integration_tests::ferry::{Ferry, PulseGuest};
 use integration_tests::programs;
 use tempfile::TempDir;
+use vmm::study::child::spawn_bound;
 
 const STEP: Duration = Duration::from_secs(60);
 const GUEST: PulseGuest<'_> = PulseGuest {
@@ -167,7 +168,8 @@ fn systemd_passes_its_socket_and_the_guest_comes() {
     let folder = tempfile::tempdir().unwrap();
     let (control, port) = (folder.path().join("c.sock"), free_port());
     let address = format!("127.0.0.1:{port}");
-    let mut activated = Command::new("systemd-socket-activate")
+    let mut activator = Command::new("systemd-socket-activate");
+    activator
         .args(["--listen", &address])
         .arg(programs::ferry().unwrap())
         .args([
@@ -179,9 +181,9 @@ fn systemd_passes_its_socket_and_the_guest_comes() {
             "--control",
         ])
         .arg(&control)
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("systemd-socket-activate, of Debian's package systemd");
+        .stdin(Stdio::null());
+    let activated = spawn_bound(activator, Vec::new());
+    let mut activated = activated.expect("systemd-socket-activate, of Debian's package systemd");
     let guest = GUEST.boot(None).unwrap();
     let start = Instant::now();
     // The activator listens a moment after its start.
@@ -306,6 +308,7 @@ fn systemd_finds_nothing_wrong_with_the_units() {
 }
 
 /// The script that keeps a receiver waiting, with a systemctl that does as its folder says and keeps what it was asked.
+/// Its starts wait until the folder says otherwise, or is gone.
 struct Receivers {
     folder: TempDir,
     child: Child,
@@ -317,7 +320,8 @@ impl Receivers {
         let systemctl = folder.path().join("systemctl");
         let script = "#!/bin/sh\ncd \"${0%/*}\"\necho \"$*\" >> asked\ncase $1 in\n\
             list-units) cat left;;\nis-active) cat state;;\n\
-            start) while [ ! -e ready ] && [ ! -e broken ]; do sleep 0.02; done; rm -f ready; [ ! -e broken ];;\nesac\n";
+            start) while [ -e systemctl ] && [ ! -e ready ] && [ ! -e broken ]; do\n\
+            echo \"$*\" > waits; sleep 0.02; done; rm -f ready waits; [ ! -e broken ];;\nesac\n";
         let text = folder.path().join("systemctl.sh");
         fs::write(&text, script).unwrap();
         programs::install(&text, &systemctl).unwrap();
@@ -379,11 +383,8 @@ impl Receivers {
             std::thread::sleep(Duration::from_millis(20));
         };
         assert_eq!(status.code(), Some(0));
-        let last = self.asked().pop();
-        // The systemctl start that it leaves behind, as systemd would end it.
-        self.set("broken", "");
-        std::thread::sleep(Duration::from_millis(100));
-        last
+        // The systemctl start that it leaves behind ends with its folder.
+        self.asked().pop()
     }
 }
 
@@ -415,9 +416,17 @@ fn one_receiver_waits_at_a_time() {
     receivers.set("broken", "");
     receivers.wait_starts(4);
     fs::remove_file(receivers.folder.path().join("broken")).unwrap();
-    // Longer than its rest: it waits for the last that it has asked for.
-    std::thread::sleep(Duration::from_millis(500));
-    let waiting = receivers.wait_starts(4).pop().unwrap();
+    // It waits for the last that it has asked for.
+    let start = Instant::now();
+    let waiting = loop {
+        let last = receivers.wait_starts(4).pop().unwrap();
+        let waits = fs::read_to_string(receivers.folder.path().join("waits"));
+        if waits.is_ok_and(|waits| waits.trim_end() == last) {
+            break last;
+        }
+        assert!(start.elapsed() < STEP, "nobody waits");
+        std::thread::sleep(Duration::from_millis(20));
+    };
     assert_ne!(two[1], waiting);
     assert_eq!(
         receivers.stop().unwrap(),

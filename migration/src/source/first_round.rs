@@ -82,3 +82,84 @@ pub(super) fn leave_out_untouched(
     todo.subtract(&untouched);
     Ok(untouched.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::ops::Range;
+    use std::sync::Mutex;
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::guest::GuestError;
+    use crate::pages::{REGION_ALIGN, Region};
+
+    /// A log that is armed while the guest touches two pages for the first time: one just before the log forgets what
+    /// it has, one just after.
+    struct Raced<'a> {
+        ram: &'a GuestRam,
+        before: u64,
+        after: u64,
+        written: Mutex<BTreeSet<u64>>,
+    }
+
+    impl Raced<'_> {
+        fn touch(&self, page: u64) {
+            let at = GuestAddress(page * PAGE_SIZE);
+            self.ram.write_obj(1u8, at).unwrap();
+            self.written.lock().unwrap().insert(page);
+        }
+    }
+
+    impl DirtyLog for Raced<'_> {
+        fn start(&self) -> Result<(), GuestError> {
+            unreachable!("it is on")
+        }
+
+        fn take(&self, _: &mut PageSet) -> Result<(), GuestError> {
+            unreachable!("nobody asks yet")
+        }
+
+        fn peek(&self, _: &mut PageSet) -> Result<bool, GuestError> {
+            unreachable!("nobody asks yet")
+        }
+
+        fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
+            self.touch(self.before);
+            let stays = |page: &u64| !(range.contains(page) && set.contains(*page));
+            self.written.lock().unwrap().retain(stays);
+            self.touch(self.after);
+            Ok(())
+        }
+
+        fn stop(&self) -> Result<(), GuestError> {
+            unreachable!("it stays on")
+        }
+    }
+
+    #[test]
+    fn a_first_touch_while_untouched_pages_are_armed_is_in_the_round_or_in_the_log() {
+        let bytes = 4 * REGION_ALIGN;
+        let len = usize::try_from(bytes).unwrap();
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), len)]).unwrap();
+        let layout = MemoryLayout::new(vec![Region { gpa: 0, bytes }]).unwrap();
+        let old = 7;
+        ram.write_obj(1u8, GuestAddress(old * PAGE_SIZE)).unwrap();
+        let log = Raced {
+            ram: &ram,
+            before: 600,
+            after: 1200,
+            written: Mutex::default(),
+        };
+        let mut todo = PageSet::full(layout.pages());
+        let cancel = CancelToken::new().unwrap();
+        let left_out = leave_out_untouched(&mut todo, &ram, &layout, &log, &cancel).unwrap();
+        // The kernel may have used huge pages, of which there are four.
+        assert!(left_out > 0 && left_out + todo.len() == layout.pages());
+        let written = log.written.lock().unwrap();
+        for page in [old, log.before, log.after] {
+            assert!(todo.contains(page) || written.contains(&page), "{page}");
+        }
+    }
+}

@@ -104,6 +104,8 @@ impl Line {
             if !self.is_sign(&frame) {
                 return Ok(frame);
             }
+            // However many of them there are: a guest that stands still is not kept waiting by them.
+            self.channel.in_time("sent signs of life")?;
         }
     }
 

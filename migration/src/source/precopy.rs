@@ -130,8 +130,13 @@ impl<G: RunningGuest> Precopy<G> {
         let (ram, cancel) = (self.guest.ram(), trip.cancel);
         // What is missing in a later round is not zeros, but what it was.
         if self.first == 0 {
-            trip.report.untouched_pages =
-                first_round::leave_out_untouched(&mut self.todo, ram, &layout, &*log, cancel)?;
+            // Of a guest of many hundred GiB that takes seconds.
+            let todo = &mut self.todo;
+            let (left_out, heard) = (self.link.main).while_alive(|| {
+                first_round::leave_out_untouched(todo, ram, &layout, &*log, cancel)
+            });
+            trip.report.untouched_pages = left_out?;
+            heard?;
         }
         let mut settles = 0;
         loop {

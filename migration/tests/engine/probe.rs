@@ -311,7 +311,8 @@ fn a_cancel_ends_a_probe() {
         };
         measure(&TcpTarget::new(address), &slow, &other)
     });
-    std::thread::sleep(Duration::from_millis(200));
+    // It has begun by then, and lasts longer.
+    std::thread::sleep(Duration::from_secs(1));
     cancel.cancel().unwrap();
     let error = thread.join().unwrap().unwrap_err();
     assert!(matches!(error, ProbeError::Cancelled(_)), "{error}");

@@ -44,13 +44,14 @@ Examples:
     ferry migrate --control /tmp/a.sock tcp:10.0.0.2:7000 --tls /etc/ferry/tls \\
         --peer beta.example.org
 
-Ctrl-C cancels the move, unless it is committed already; the guest stays where it is.
+Ctrl-C cancels the move, unless it is committed already; the guest stays where it is. A second one
+leaves the move to itself.
 
 Exit status: 0 completed, 1 failed (the guest runs on the source), 2 usage, 3 cancelled (the guest
-runs on the source), 4 unknown (the connection was cut in the moment of the handover, and the guest
-is paused on the source. Look at the destination: if the guest runs there, `ferry stop` the source;
-if it is still receiving, wait and look again; if it has no guest, or is surely dead, `ferry resume
---force` the source), 5 failed or cancelled, and the guest could not go on (it is paused on the
+runs on the source), 4 unknown (nobody told how the move ended: `ferry status` on both ends does; or
+the connection was cut in the moment of the handover, and the guest is paused on the source. Look at
+the destination: if the guest runs there, `ferry stop` the source; if it is still receiving, wait
+and look again; if it has no guest, or is surely dead, `ferry resume --force` the source), 5 failed or cancelled, and the guest could not go on (it is paused on the
 source: `ferry resume` tries again).")]
 pub struct Args {
     #[command(flatten)]
@@ -365,6 +366,29 @@ mod tests {
             let refused = over_tcp(words).unwrap_err();
             assert!(refused.contains("500 ms to 1 hour"), "{refused}");
         }
+    }
+
+    #[test]
+    fn bounds_and_what_happens_at_them_reach_the_engine() {
+        use migration::options::OnTimeout::{GiveUp, SwitchOver};
+        let options = |words: &str| {
+            let line = format!("migrate --control /c tcp:127.0.0.1:7000 {words}");
+            let line = Line::try_parse_from(line.split_whitespace()).unwrap();
+            let options = line.args.request().unwrap().options();
+            let (seconds, ms) = (options.max_total.as_secs(), options.downtime_limit);
+            let bounds = (options.max_rounds, seconds, ms.as_millis());
+            (
+                bounds,
+                options.on_timeout,
+                options.streams,
+                options.bandwidth,
+            )
+        };
+        assert_eq!(options(""), ((100, 3600, 300), GiveUp, 2, None));
+        let all = "--max-rounds 7 --timeout 90s --downtime 50ms --on-timeout switch --streams 3 --bandwidth 1Gbit";
+        let expected = ((7, 90, 50), SwitchOver, 3, Some(125_000_000));
+        assert_eq!(options(all), expected);
+        assert_eq!(options("--on-timeout cancel").1, GiveUp);
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub struct ResumeArgs {
     force: bool,
 }
 
-/// Cancel the move under way; the guest stays where it is
+/// Cancel what is under way (a move, in or out, a snapshot, a measurement); the guest stays where it is
 #[derive(Debug, clap::Args)]
 pub struct CancelArgs {
     #[command(flatten)]

@@ -55,12 +55,12 @@ pub struct Args {
     #[command(flatten)]
     wanted: Wanted,
 
-    #[command(flatten)]
-    described: Described,
-
     /// JSON instead of a table
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    described: Described,
 }
 
 /// Why there is no prediction.

@@ -111,7 +111,10 @@ impl DirtyLog for KvmDirtyLog {
             set_manual_protect(&self.vm, self.gentler())
                 .map_err(|source| GuestError::new("start KVM's dirty log", source))?;
         }
-        set_flag(&self.vm, &self.ram, true)?;
+        set_flag(&self.vm, &self.ram, true).inspect_err(|_| {
+            // Some slots may have it, and would keep it: `stop` ends only what has started.
+            let _ = set_flag(&self.vm, &self.ram, false);
+        })?;
         self.on.store(true, Ordering::Release);
         self.everything.store(true, Ordering::Release);
         Ok(())

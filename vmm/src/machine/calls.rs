@@ -224,17 +224,24 @@ impl Supervisor {
 
     /// Ends the VM. A move under way is cancelled first; if it is too late for that, its end decides: a guest that may
     /// run elsewhere is kept here, and that is said.
+    ///
+    /// So is one that comes in, whose source would else take a guest for arrived that ends with this process. Asked
+    /// for again, nobody waits for its end.
     pub(super) fn stop(&mut self) -> Reply {
-        if let Phase::Moving(outgoing) = &self.phase {
-            let _ = outgoing.cancel.cancel();
-            self.stop_after_move = true;
-        } else {
-            self.finish(match &self.phase {
-                Phase::Waiting(move_in) => End::Unused {
-                    receiving: move_in.is_some(),
-                },
-                _ => End::Stopped,
-            });
+        match &self.phase {
+            Phase::Moving(outgoing) => {
+                let _ = outgoing.cancel.cancel();
+                self.stop_after_move = true;
+            }
+            Phase::Waiting(Some(coming)) if !self.stop_after_move => {
+                let _ = coming.cancel();
+                self.stop_after_move = true;
+            }
+            Phase::Waiting(coming) => {
+                let receiving = coming.is_some();
+                self.finish(End::Unused { receiving });
+            }
+            _ => self.finish(End::Stopped),
         }
         Reply::Done
     }

@@ -28,7 +28,9 @@ impl Supervisor {
                 if let Phase::Waiting(receiving) = &mut self.phase {
                     *receiving = None;
                 }
-                if let Some(reason) = give_up {
+                if std::mem::take(&mut self.stop_after_move) {
+                    self.finish(End::Unused { receiving: failed });
+                } else if let Some(reason) = give_up {
                     self.finish(End::NoGuest { reason });
                 }
             }
@@ -36,6 +38,11 @@ impl Supervisor {
                 self.moves.arrived += 1;
                 self.moves.in_seconds = Some(took.as_secs_f64());
                 self.adopt(*vm, cards);
+                if std::mem::take(&mut self.stop_after_move) {
+                    // It came all the same: its source knows that it is here, and here it is ended.
+                    self.finish(End::Stopped);
+                    return;
+                }
                 self.announce();
                 self.feed_serial();
             }
@@ -46,6 +53,9 @@ impl Supervisor {
                 to_come,
             } => {
                 self.to_come = to_come;
+                if std::mem::take(&mut self.stop_after_move) {
+                    self.finish(End::Stopped);
+                }
                 match self.end {
                     // Its memory cannot be had: see `never_filled`.
                     Some(_) => std::mem::forget(vm),

@@ -2,6 +2,7 @@
 //!
 //! Every key of a sweep takes one value or a list; the sweep is the product of its lists.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -501,12 +502,25 @@ impl Spec {
             }
         }
         match spec.cases().count() {
-            0 => Err(whole("there is no [[sweep]] in it".to_owned())),
-            many if many > MAX_CASES => Err(whole(format!(
-                "{many} moves: at most {MAX_CASES} go in one study"
-            ))),
-            _ => Ok(spec),
+            0 => return Err(whole("there is no [[sweep]] in it".to_owned())),
+            many if many > MAX_CASES => {
+                return Err(whole(format!(
+                    "{many} moves: at most {MAX_CASES} go in one study"
+                )));
+            }
+            _ => {}
         }
+        // Each has a record of its own.
+        let mut slugs = HashMap::new();
+        for case in spec.cases() {
+            if let Some(other) = slugs.insert(case.slug(), &case.sweep) {
+                return Err(whole(format!(
+                    "two moves would have the same record, of sweeps \"{other}\" and \"{}\": name no value twice, and give sweeps names that differ in more than blanks and commas",
+                    case.sweep
+                )));
+            }
+        }
+        Ok(spec)
     }
 
     /// All moves, in the order in which they are made.
@@ -589,6 +603,14 @@ mod tests {
             (
                 "[[sweep]]\nname = \"a\"\n[[sweep]]\nname = \"a\"\n",
                 "two sweeps",
+            ),
+            (
+                "[[sweep]]\nname = \"a b\"\n[[sweep]]\nname = \"a-b\"\n",
+                "the same record, of sweeps \"a b\" and \"a-b\"",
+            ),
+            (
+                "[[sweep]]\nname = \"a\"\nstreams = [1, 2, 1]\n",
+                "name no value twice",
             ),
             ("[[sweep]]\nname = \"../a\"\n", "a sweep called"),
             ("[[sweep]]\nname = \"a\"\nrepeats = 0\n", "0 repeats"),

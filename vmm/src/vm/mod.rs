@@ -296,8 +296,12 @@ impl RunningGuest for RunningVm {
             Ok(())
         });
         if let Err(error) = stopped {
-            // Those that did stop go on; the caller still has a running guest.
-            let _ = self.core.run_vcpus();
+            // Those that did stop go on; the caller still has a running guest. Nobody waits for the first to be in it,
+            // which may be the one that did not stop.
+            self.core
+                .vcpus
+                .iter()
+                .for_each(|vcpu| drop(vcpu.begin_run()));
             return Err(Failed { guest: self, error });
         }
         self.devices.pause();

@@ -244,6 +244,17 @@ impl Channel {
         self.due.map_or(silent, |(due, _)| due.min(silent))
     }
 
+    /// Whether there is time left of what [`hurry`](Self::hurry) allowed.
+    ///
+    /// # Errors
+    /// [`ChannelError::Overdue`].
+    pub fn in_time(&self, does: &'static str) -> Result<(), ChannelError> {
+        match self.due {
+            Some((due, _)) if due <= Instant::now() => Err(self.late(does)),
+            _ => Ok(()),
+        }
+    }
+
     /// The error of a wait that is over.
     fn late(&self, does: &'static str) -> ChannelError {
         let peer = self.peer.clone();

@@ -101,6 +101,7 @@ impl Channel {
     /// A frame that comes before `deadline`, if one does, whatever became of the move meanwhile.
     pub fn overhear(&mut self, deadline: Instant) -> Option<Frame> {
         self.alarm = None;
+        self.due = None;
         loop {
             if let Some(frame) = self.poll_frame().ok()? {
                 return Some(frame);
@@ -128,6 +129,9 @@ impl Channel {
             let deadline = self.deadline();
             let count = self.receive_pieces(rest, deadline)?;
             rest = advance_in(rest, count);
+            if !rest.is_empty() {
+                self.in_time("sent too little")?;
+            }
         }
         Ok(())
     }
@@ -147,10 +151,15 @@ impl Channel {
         Ok(body)
     }
 
-    /// Waits until `count` bytes, at most [`BUFFER`], are in the buffer.
+    /// Waits until `count` bytes, at most [`BUFFER`], are in the buffer. A peer that sends a byte now and then is never
+    /// waited for, since the transport waits for that a little itself, so the time is looked at besides; but not before
+    /// what is there has been taken: this side may have been held up.
     fn need(&mut self, count: usize, deadline: Instant) -> Result<(), ChannelError> {
         while self.end - self.start < count {
             self.receive_some(count, deadline)?;
+            if self.end - self.start < count && deadline <= Instant::now() {
+                return Err(self.late("sent too little"));
+            }
         }
         Ok(())
     }

@@ -340,14 +340,20 @@ impl Transport for Tls {
     }
 
     fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize> {
-        loop {
-            let given = self.open(into)?;
-            if given > 0 || self.session.has_ended() {
-                return Ok(given);
-            }
-            self.sound()?;
-            self.fill(waits)?;
+        let given = self.open(into)?;
+        if given > 0 || self.session.has_ended() {
+            return Ok(given);
         }
+        self.sound()?;
+        self.fill(waits)?;
+        let given = self.open(into)?;
+        if given > 0 || self.session.has_ended() {
+            return Ok(given);
+        }
+        self.sound()?;
+        // A record that is not whole, or an empty one. Who dribbles them is waited for by the channel, which knows how
+        // long, and hears a cancel.
+        Err(io::ErrorKind::WouldBlock.into())
     }
 
     fn discard(&mut self, sink: &mut [u8]) -> io::Result<usize> {
