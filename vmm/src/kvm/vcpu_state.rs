@@ -354,27 +354,4 @@ mod xsave {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_from_elsewhere_keeps_its_own_msrs() {
-        let caps = |msrs: &[u32]| VcpuCaps {
-            xsave_bytes: 4096,
-            tsc_control: false,
-            msrs: msrs.to_vec(),
-        };
-        let mut here = caps(&[0x10, 0x1b, 0x48, 0x6e0]);
-        assert_eq!(here.keep(&[0x1b, 0xe1, 0x122]), Err(vec![0xe1, 0x122]));
-        here.keep(&[0x6e0, 0x1b, 0x10]).unwrap();
-        assert_eq!(here.msrs(), [0x10, 0x1b, 0x6e0]);
-    }
-
-    #[test]
-    fn tsc_tolerance_is_250_ppm() {
-        assert!(tsc_close(2_000_000, 2_000_000));
-        assert!(tsc_close(2_000_500, 2_000_000));
-        assert!(!tsc_close(2_000_501, 2_000_000));
-        assert!(!tsc_close(2_100_000, 2_000_000));
-    }
-}
+mod tests;

@@ -105,3 +105,53 @@ fn clock_to_set(saved: &kvm_clock_data, standstill: Duration) -> kvm_clock_data 
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::{KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE};
+
+    use super::*;
+
+    /// A clock that KVM told together with the time of day and the host's TSC, as it does from Linux 5.16 on.
+    fn told_with_the_time_of_day() -> kvm_clock_data {
+        kvm_clock_data {
+            clock: 7_000_000_000,
+            flags: KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC,
+            realtime: 1_700_000_000_000_000_000,
+            host_tsc: 123_456_789,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_clock_goes_on_by_the_standstill_and_by_nothing_that_kvm_would_add() {
+        let alone = kvm_clock_data {
+            clock: 7_000_000_000,
+            ..Default::default()
+        };
+        for saved in [alone, told_with_the_time_of_day()] {
+            let expected = kvm_clock_data {
+                clock: 7_250_000_001,
+                ..Default::default()
+            };
+            let standstill = Duration::from_nanos(250_000_001);
+            assert_eq!(clock_to_set(&saved, standstill), expected);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_did_not_stand_still_finds_its_clock_as_it_was() {
+        let set = clock_to_set(&told_with_the_time_of_day(), Duration::ZERO);
+        assert_eq!((set.clock, set.flags, set.realtime), (7_000_000_000, 0, 0));
+    }
+
+    /// The clock comes from another host: whatever it is, it is no overflow here.
+    #[test]
+    fn a_clock_at_its_end_goes_round() {
+        let saved = kvm_clock_data {
+            clock: u64::MAX,
+            ..Default::default()
+        };
+        assert_eq!(clock_to_set(&saved, Duration::from_nanos(3)).clock, 2);
+    }
+}

@@ -34,13 +34,19 @@ pub fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(ioctl("get the supported CPUID"))?;
     let mut entries = cpuid.as_slice().to_vec();
-    for entry in &mut entries {
+    offer(&mut entries, kvm.check_extension(Cap::TscDeadlineTimer));
+    Ok(entries)
+}
+
+/// Makes of what KVM supports what Ferry offers.
+fn offer(entries: &mut [kvm_cpuid_entry2], tsc_deadline: bool) {
+    for entry in entries {
         match entry.function {
             1 => {
                 entry.ecx &= !ECX1_VMX;
                 entry.ecx |= ECX1_HYPERVISOR;
                 // KVM leaves this bit to the VMM: it depends on the in-kernel local APIC, which we have.
-                if kvm.check_extension(Cap::TscDeadlineTimer) {
+                if tsc_deadline {
                     entry.ecx |= ECX1_TSC_DEADLINE;
                 }
             }
@@ -49,7 +55,6 @@ pub fn supported(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
             _ => {}
         }
     }
-    Ok(entries)
 }
 
 /// The CPUID of one vCPU out of `vcpus`: one package, a core a vCPU, one thread a core.
@@ -181,6 +186,49 @@ mod tests {
             text.contains("of GenuineIntel, this host's is of AuthineIntel"),
             "{text}"
         );
+    }
+
+    /// By the numbers of the manuals, not by the constants above: these could be wrong, too.
+    #[test]
+    fn what_does_not_travel_is_not_offered_and_all_else_is() {
+        let leaves = [
+            (0, 0),
+            (1, 0),
+            (7, 0),
+            (7, 1),
+            (0xd, 1),
+            (0x8000_0001, 0),
+            (0x8000_000a, 0),
+        ];
+        let full = leaves.map(|(function, index)| kvm_cpuid_entry2 {
+            eax: u32::MAX,
+            ebx: u32::MAX,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+            ..entry(function, index)
+        });
+        let mut expected = full;
+        expected[1].ecx ^= 1 << 5;
+        expected[2].ecx ^= 1 << 7;
+        expected[5].ecx ^= 1 << 2;
+        let mut offered = full;
+        offer(&mut offered, false);
+        assert_eq!(offered, expected);
+        assert!(features::has(&full, "vmx") && features::has(&offered, "aes"));
+        for name in ["vmx", "svm", "shstk"] {
+            assert!(!features::has(&offered, name), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_kvm_leaves_to_us_is_added_to_leaf_1_alone() {
+        for (tsc_deadline, ecx) in [(false, 1 << 31), (true, 1 << 31 | 1 << 24)] {
+            let mut offered = [entry(1, 0), entry(7, 0), entry(0x8000_0001, 0)];
+            let mut expected = offered;
+            expected[0].ecx = ecx;
+            offer(&mut offered, tsc_deadline);
+            assert_eq!(offered, expected);
+        }
     }
 
     #[test]
