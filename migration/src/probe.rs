@@ -42,11 +42,6 @@ const PARTS: usize = 8;
 /// The bandwidth of a link is never known better than this, in percent.
 const CERTAIN: u64 = 2;
 
-/// So many seconds a stream of a move spends on each page to see that it is not all zeros, nearly all of them on
-/// waiting for its first bytes (docs/performance.md). A link that is slower than the processors hides that; where both
-/// ends have the same few, nothing does.
-const LOOK: f64 = 0.3e-6;
-
 /// Memory for the bytes of all streams together at either end, whatever is sent: more than a processor's cache keeps of
 /// it. With 32 and 64 MiB they came out of a large one, and a link looked a fifth quicker than a guest found it.
 const MEMORY: u64 = 256 << 20;
@@ -216,9 +211,19 @@ pub fn measure(
         // Nothing but state goes over it.
         true => (Spread::within(1 << 30, 50), 0),
         false => {
-            let (carried, bytes) = fill(all, round_trip, processors.as_ref(), options, &alarm)?;
+            let source = source();
+            let fill = fill(
+                all,
+                &source,
+                round_trip,
+                processors.as_ref(),
+                options,
+                &alarm,
+            );
+            let (carried, bytes) = fill?;
             match processors {
-                Some(_) => (looking(carried, streams), bytes),
+                // A link that is slower than the processors hides that; where both ends have the same few, nothing does.
+                Some(_) => (looking(carried, streams, stream::look(&source)), bytes),
                 None => (carried, bytes),
             }
         }
@@ -237,12 +242,12 @@ pub fn measure(
 /// Sends on all streams until the time is over. Gives the bandwidth, and how many bytes it took.
 fn fill(
     mut streams: Vec<Stream>,
+    source: &[u8],
     round_trip: Duration,
     processors: Option<&Processors>,
     options: &Options,
     alarm: &CancelToken,
 ) -> Result<(Spread, u64), ProbeError> {
-    let source = source();
     let apart = source.len() / streams.len().max(1);
     let acks = Acks::new(TIME, BYTES, round_trip);
     let pacer = Pacer::new(options.bandwidth);
@@ -258,7 +263,7 @@ fn fill(
     };
     thread::scope(|scope| {
         for (index, stream) in streams.iter_mut().enumerate() {
-            let (acks, pacer, source, fail) = (&acks, &pacer, &source, &fail);
+            let (acks, pacer, fail) = (&acks, &pacer, &fail);
             let thread = thread::Builder::new().name("probe".into());
             let spawned = thread.spawn_scoped(scope, move || {
                 confined::started(Role::Stream);
@@ -335,8 +340,8 @@ fn bandwidth(came: &[(Duration, u64)], ended: Duration) -> Option<Spread> {
 
 /// What is carried of a move where so many streams look at each page, too, on processors that have nothing else to wait
 /// for.
-fn looking(carried: Spread, streams: u16) -> Spread {
-    let look = LOOK / f64::from(streams.max(1)) / PAGE_SIZE as f64;
+fn looking(carried: Spread, streams: u16, look: Duration) -> Spread {
+    let look = look.as_secs_f64() / f64::from(streams.max(1)) / PAGE_SIZE as f64;
     let less = |bytes: u64| {
         // Less than before, so it converts.
         #[expect(clippy::cast_possible_truncation)]
@@ -457,11 +462,13 @@ mod tests {
     fn to_look_at_pages_costs_what_it_costs() {
         // 4096 bytes in 0.85 us, and 0.15 us more.
         let carried = Spread::within(4_818_823_529, 2);
-        let looked = looking(carried, 2).expected;
+        let look = Duration::from_nanos(300);
+        let looked = looking(carried, 2, look).expected;
         assert!((4_090_000_000..4_100_000_000).contains(&looked), "{looked}");
         // Not worth mentioning on a slow link.
-        assert_eq!(looking(Spread::within(1000, 0), 1), Spread::within(1000, 0));
-        assert_eq!(looking(Spread::within(0, 0), 0).expected, 1);
+        let slow = Spread::within(1000, 0);
+        assert_eq!(looking(slow, 1, look), slow);
+        assert_eq!(looking(Spread::within(0, 0), 0, look).expected, 1);
     }
 
     #[test]

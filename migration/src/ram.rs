@@ -16,7 +16,7 @@ use crate::wire::frame::Run;
 use crate::wire::iov::{In, Out};
 
 /// Bytes in a page, as lengths in memory have it.
-const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 const _: () = assert!(PAGE as u64 == PAGE_SIZE);
 
 type Slice<'a> = VolatileSlice<'a, BS<'a, Marks>>;
