@@ -96,7 +96,7 @@ pub struct Prediction {
     /// How long the vCPU that is slowed down most is kept from running.
     pub throttled_ms: Estimate<f64>,
     /// How much less the guest gets done during the move, by throttling and while it stands still, in percent: the mean
-    /// over its vCPUs.
+    /// over its vCPUs. What the move itself takes of processors that the guest runs on comes on top.
     pub guest_work_lost_percent: Estimate<f64>,
     /// Guest memory.
     pub memory_bytes: u64,
