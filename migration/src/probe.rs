@@ -222,7 +222,8 @@ pub fn measure(
             );
             let (carried, bytes) = fill?;
             match processors {
-                // A link that is slower than the processors hides that; where both ends have the same few, nothing does.
+                // A link that is slower than the processors hides that; where both ends have the same few, nothing
+                // does.
                 Some(_) => (looking(carried, streams, stream::look(&source)), bytes),
                 None => (carried, bytes),
             }
