@@ -51,8 +51,9 @@ Exit status: 0 completed, 1 failed (the guest runs on the source), 2 usage, 3 ca
 runs on the source), 4 unknown (nobody told how the move ended: `ferry status` on both ends does; or
 the connection was cut in the moment of the handover, and the guest is paused on the source. Look at
 the destination: if the guest runs there, `ferry stop` the source; if it is still receiving, wait
-and look again; if it has no guest, or is surely dead, `ferry resume --force` the source), 5 failed or cancelled, and the guest could not go on (it is paused on the
-source: `ferry resume` tries again).")]
+and look again; if it has no guest, or is surely dead, `ferry resume --force` the source), 5 failed
+or cancelled, and the guest could not go on (it is paused on the source: `ferry resume` tries
+again).")]
 pub struct Args {
     #[command(flatten)]
     vm: Vm,
@@ -324,7 +325,15 @@ mod tests {
     }
 
     fn request(words: &str) -> Result<MigrateRequest, String> {
-        let line = format!("migrate --control /c unix:/x {words}");
+        asked("unix:/x", words)
+    }
+
+    fn over_tcp(words: &str) -> Result<MigrateRequest, String> {
+        asked("tcp:127.0.0.1:7000", words)
+    }
+
+    fn asked(target: &str, words: &str) -> Result<MigrateRequest, String> {
+        let line = format!("migrate --control /c {target} {words}");
         let line = Line::try_parse_from(line.split_whitespace());
         let line = line.map_err(|error| error.to_string())?;
         line.args.request().map_err(|failure| failure.to_string())
@@ -349,11 +358,6 @@ mod tests {
 
     #[test]
     fn verifying_needs_two_memories_and_a_peer_its_time() {
-        let over_tcp = |words: &str| {
-            let line = format!("migrate --control /c tcp:127.0.0.1:7000 {words}");
-            let line = Line::try_parse_from(line.split_whitespace()).unwrap();
-            line.args.request().map_err(|failure| failure.to_string())
-        };
         assert!(!over_tcp("").unwrap().verify);
         assert!(over_tcp("--verify").unwrap().verify);
         let refused = request("--verify").unwrap_err();
@@ -372,9 +376,7 @@ mod tests {
     fn bounds_and_what_happens_at_them_reach_the_engine() {
         use migration::options::OnTimeout::{GiveUp, SwitchOver};
         let options = |words: &str| {
-            let line = format!("migrate --control /c tcp:127.0.0.1:7000 {words}");
-            let line = Line::try_parse_from(line.split_whitespace()).unwrap();
-            let options = line.args.request().unwrap().options();
+            let options = over_tcp(words).unwrap().options();
             let (seconds, ms) = (options.max_total.as_secs(), options.downtime_limit);
             let bounds = (options.max_rounds, seconds, ms.as_millis());
             (

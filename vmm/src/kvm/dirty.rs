@@ -111,10 +111,7 @@ impl DirtyLog for KvmDirtyLog {
             set_manual_protect(&self.vm, self.gentler())
                 .map_err(|source| GuestError::new("start KVM's dirty log", source))?;
         }
-        set_flag(&self.vm, &self.ram, true).inspect_err(|_| {
-            // Some slots may have it, and would keep it: `stop` ends only what has started.
-            let _ = set_flag(&self.vm, &self.ram, false);
-        })?;
+        set_flag(&self.vm, &self.ram, true)?;
         self.on.store(true, Ordering::Release);
         self.everything.store(true, Ordering::Release);
         Ok(())
@@ -182,9 +179,13 @@ impl VmLog for KvmDirtyLog {
     }
 }
 
-/// Sets the logging flag of every slot.
+/// Sets the logging flag of every slot, or of none where it cannot be set: those that had it would keep it, since a log
+/// that has not started is not stopped.
 pub(super) fn set_flag(vm: &VmFd, ram: &GuestRam, on: bool) -> Result<(), GuestError> {
     memory::register(vm, ram, on).map_err(|source| {
+        if on {
+            let _ = memory::register(vm, ram, false);
+        }
         let act = if on { "start" } else { "stop" };
         GuestError::new(format!("{act} KVM's dirty log"), source)
     })

@@ -407,14 +407,12 @@ impl Receiver {
     }
 
     /// Touches memory before a guest comes for it, if any is wanted. It may take minutes, in which the process can be
-    /// asked and stopped, but answers no source.
+    /// asked and stopped, but answers no source. That there is as much has been looked at.
     fn prefault(&self) -> Result<Option<Prefaulted>, GuestError> {
         let bytes = self.config.prefault;
         if bytes == 0 {
             return Ok(None);
         }
-        // Otherwise the kernel would end somebody for it, perhaps not this process.
-        self.gauges.check_prefault(bytes)?;
         let text = format!("touching {} of memory before a guest comes", Size(bytes));
         log::say(&text);
         self.manager.status(&text);
@@ -430,7 +428,9 @@ impl Receiver {
         let renewed = ready.take().map(Prefaulted::renew);
         *ready = renewed.and_then(Result::ok);
         if ready.is_none() {
-            *ready = self.prefault().unwrap_or_else(|error| {
+            let possible = self.gauges.check_prefault(self.config.prefault);
+            let touched = possible.and_then(|()| self.prefault());
+            *ready = touched.unwrap_or_else(|error| {
                 log::say(&format!(
                     "the next guest touches its memory itself: {}",
                     chain(&error)

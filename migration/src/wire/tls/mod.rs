@@ -340,13 +340,12 @@ impl Transport for Tls {
     }
 
     fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize> {
-        let given = self.open(into)?;
-        if given > 0 || self.session.has_ended() {
-            return Ok(given);
+        let mut given = self.open(into)?;
+        if given == 0 && !self.session.has_ended() {
+            self.sound()?;
+            self.fill(waits)?;
+            given = self.open(into)?;
         }
-        self.sound()?;
-        self.fill(waits)?;
-        let given = self.open(into)?;
         if given > 0 || self.session.has_ended() {
             return Ok(given);
         }

@@ -106,10 +106,7 @@ impl DirtyLog for RingLog {
             .forget()
             .map_err(|source| GuestError::new("empty KVM's dirty rings", source))?;
         // Off first, where it was on: KVM protects memory only when the flag goes from off to on.
-        self.protect().inspect_err(|_| {
-            // Some slots may have it, and would keep it: `stop` ends only what has started.
-            let _ = set_flag(&self.vm, &self.ram, false);
-        })?;
+        self.protect()?;
         self.everything.store(true, Ordering::Release);
         self.on.store(true, Ordering::Release);
         self.set_collector(Some(collector));
