@@ -167,7 +167,7 @@ impl Stream {
             let frame = Frame::Filler {
                 bytes: u32::try_from(bytes).unwrap_or(MAX_FILLER),
             };
-            let data = Out::bytes(&source[at..at + len]);
+            let data = Out::filler(&source[at..at + len]);
             self.channel.send_with(&frame, &[data])?;
             at += len;
             self.ping(bytes)?;

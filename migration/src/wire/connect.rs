@@ -1,7 +1,7 @@
 //! Ways to reach a destination. Connecting obeys a deadline and a cancel like everything after it.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, Socket, Type};
 use thiserror::Error;
 
+use super::lending::Lending;
 use super::local::Local;
 use super::transport::Transport;
 use crate::cancel::{CancelToken, Cancelled};
@@ -155,7 +156,7 @@ impl Connect for TcpTarget {
             match dial(&address.into(), &self.name(), until, timeout, cancel) {
                 Ok(socket) => {
                     let _ = self.reached.set(address);
-                    return Ok(Box::new(std::net::TcpStream::from(socket)));
+                    return Ok(Box::new(Lending::from(TcpStream::from(socket))));
                 }
                 Err(ConnectError::Cancelled(cancelled)) => return Err(cancelled.into()),
                 Err(error) => last = Some(error),

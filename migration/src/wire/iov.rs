@@ -18,9 +18,12 @@ use vm_memory::bitmap::BitmapSlice;
 pub const MAX_PIECES: usize = 1024;
 
 /// Memory to be sent.
-#[repr(transparent)]
 #[derive(Debug, Clone, Copy)]
-pub struct Out<'a>(libc::iovec, PhantomData<&'a [u8]>);
+pub struct Out<'a> {
+    piece: libc::iovec,
+    lendable: bool,
+    lives: PhantomData<&'a [u8]>,
+}
 
 /// Memory to be received into.
 #[repr(transparent)]
@@ -35,21 +38,42 @@ fn iovec(base: *mut u8, len: usize) -> libc::iovec {
 }
 
 impl<'a> Out<'a> {
-    /// Bytes of this process.
+    /// Bytes of this process, which go as they are now.
     pub fn bytes(bytes: &'a [u8]) -> Self {
         // Never written through: only sendmsg(2) and `as_slice`-free reads see it.
-        Self(iovec(bytes.as_ptr().cast_mut(), bytes.len()), PhantomData)
+        Self {
+            piece: iovec(bytes.as_ptr().cast_mut(), bytes.len()),
+            lendable: false,
+            lives: PhantomData,
+        }
     }
 
-    /// Guest memory, read by the kernel as it is at that moment.
+    /// Bytes of this process of which nobody minds what they are once the peer reads them.
+    pub fn filler(bytes: &'a [u8]) -> Self {
+        Self {
+            lendable: true,
+            ..Self::bytes(bytes)
+        }
+    }
+
+    /// Guest memory, which goes as it is at some time until the peer reads it; see [`lending`](super::lending).
     pub fn guest<B: BitmapSlice>(slice: &VolatileSlice<'a, B>) -> Self {
         let guard = slice.ptr_guard();
-        Self(iovec(guard.as_ptr().cast_mut(), guard.len()), PhantomData)
+        Self {
+            piece: iovec(guard.as_ptr().cast_mut(), guard.len()),
+            lendable: true,
+            lives: PhantomData,
+        }
+    }
+
+    /// Whether the kernel may be given the memory itself, to be read later.
+    pub fn may_be_lent(&self) -> bool {
+        self.lendable
     }
 
     /// Its length in bytes.
     pub fn len(&self) -> usize {
-        self.0.iov_len
+        self.piece.iov_len
     }
 
     /// Whether it has no bytes.
@@ -106,7 +130,7 @@ fn skip(piece: &mut libc::iovec, count: usize) {
 pub fn advance_out<'s, 'a>(mut pieces: &'s mut [Out<'a>], mut count: usize) -> &'s mut [Out<'a>] {
     while let Some(first) = pieces.first_mut() {
         if first.len() > count {
-            skip(&mut first.0, count);
+            skip(&mut first.piece, count);
             break;
         }
         count -= first.len();
@@ -157,7 +181,7 @@ impl Place {
 pub fn gather(from: &[Out<'_>], place: &mut Place, into: &mut [u8]) -> usize {
     let mut done = 0;
     while done < into.len()
-        && let Some(piece) = place.rest(|index| from.get(index).map(|piece| piece.0))
+        && let Some(piece) = place.rest(|index| from.get(index).map(|out| out.piece))
     {
         // SAFETY: the piece was made from a slice or from a mapped volatile slice, and `rest` only shortened it, so
         // `iov_len` bytes are readable for as long as `from` is borrowed. Whoever writes to them meanwhile (a vCPU)
@@ -214,17 +238,57 @@ impl Waits {
     }
 }
 
+/// Whether more bytes come right behind these, so that the kernel need not send what would fill no packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follows {
+    /// They do.
+    More,
+    /// They do not.
+    Nothing,
+}
+
+/// As many pieces as one call takes.
+fn raw(pieces: &[Out<'_>]) -> Vec<libc::iovec> {
+    let pieces = pieces.iter().take(MAX_PIECES);
+    pieces.map(|out| out.piece).collect()
+}
+
 /// One sendmsg(2) that does not raise SIGPIPE; says how many bytes the kernel took.
 ///
 /// # Errors
 /// As sendmsg(2); nothing was taken.
-pub fn send(socket: BorrowedFd<'_>, pieces: &[Out<'_>], waits: Waits) -> io::Result<usize> {
-    let flags = libc::MSG_NOSIGNAL | waits.flag();
-    // `Out` is a transparent iovec.
-    let header = message(pieces.as_ptr().cast_mut().cast(), pieces.len());
-    // SAFETY: the descriptor is open while borrowed. `header` points at `msg_iovlen <= pieces.len()` iovecs
+pub fn send(
+    socket: BorrowedFd<'_>,
+    pieces: &[Out<'_>],
+    waits: Waits,
+    follows: Follows,
+) -> io::Result<usize> {
+    let more = match follows {
+        Follows::More => libc::MSG_MORE,
+        Follows::Nothing => 0,
+    };
+    let mut raw = raw(pieces);
+    let header = message(raw.as_mut_ptr(), raw.len());
+    let flags = libc::MSG_NOSIGNAL | waits.flag() | more;
+    // SAFETY: the descriptor is open while borrowed. `header` points at `msg_iovlen <= raw.len()` iovecs
     // that the kernel only reads, each of which covers memory that is mapped for its lifetime.
     let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &header, flags) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// One vmsplice(2) into a pipe, which does not wait; says how many bytes it has taken. Only for pieces that
+/// [may be lent](Out::may_be_lent).
+///
+/// # Errors
+/// As vmsplice(2); nothing was taken.
+pub(super) fn lend(pipe: BorrowedFd<'_>, pieces: &[Out<'_>]) -> io::Result<usize> {
+    debug_assert!(pieces.iter().all(Out::may_be_lent));
+    let raw = raw(pieces);
+    let flags = libc::SPLICE_F_NONBLOCK;
+    // SAFETY: the descriptor is open while borrowed. `raw` has so many iovecs, which the kernel only reads; each covers
+    // memory that is mapped for its lifetime. The kernel holds on to its pages, so none of them is given to anybody
+    // else while they are in the pipe or the socket, even if this process has let go of them by then.
+    let count = unsafe { libc::vmsplice(pipe.as_raw_fd(), raw.as_ptr(), raw.len(), flags) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
@@ -311,7 +375,10 @@ mod tests {
         let mut out = [Out::bytes(b"ab"), Out::bytes(b""), Out::bytes(b"cdef")];
         let rest = advance_out(&mut out, 3);
         assert_eq!(rest.len(), 1);
-        assert_eq!(send(a.as_fd(), rest, Waits::No).unwrap(), 3);
+        assert_eq!(
+            send(a.as_fd(), rest, Waits::No, Follows::Nothing).unwrap(),
+            3
+        );
         let (mut x, mut y) = ([0; 2], [0; 8]);
         let mut into = [In::bytes(&mut x), In::bytes(&mut y)];
         assert_eq!(into[0].fill(b"z"), 1);
@@ -353,6 +420,6 @@ mod tests {
             receive(a.as_fd(), &mut [In::bytes(&mut byte)], Waits::No).unwrap(),
             0
         );
-        assert!(send(a.as_fd(), &[Out::bytes(b"x")], Waits::No).is_err());
+        assert!(send(a.as_fd(), &[Out::bytes(b"x")], Waits::No, Follows::Nothing).is_err());
     }
 }

@@ -8,6 +8,7 @@ pub mod connect;
 pub mod file;
 pub mod frame;
 pub mod iov;
+mod lending;
 mod local;
 mod parse;
 pub mod preamble;

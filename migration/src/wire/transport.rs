@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 
-use super::iov::{self, In, Out, Waits};
+use super::iov::{self, Follows, In, Out, Waits};
 
 /// What a sender may have under way to a processor that it shares, in bytes; the kernel doubles it (socket(7)). With
 /// less the two ends take turns more often, with more it no longer lies in the processor's cache (docs/performance.md);
@@ -180,7 +180,7 @@ impl Transport for TcpStream {
     }
 
     fn send(&mut self, from: &[Out<'_>], waits: Waits) -> io::Result<usize> {
-        iov::send(self.as_fd(), from, waits)
+        iov::send(self.as_fd(), from, waits, Follows::Nothing)
     }
 
     fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize> {
@@ -213,7 +213,7 @@ impl Transport for UnixStream {
     }
 
     fn send(&mut self, from: &[Out<'_>], waits: Waits) -> io::Result<usize> {
-        iov::send(self.as_fd(), from, waits)
+        iov::send(self.as_fd(), from, waits, Follows::Nothing)
     }
 
     fn receive(&mut self, into: &mut [In<'_>], waits: Waits) -> io::Result<usize> {

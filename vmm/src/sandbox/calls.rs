@@ -117,6 +117,7 @@ impl Kind {
             Kind::Source => &[
                 LINE,
                 CONNECTIONS,
+                LEND,
                 ROOM,
                 KEEP,
                 PLACEMENT,
@@ -148,7 +149,7 @@ impl Kind {
                 FENCE,
                 FORGET,
             ],
-            Kind::Stream => &[CONNECTIONS, PLACEMENT, ARM, HUGE],
+            Kind::Stream => &[CONNECTIONS, LEND, PLACEMENT, ARM, HUGE],
             Kind::Verify => &[],
             Kind::Dial => &[CONNECTIONS, FURTHER],
             Kind::Resolve => &[FURTHER, RESOLVER],
@@ -486,6 +487,14 @@ const KEEP: Group = &[call(libc::SYS_fdatasync)];
 
 /// A file that comes with a request of the control socket is looked at.
 const PASSED: Group = &[call(libc::SYS_statx)];
+
+/// Guest memory is lent to a connection's socket, through a pipe.
+const LEND: Group = &[
+    call(libc::SYS_pipe2),
+    equal(libc::SYS_fcntl, 1, libc::F_SETPIPE_SZ),
+    call(libc::SYS_vmsplice),
+    call(libc::SYS_splice),
+];
 
 /// Over loopback both ends of a stream run on one processor.
 const PLACEMENT: Group = &[call(libc::SYS_sched_setaffinity), call(libc::SYS_getcpu)];
