@@ -1,9 +1,14 @@
 //! Moves that are killed or cut: exactly one end runs the guest afterwards, and it is whole.
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::time::Instant;
 
 use integration_tests::ferry::{Fault, Ferry, Migration, Relay, Spot};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::lab::{GUEST, Lab, STEP, goes_through};
 
@@ -77,6 +82,48 @@ fn a_receiver_stopped_at_any_time_gives_the_guest_back() {
         assert_eq!(moved.report["outcome"], "failed", "{moved:?}");
         println!("{spot:?}: {}", moved.report["reason"]);
         lab.unharmed();
+    }
+    lab.moves_on();
+}
+
+/// Questions that come too late to be answered keep a process that is about to end for a while.
+#[test]
+fn a_receiver_that_is_about_to_end_takes_no_guest() {
+    let mut lab = Lab::new();
+    // A question comes too late in some of the rounds; whenever the source does, its guest is at home.
+    for _ in 0..20 {
+        let (mut receiver, address) = lab.receiver();
+        let ask = |_| {
+            let mut asking = UnixStream::connect(receiver.control()).unwrap();
+            asking.write_all(b"GET /v1/status HTTP/1.1\r\n").unwrap();
+            asking
+        };
+        let mut asking: Vec<_> = (0..15).map(ask).collect();
+        let pid = Pid::from_raw(i32::try_from(receiver.pid()).unwrap());
+        let send = |signal| kill(pid, signal).unwrap();
+        send(Signal::SIGSTOP);
+        send(Signal::SIGTERM);
+        for asking in &mut asking {
+            asking.write_all(b"\r\n").unwrap();
+        }
+        send(Signal::SIGCONT);
+        // By then the end is decided.
+        let begun = Instant::now();
+        while UnixStream::connect(receiver.control()).is_ok() {
+            assert!(begun.elapsed() < STEP);
+        }
+        let moved = lab.guest.migrate(&format!("tcp:{address}"), &[]).unwrap();
+        let met = receiver.ended().is_none();
+        println!("met: {met}: {}", moved.report["reason"]);
+        assert_eq!(receiver.wait_end(STEP).unwrap().code(), Some(0));
+        assert_eq!(moved.status, 1, "{moved:?}");
+        assert_eq!(moved.report["outcome"], "failed", "{moved:?}");
+        let said = receiver.messages().text();
+        assert!(said.contains("stopped before a guest came"), "{said}");
+        lab.unharmed();
+        if met {
+            break;
+        }
     }
     lab.moves_on();
 }

@@ -225,21 +225,28 @@ impl Supervisor {
     /// Ends the VM. A move under way is cancelled first; if it is too late for that, its end decides: a guest that may
     /// run elsewhere is kept here, and that is said.
     ///
-    /// So is one that comes in, whose source would else take a guest for arrived that ends with this process. Asked
-    /// for again, nobody waits for its end.
+    /// So is one that comes in, whose source would else take a guest for arrived that ends with this process; none
+    /// begins any more. Asked for again, nobody waits for its end.
     pub(super) fn stop(&mut self) -> Reply {
         match &self.phase {
             Phase::Moving(outgoing) => {
                 let _ = outgoing.cancel.cancel();
                 self.stop_after_move = true;
             }
-            Phase::Waiting(Some(coming)) if !self.stop_after_move => {
-                let _ = coming.cancel();
-                self.stop_after_move = true;
-            }
-            Phase::Waiting(coming) => {
-                let receiving = coming.is_some();
-                self.finish(End::Unused { receiving });
+            Phase::Waiting(heard) => {
+                // A move may be in that has not been heard of yet; the end of one that was heard of may still be to be
+                // heard; a restore does not come through the gate.
+                let coming = self.gate.shut().or_else(|| heard.clone());
+                match coming {
+                    Some(coming) if !self.stop_after_move => {
+                        let _ = coming.cancel();
+                        self.stop_after_move = true;
+                    }
+                    coming => {
+                        let receiving = coming.is_some();
+                        self.finish(End::Unused { receiving });
+                    }
+                }
             }
             _ => self.finish(End::Stopped),
         }

@@ -21,6 +21,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::activation::{self, Manager, Passed};
+use super::gate::Gate;
 use super::paths::Paths;
 use super::status::CardInfo;
 use super::supervisor::{FromThread, Notifier, chain};
@@ -85,6 +86,7 @@ pub fn receive(config: ReceiveConfig) -> Result<End, MachineError> {
         gauges,
         ready: RefCell::default(),
         notify: supervisor.notifier()?,
+        gate: supervisor.gate.clone(),
         config,
     };
     std::thread::Builder::new()
@@ -257,6 +259,8 @@ enum NoGuest {
     },
     /// It failed.
     Failed(String),
+    /// This process is about to end.
+    Ending,
 }
 
 impl From<String> for NoGuest {
@@ -287,6 +291,7 @@ struct Receiver {
     /// Memory for the guest, if it was to be touched beforehand.
     ready: RefCell<Option<Prefaulted>>,
     notify: Notifier,
+    gate: Gate,
     config: ReceiveConfig,
 }
 
@@ -320,9 +325,11 @@ impl Receiver {
                     let over = self.config.once || self.listener.borrow().is_none();
                     (over.then_some(reason), true)
                 }
+                Err(NoGuest::Ending) => return,
             };
             let ended = give_up.is_some();
             self.manager.status("waiting for a guest");
+            self.gate.leave();
             self.notify.send(FromThread::NotArrived { give_up, failed });
             if ended {
                 return;
@@ -345,6 +352,10 @@ impl Receiver {
         let since = Instant::now();
         let (socket, peer) = next.ok_or_else(|| "nobody came".to_owned())?;
         let cancel = CancelToken::new().map_err(|e| format!("make a cancel token: {e}"))?;
+        if !self.gate.enter(&cancel) {
+            log::say(&format!("{peer} came too late: this process ends"));
+            return Err(NoGuest::Ending);
+        }
         self.notify.send(FromThread::Receiving(cancel.clone()));
         let mut cards = Vec::new();
         let mut ready = self.ready.borrow_mut();

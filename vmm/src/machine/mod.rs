@@ -9,6 +9,7 @@ mod announce;
 mod calls;
 mod disk;
 mod error;
+mod gate;
 mod incoming;
 mod measuring;
 mod news;

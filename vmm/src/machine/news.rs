@@ -28,7 +28,9 @@ impl Supervisor {
                 if let Phase::Waiting(receiving) = &mut self.phase {
                     *receiving = None;
                 }
-                if std::mem::take(&mut self.stop_after_move) {
+                // Behind this one another may have begun before the stop, which has cancelled that and waits for it.
+                if self.stop_after_move && self.gate.shut().is_none() {
+                    self.stop_after_move = false;
                     self.finish(End::Unused { receiving: failed });
                 } else if let Some(reason) = give_up {
                     self.finish(End::NoGuest { reason });

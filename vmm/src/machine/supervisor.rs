@@ -12,6 +12,7 @@ use migration::wire::tls::Credentials;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::gate::Gate;
 use super::outgoing::{Departed, Outgoing};
 use super::pager::ToCome;
 use super::saving::Saved;
@@ -122,6 +123,8 @@ pub struct Supervisor {
     pub(super) to_come: ToCome,
     /// What proves to others who this host is.
     pub(super) tls: Option<Credentials>,
+    /// Through it moves come in. Shut, for good, once it is decided that the process ends.
+    pub(super) gate: Gate,
     /// A stop that waits for the end of a move.
     pub(super) stop_after_move: bool,
     /// How the guest has ended by itself while it was moved or saved.
@@ -177,6 +180,7 @@ impl Supervisor {
             tracked: None,
             to_come: ToCome::default(),
             tls: None,
+            gate: Gate::default(),
             stop_after_move: false,
             end_after_move: None,
             unannounced: false,
@@ -275,19 +279,27 @@ impl Supervisor {
         let mut manager = EventManager::<Supervisor>::new().map_err(loop_error)?;
         let id = manager.add_subscriber(self);
         crate::memory::forget_text();
-        loop {
-            manager.run().map_err(loop_error)?;
+        let end = loop {
+            if let Err(error) = manager.run() {
+                break Err(loop_error(error));
+            }
             let supervisor = manager.subscriber_mut(id).map_err(loop_error)?;
             if let Some(end) = supervisor.end.take() {
-                let supervisor = manager.remove_subscriber(id).map_err(loop_error)?;
-                supervisor.close();
-                return end;
+                break end;
             }
-        }
+        };
+        let supervisor = manager.remove_subscriber(id).map_err(loop_error)?;
+        supervisor.close();
+        end
     }
 
     /// The last acts: answers under way are written, then everything goes.
     fn close(mut self) {
+        // A stop has done this, and waited for the move that was in, unless it was asked for twice. At other ends none
+        // is in any more, or its guest has come and ended by itself, or the loop is broken and does not hear of that.
+        if let Some(coming) = self.gate.shut() {
+            let _ = coming.cancel();
+        }
         if let Some(server) = self.server.take() {
             server.finish(FAREWELL);
         }
