@@ -11,7 +11,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use super::error::MoveError;
 use super::line::Line;
 use super::precopy::Precopy;
-use super::trip::{Failed, Trip, give_back, instead_of};
+use super::trip::{Failed, Trip, give_back, instead_of, survive};
 use crate::cancel::CancelToken;
 use crate::clock::{boot_id, millis, session_id};
 use crate::confined::{self, Role};
@@ -63,14 +63,14 @@ impl<G: RunningGuest> Connecting<G> {
         let opened = match (blind, trip.options.verify && trip.target.is_local()) {
             (true, _) => Err(MoveError::WritersUnknown),
             (_, true) => Err(MoveError::NothingToVerify),
-            _ => Link::open(trip, description),
+            _ => survive(|| Link::open(trip, description)),
         };
         let mut link = match opened {
             Ok(link) => link,
             // The log may be on for snapshots.
             Err(error) => return Err(give_back(self.guest, None, error)),
         };
-        match link.begin(&self.guest, trip) {
+        match survive(|| link.begin(&self.guest, trip)) {
             Ok(()) => Ok(Precopy::new(self.guest, link, 0, trip.options)),
             Err(error) => Err(give_back(self.guest, Some(link), error)),
         }

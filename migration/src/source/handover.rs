@@ -7,7 +7,7 @@ use super::After;
 use super::connecting::Link;
 use super::error::MoveError;
 use super::stop_and_copy::Spent;
-use super::trip::{Failed, Trip, instead_of, resume};
+use super::trip::{Failed, Trip, instead_of, resume, survive};
 use crate::clock::{boottime_ns, millis};
 use crate::event::Event;
 use crate::guest::{GuestError, PausedGuest, RunningGuest};
@@ -58,20 +58,26 @@ impl News {
             ..Self::of(event)
         }
     }
+
+    /// What `act` brings; `event`, if it panics.
+    fn unless_panicked(event: SourceEvent, act: impl FnOnce() -> Self) -> Self {
+        survive(|| Ok(act())).unwrap_or_else(|error| Self::bad(event, error))
+    }
 }
 
 impl<G: RunningGuest> Handover<G> {
     pub fn run(mut self, trip: &mut Trip<'_>) -> Result<Delivered<G>, Box<Failed<G>>> {
         let mut state = Source::default();
-        let mut news = self.hear_ready(trip);
+        let mut news = News::unless_panicked(SourceEvent::Over, || self.hear_ready(trip));
         let mut error = None;
         loop {
             let act;
             (state, act) = state.on(news.event);
             error = news.error.or(error);
             news = match act {
-                SourceAct::SayGo => self.say_go(trip),
-                SourceAct::Wait => self.hear_verdict(),
+                // How much of GO was said is not known then.
+                SourceAct::SayGo => News::unless_panicked(SourceEvent::Torn, || self.say_go(trip)),
+                SourceAct::Wait => News::unless_panicked(SourceEvent::Over, || self.hear_verdict()),
                 SourceAct::Free => return Ok(self.delivered(&news.live, trip)),
                 SourceAct::Resume => {
                     // Behind FAILED there is nobody to be told anything.

@@ -13,7 +13,7 @@ use super::first_round;
 use super::pacer::Pacer;
 use super::stop_and_copy::StopAndCopy;
 use super::streams::{Midway, SIGN, carry};
-use super::trip::{Failed, Trip, give_back, per_second};
+use super::trip::{Failed, Trip, give_back, per_second, survive};
 use crate::clock::millis;
 use crate::confined::{self, Role};
 use crate::event::Event;
@@ -90,7 +90,7 @@ impl<G: RunningGuest> Precopy<G> {
     }
 
     pub fn run(mut self, trip: &mut Trip<'_>) -> Result<StopAndCopy<G>, Box<Failed<G>>> {
-        match self.rounds(trip) {
+        match survive(|| self.rounds(trip)) {
             Ok(reason) => Ok(StopAndCopy {
                 predicted: predict::blackout(self.todo.len(), &self.costs),
                 round: self.next_round(),

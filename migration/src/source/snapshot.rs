@@ -10,7 +10,7 @@ use super::connecting::Link;
 use super::error::MoveError;
 use super::handover::Handover;
 use super::precopy::Precopy;
-use super::trip::{Failed, Trip, give_back, resume};
+use super::trip::{Failed, Trip, give_back, resume, survive};
 use crate::cancel::CancelToken;
 use crate::clock::{boot_id, millis, session_id};
 use crate::event::Event;
@@ -155,13 +155,13 @@ impl<G: RunningGuest> Beginning<G> {
         let description = self.guest.describe();
         trip.baseline = self.guest.work().map(|work| (work, Instant::now()));
         trip.report.memory_bytes = description.layout.bytes();
-        let mut link = match Link::open(trip, description) {
+        let mut link = match survive(|| Link::open(trip, description)) {
             Ok(link) => link,
             // The log may be on for this.
             Err(error) => return Err(give_back(self.guest, None, error)),
         };
         link.main.kept = true;
-        match self.begin(&mut link, trip) {
+        match survive(|| self.begin(&mut link, trip)) {
             Ok(first) => Ok(Precopy::new(self.guest, link, first, trip.options)),
             Err(error) => Err(give_back(self.guest, Some(link), error)),
         }
@@ -234,7 +234,7 @@ impl<G: RunningGuest> Ending<G> {
             ..Blackout::default()
         };
         if hold == Hold::Yes {
-            return match finish(&mut link, trip) {
+            return match survive(|| finish(&mut link, trip)) {
                 Ok(()) => Ok(Kept::Paused(paused)),
                 Err(error) => Err(resume(paused, Some(link), error, trip)),
             };
@@ -267,7 +267,7 @@ impl<G: RunningGuest> Ending<G> {
         if !track && let Err(error) = guest.dirty_log().stop() {
             tracing::warn!("the dirty log stays on: {}", super::chain(&error));
         }
-        match finish(&mut link, trip) {
+        match survive(|| finish(&mut link, trip)) {
             Ok(()) => Ok(Kept::Running(guest)),
             Err(error) => Err(give_back(guest, Some(link), error)),
         }

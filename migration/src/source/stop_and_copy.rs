@@ -10,7 +10,7 @@ use super::handover::Handover;
 use super::pacer::Pacer;
 use super::precopy::chunk_pages;
 use super::streams::carry;
-use super::trip::{Failed, Trip, give_back, per_second, resume};
+use super::trip::{Failed, Trip, give_back, per_second, resume, survive};
 use super::verify;
 use crate::clock::{boottime_ns, millis};
 use crate::event::Event;
@@ -92,7 +92,7 @@ impl<G: RunningGuest> StopAndCopy<G> {
             settled: self.settled,
             allowed: standstill(patience, self.predicted, bytes),
         };
-        let sent = heard.and_then(|()| last.send(&mut spent, trip));
+        let sent = heard.and_then(|()| survive(|| last.send(&mut spent, trip)));
         last.link.account(&mut trip.report);
         trip.heartbeat = last.paused.heartbeat();
         // Now, while the destination loads the state: in a move by descriptor the counts soon go on there.

@@ -12,6 +12,7 @@ use super::connecting::Link;
 use super::courier::{BATCH, Counts, Courier, Load};
 use super::error::MoveError;
 use super::line::Line;
+use super::trip::survive;
 use crate::confined::{self, Role};
 use crate::dirty::DirtyLog;
 #[cfg(doc)]
@@ -176,9 +177,12 @@ pub(super) fn carry(
             let thread = thread::Builder::new().name("stream".into());
             // Without a thread the work is done by those that are there.
             let spawned = thread.spawn_scoped(scope, move || {
-                confined::started(Role::Stream);
-                let _bound = bind(index);
-                let done = toil(line, &mut |_| Ok(()));
+                // A thread that panics would have the scope panic, too.
+                let done = survive(|| {
+                    confined::started(Role::Stream);
+                    let _bound = bind(index);
+                    toil(line, &mut |_| Ok(()))
+                });
                 if done.is_err() {
                     // Cannot fail on a token that is never committed.
                     let _ = alarm.cancel();

@@ -15,6 +15,7 @@ mod moves;
 mod packed;
 mod packing;
 mod pages;
+mod panics;
 mod peers;
 mod policy;
 mod predict;

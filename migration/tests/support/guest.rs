@@ -17,7 +17,7 @@ use migration::work::{Baseline, VcpuWork};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::content::stamped;
-use super::{FakeLog, Holder, World, Writer};
+use super::{FakeLog, Holder, Panic, World, Writer};
 
 /// All of a guest but its thread.
 #[derive(Debug)]
@@ -305,6 +305,7 @@ impl PausedGuest for Paused {
         let world = &self.0.world;
         world.wait_for_disks();
         world.fault(world.faults.save, "save")?;
+        world.panics.at(Panic::Save);
         // As a device that writes back a status when it is saved.
         self.0.stamp(world.layout.pages() - 1);
         let mut state = VmState::default();

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread;
 
 use migration::dirty::DirtyLog;
 use migration::guest::GuestError;
 use migration::pages::PageSet;
 
-use super::World;
+use super::{Panic, ToPanic, World};
 
 /// A log as KVM's with manual protect: `take` leaves the marks, `rearm` removes them.
 #[derive(Debug)]
@@ -16,6 +17,7 @@ pub struct FakeLog {
     pages: u64,
     on: AtomicBool,
     faults: (bool, bool),
+    panics: ToPanic,
 }
 
 impl FakeLog {
@@ -26,6 +28,7 @@ impl FakeLog {
             pages,
             on: AtomicBool::new(false),
             faults: (world.faults.start_log, world.faults.take),
+            panics: world.panics.clone(),
         }
     }
 
@@ -69,6 +72,9 @@ impl DirtyLog for FakeLog {
     }
 
     fn rearm(&self, set: &PageSet, range: Range<u64>) -> Result<(), GuestError> {
+        if thread::current().name() == Some("stream") {
+            self.panics.at(Panic::Stream);
+        }
         assert!(
             range.start.is_multiple_of(64)
                 && (range.end.is_multiple_of(64) || range.end == self.pages)

@@ -48,6 +48,30 @@ pub struct Faults {
     pub quiet: Duration,
 }
 
+/// Where the source panics on purpose, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Panic {
+    /// On a thread of a further stream, as it arms pages.
+    Stream,
+    /// Where the guest, paused, is saved.
+    Save,
+}
+
+/// A panic to come.
+#[derive(Debug, Clone, Default)]
+pub struct ToPanic(Arc<Mutex<Option<Panic>>>);
+
+impl ToPanic {
+    pub fn set(&self, panic: Panic) {
+        *self.0.lock().unwrap() = Some(panic);
+    }
+
+    pub fn at(&self, here: Panic) {
+        let due = self.0.lock().unwrap().take_if(|panic| *panic == here);
+        assert_eq!(due, None, "panics on purpose");
+    }
+}
+
 /// How the guest writes.
 #[derive(Debug, Clone, Default)]
 pub struct Writer {
@@ -80,6 +104,7 @@ pub struct World {
     pub throttles: Mutex<Vec<(u8, Duration)>>,
     pub writer: Writer,
     pub faults: Faults,
+    pub panics: ToPanic,
     pub content: Content,
     /// The memory of the guest that the destination last made.
     pub there: Mutex<Option<Arc<GuestRam>>>,
@@ -121,6 +146,7 @@ impl World {
             throttles: Mutex::default(),
             writer,
             faults,
+            panics: ToPanic::default(),
             content,
             there: Mutex::default(),
             warm: AtomicBool::new(false),
