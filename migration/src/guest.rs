@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use vm_memory::MmapRegion;
@@ -181,11 +181,12 @@ pub trait BlankGuest: Send + Sized {
 
     /// Its memory, written by the receiver.
     fn ram(&self) -> &GuestRam;
-    /// Takes the state. After an error the blank guest is gone; the source still has the guest.
+    /// Takes the state, which was saved at `saved_by` at the latest, as this side has seen by itself. After an error
+    /// the blank guest is gone; the source still has the guest.
     ///
     /// # Errors
     /// The state was refused, with the reason.
-    fn load(self, state: &VmState) -> Result<Self::Paused, GuestError>;
+    fn load(self, state: &VmState, saved_by: Instant) -> Result<Self::Paused, GuestError>;
 }
 
 /// The destination's VMM: makes blank guests.

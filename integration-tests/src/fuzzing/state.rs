@@ -4,6 +4,8 @@
 //! vCPU and VM sections are looked at as far as Ferry looks itself; what their values mean is KVM's to judge, and no
 //! bytes made by chance are handed to the kernel here.
 
+use std::time::Instant;
+
 use devices::heartbeat::HeartbeatPort;
 use devices::serial::Serial;
 use devices::virtio::balloon::VirtioBalloon;
@@ -48,7 +50,8 @@ pub fn run(input: &[u8]) {
         10 => owner::<VirtioBalloon>(bytes, balloon_parts),
         7 => {
             if let Some(state) = plain::<VmCommonState>(Kind::VM, bytes) {
-                let _ = (state.check(), Standstill::since(state.wall_ns).so_far());
+                let standstill = Standstill::since(state.wall_ns, Instant::now());
+                let _ = (state.check(), standstill.so_far());
             }
         }
         _ => description(bytes),

@@ -10,6 +10,7 @@ use crate::event::Arrival;
 use crate::guest::{BlankGuest, GuestError, Host, PausedGuest};
 use crate::handover::{Destination, DestinationAct, DestinationEvent};
 use crate::source::chain;
+use crate::state::VmState;
 use crate::wire::channel::Channel;
 use crate::wire::frame::{Frame, Live};
 
@@ -46,6 +47,7 @@ pub(super) fn take_over<H: Host>(
         blank,
         streams,
         state,
+        saved_by,
     } = filled;
     let mut handover = Handover::<H> {
         held: Held::Nothing,
@@ -55,7 +57,7 @@ pub(super) fn take_over<H: Host>(
         resume: Duration::ZERO,
         ready_ns: 0,
     };
-    let mut news = handover.load(blank, &state);
+    let mut news = handover.load(blank, &state, saved_by);
     drop(state);
     let mut error = None;
     loop {
@@ -88,9 +90,9 @@ pub(super) fn take_over<H: Host>(
 
 impl<H: Host> Handover<'_, H> {
     /// Makes the filled guest one that can run.
-    fn load(&mut self, blank: H::Blank, state: &crate::state::VmState) -> News {
+    fn load(&mut self, blank: H::Blank, state: &VmState, saved_by: Instant) -> News {
         let began = Instant::now();
-        match blank.load(state) {
+        match blank.load(state, saved_by) {
             Ok(paused) => {
                 self.restore = began.elapsed();
                 self.held = Held::Paused(paused);

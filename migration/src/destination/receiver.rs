@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::alarm::Alarm;
 use super::intake::Intake;
@@ -30,6 +31,8 @@ pub(super) struct Filling<B> {
     blank: B,
     /// The source may ask for digests.
     verify: bool,
+    /// When it first did: the guest's state was saved by then, and how long the comparing takes is its memory's size.
+    compared: Option<Instant>,
 }
 
 impl<B: BlankGuest> Filling<B> {
@@ -44,6 +47,7 @@ impl<B: BlankGuest> Filling<B> {
             intake,
             blank,
             verify: false,
+            compared: None,
         })
     }
 }
@@ -76,6 +80,8 @@ pub(super) struct Filled<B> {
     pub streams: Streams,
     pub blank: B,
     pub state: VmState,
+    /// The state is no younger than this.
+    pub saved_by: Instant,
 }
 
 impl<H: Host> Receiver<H> {
@@ -132,6 +138,7 @@ impl<H: Host> Receiver<H> {
                 Ok(Self::Filling(filling))
             }
             (Self::Filling(mut filling), Frame::Verify(question)) if filling.verify => {
+                filling.compared.get_or_insert_with(Instant::now);
                 // Its threads would be where this one is.
                 filling.bound.release();
                 verify::answer(question, &filling.intake, channel)?;
@@ -139,11 +146,17 @@ impl<H: Host> Receiver<H> {
             }
             (Self::Filling(filling), Frame::State(state)) => {
                 filling.intake.seal(channel)?;
-                let Filling { blank, streams, .. } = *filling;
+                let Filling {
+                    blank,
+                    streams,
+                    compared,
+                    ..
+                } = *filling;
                 Ok(Self::Filled(Box::new(Filled {
                     streams,
                     blank,
                     state,
+                    saved_by: compared.unwrap_or_else(Instant::now),
                 })))
             }
             (receiver @ Self::Filling(_), Frame::Ping(number)) => {
@@ -237,6 +250,7 @@ fn prepare<H: Host>(
         intake,
         blank,
         verify: hello.verify,
+        compared: None,
     })
 }
 

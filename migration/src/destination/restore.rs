@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::time::Instant;
 
 use thiserror::Error;
 
@@ -212,7 +213,7 @@ pub fn restore<H: Host>(
         return Err(GuestError::bare("no snapshot was given").into());
     };
     cancel.commit()?;
-    let paused = blank.load(&state)?;
+    let paused = blank.load(&state, Instant::now())?;
     (means.events)(Arrival::Ready);
     Ok(paused)
 }

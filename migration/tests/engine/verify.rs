@@ -14,9 +14,10 @@ use migration::options::Options;
 use migration::pack::{Codec, Compress};
 use migration::report::{Outcome, Report};
 use migration::source::{After, migrate};
+use migration::state::{Kind, VmState};
 use migration::touched::touched;
 use migration::wire::channel::Channel;
-use migration::wire::frame::{Frame, Question, Run};
+use migration::wire::frame::{Frame, Hello, Question, Run};
 use migration::wire::{TcpTarget, UnixTarget, codec};
 use support::run::{
     PATIENCE, back, options, receiving, receiving_streams, receiving_with, send, travel, verify,
@@ -350,6 +351,39 @@ fn a_receiver_answers_only_what_was_agreed() {
         let error = receiving.join().unwrap().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+/// However long the source compares: the destination knows from VERIFY on that the guest stands still.
+#[test]
+fn while_it_is_compared_the_destination_counts_the_time_itself() {
+    let world = World::idle(&[4]);
+    let (a, b) = UnixStream::pair().unwrap();
+    let cancel = CancelToken::new().unwrap();
+    let receiving = receiving_with(&world, b, &cancel, PATIENCE);
+    let mut channel = Channel::new(Box::new(a), "x", PATIENCE, &cancel).unwrap();
+    channel.greet().unwrap();
+    let hello = Hello {
+        verify: true,
+        ..support::run::hello(&world)
+    };
+    channel.send(&Frame::Hello(Box::new(hello))).unwrap();
+    channel.receive().unwrap();
+    let comparing = Duration::from_millis(300);
+    channel.send(&Frame::Verify(Question::Blocks)).unwrap();
+    channel.receive().unwrap();
+    std::thread::sleep(comparing);
+    // Asking for more does not make it less.
+    let pages = Question::Pages { block: 1 };
+    channel.send(&Frame::Verify(pages)).unwrap();
+    channel.receive().unwrap();
+    let mut state = VmState::default();
+    state.put(Kind::VCPU, 0, 1, &1u64).unwrap();
+    channel.send(&Frame::State(state)).unwrap();
+    assert_eq!(channel.receive().unwrap(), Frame::Ready);
+    let stood = *world.stood.lock().unwrap();
+    assert!(stood >= comparing, "{stood:?}");
+    drop(channel);
+    receiving.join().unwrap().unwrap_err();
 }
 
 #[test]

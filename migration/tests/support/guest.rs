@@ -348,8 +348,9 @@ impl BlankGuest for Blank {
         &self.0.ram
     }
 
-    fn load(self, state: &VmState) -> Result<Paused, GuestError> {
+    fn load(self, state: &VmState, saved_by: Instant) -> Result<Paused, GuestError> {
         let world = &self.0.world;
+        *world.stood.lock().unwrap() = saved_by.elapsed();
         world.fault(world.faults.load, "load")?;
         let saved: u64 = (state.get(Kind::VCPU, 0, 1))
             .map_err(|error| GuestError::new("cannot load the state", error))?;

@@ -116,6 +116,8 @@ pub struct World {
     pub settles: Mutex<Vec<Duration>>,
     /// How long its disks keep it each time that it is paused or saved.
     pub disks: Mutex<Duration>,
+    /// How long its state had been saved, as the destination had seen, when it was loaded.
+    pub stood: Mutex<Duration>,
 }
 
 /// A layout of regions of so many MiB: the first at 0, the others from 4 GiB on with gaps.
@@ -153,6 +155,7 @@ impl World {
             work: Mutex::default(),
             settles: Mutex::default(),
             disks: Mutex::default(),
+            stood: Mutex::default(),
         })
     }
 

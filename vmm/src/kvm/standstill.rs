@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The longest standstill that is added to the guest's time. Two hosts whose clocks differ by more are
+/// A standstill may be so much longer than this host has seen of it. Two hosts whose clocks differ by more are
 /// misconfigured, and the guest's time had better not jump.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -14,27 +14,32 @@ pub fn wall_ns() -> u64 {
         .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// The time since the guest's clocks were read, by the wall clocks of both hosts; none where they contradict each
-/// other.
+/// The time since the guest's clocks were read, by the wall clocks of both hosts; what this host has seen of it itself
+/// where they contradict each other.
 #[derive(Debug, Clone, Copy)]
 pub struct Standstill {
     /// What it was when this was made, and when that was; from there on the monotonic clock counts.
-    before: Option<(Duration, Instant)>,
+    before: (Duration, Instant),
 }
 
 impl Standstill {
-    /// Since the wall time `wall_ns`, nanoseconds since 1970 by the clock of the host that read the guest's.
-    pub fn since(wall_ns: u64) -> Self {
+    /// Since the wall time `wall_ns`, nanoseconds since 1970 by the clock of the host that read the guest's; that it
+    /// had been read was known here at `read_by`. Between the two little time passes; behind them a large memory may
+    /// have been compared, for minutes.
+    pub fn since(wall_ns: u64, read_by: Instant) -> Self {
         let now = (self::wall_ns(), Instant::now());
+        let seen = now.1.saturating_duration_since(read_by);
         let elapsed = Duration::from_nanos(now.0.saturating_sub(wall_ns));
-        let before = (elapsed <= LONGEST).then_some((elapsed, now.1));
-        Self { before }
+        let fits = elapsed >= seen && elapsed - seen <= LONGEST;
+        Self {
+            before: (if fits { elapsed } else { seen }, now.1),
+        }
     }
 
     /// Up to now.
     pub fn so_far(&self) -> Duration {
-        self.before
-            .map_or(Duration::ZERO, |(elapsed, then)| elapsed + then.elapsed())
+        let (elapsed, then) = self.before;
+        elapsed + then.elapsed()
     }
 }
 
@@ -51,7 +56,7 @@ mod tests {
     #[test]
     fn a_standstill_grows_while_the_state_is_loaded() {
         let second = Duration::from_secs(1);
-        let standstill = Standstill::since(wall_ns() - 1_000_000_000);
+        let standstill = Standstill::since(wall_ns() - 1_000_000_000, Instant::now());
         let first = standstill.so_far();
         assert!(first >= second && first < 30 * second, "{first:?}");
         std::thread::sleep(Duration::from_millis(5));
@@ -59,13 +64,29 @@ mod tests {
     }
 
     #[test]
-    fn clocks_that_contradict_each_other_add_nothing() {
-        for since in [0, wall_ns() - 61_000_000_000] {
-            assert_eq!(Standstill::since(since).so_far(), Duration::ZERO);
+    fn of_clocks_that_contradict_each_other_only_our_own_counts() {
+        // The other host is behind, or ahead: it cannot be told how long, but the load is on our own clock.
+        for since in [0, wall_ns() - 91_000_000_000, wall_ns() + 3_000_000_000] {
+            let standstill = Standstill::since(since, Instant::now());
+            assert!(standstill.so_far() < Duration::from_secs(30));
         }
-        // The other host is ahead: it cannot be told how long, but the load is on our own clock.
-        let ahead = Standstill::since(wall_ns() + 3_000_000_000);
-        assert!(ahead.so_far() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_standstill_may_be_as_long_as_it_was_seen_to_be() {
+        let seen = Instant::now() - Duration::from_secs(300);
+        // The guest's clocks had been read a moment before, or as long before as may be; the others are told by wall
+        // clocks that are wrong.
+        for (told, expected) in [(301, 301), (330, 330), (250, 300), (0, 300), (400, 300)] {
+            let standstill = Standstill::since(wall_ns() - told * 1_000_000_000, seen);
+            let late = standstill
+                .so_far()
+                .checked_sub(Duration::from_secs(expected));
+            assert!(
+                late.is_some_and(|late| late < Duration::from_secs(20)),
+                "{standstill:?}, {told} s were told"
+            );
+        }
     }
 
     #[test]

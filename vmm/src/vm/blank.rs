@@ -9,6 +9,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use migration::guest::{BlankGuest, GuestError, GuestRam};
 use migration::state::{Kind, VmState};
 use std::io::Write;
+use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::devices::{Backend, DeviceParts, Devices};
@@ -169,7 +170,7 @@ impl BlankGuest for BlankVm {
 
     /// vCPUs first, then the interrupt controllers, which may pass a pending line on to a local APIC; the
     /// clock; then the devices, of which one may raise its line again. Nothing runs before all is in.
-    fn load(self, state: &VmState) -> Result<PausedVm, GuestError> {
+    fn load(self, state: &VmState, saved_by: Instant) -> Result<PausedVm, GuestError> {
         let read = |e| GuestError::new("read the guest's state", e);
         let common: VmCommonState = state.get(Kind::VM, 0, STATE_VERSION).map_err(read)?;
         common
@@ -183,8 +184,8 @@ impl BlankGuest for BlankVm {
         } = self;
         // Of a rewound guest only what the load takes: both of its clocks go on from one instant.
         let standstill = match rewound {
-            true => Standstill::since(wall_ns()),
-            false => Standstill::since(common.wall_ns),
+            true => Standstill::since(wall_ns(), Instant::now()),
+            false => Standstill::since(common.wall_ns, saved_by),
         };
         for (index, vcpu) in (0u32..).zip(&core.vcpus) {
             let vcpu_state: VcpuState =

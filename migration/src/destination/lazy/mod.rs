@@ -11,6 +11,7 @@ mod index;
 use std::fs::File;
 use std::hash::Hasher;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use twox_hash::XxHash3_64;
 
@@ -67,7 +68,7 @@ pub fn restore_lazily<H: Host>(
     });
     serve(blank.ram(), Lazy::of(index))?;
     cancel.commit()?;
-    let paused = blank.load(&state)?;
+    let paused = blank.load(&state, Instant::now())?;
     events(Arrival::Ready);
     Ok(paused)
 }
