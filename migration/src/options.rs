@@ -68,7 +68,8 @@ pub struct Options {
     pub downtime_limit: Duration,
     /// The most bytes a second on the wire, all streams together; at least [`MIN_BANDWIDTH`].
     pub bandwidth: Option<u64>,
-    /// Connections that are to carry pages, 1 to [`MAX_STREAMS`]. The destination may grant fewer.
+    /// Connections that are to carry pages, 1 to [`MAX_STREAMS`]. The destination may grant fewer, and there are no
+    /// more than the bandwidth leaves 40 KiB/s each.
     pub streams: u16,
     /// How long connecting may take.
     pub connect_timeout: Duration,

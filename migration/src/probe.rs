@@ -179,7 +179,7 @@ pub fn measure(
     }
     let streams = match target.is_local() {
         true => 1,
-        false => options.streams.max(1),
+        false => Pacer::new(options.bandwidth).streams(options.streams),
     };
     first.send(&Frame::Probe {
         session: dialer.session,

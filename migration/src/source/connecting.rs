@@ -10,6 +10,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::error::MoveError;
 use super::line::Line;
+use super::pacer::Pacer;
 use super::precopy::Precopy;
 use super::trip::{Failed, Trip, give_back, instead_of, survive};
 use crate::cancel::CancelToken;
@@ -189,7 +190,7 @@ impl Link {
         trip.report.secured_with(channel.identity());
         let streams = match self.by_descriptor {
             true => 1,
-            false => trip.options.streams.max(1),
+            false => wished(trip.options),
         };
         channel.send(&Frame::Hello(Box::new(Hello {
             session,
@@ -220,7 +221,7 @@ impl Link {
             }
             frame => return Err(instead_of("ACCEPT", &frame, channel)),
         };
-        self.join(granted.min(trip.options.streams), session, trip)?;
+        self.join(granted.min(wished(trip.options)), session, trip)?;
         if self.main.channel.shared_processor().is_some() {
             self.processors = Processors::shared(self.streams());
         }
@@ -278,6 +279,11 @@ impl Link {
         }
         Ok(())
     }
+}
+
+/// How many streams the destination is asked for.
+fn wished(options: &Options) -> u16 {
+    Pacer::new(options.bandwidth).streams(options.streams)
 }
 
 /// The files behind guest memory, one a region and from its beginning.

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::streams::SIGN;
 use crate::cancel::{CancelToken, Cancelled};
 use crate::options::MIN_BANDWIDTH;
 use crate::pages::PAGE_SIZE;
@@ -33,6 +34,14 @@ impl Pacer {
     /// The bandwidth that it keeps to.
     pub fn bandwidth(&self) -> Option<u64> {
         self.bandwidth
+    }
+
+    /// How many streams are opened of `most` that are wanted: no more than can each send a page within [`SIGN`]. With
+    /// more of them the first would wait for its turn longer than the destination waits for it, and none would carry
+    /// anything sooner.
+    pub fn streams(&self, most: u16) -> u16 {
+        let most = most.max(1);
+        u16::try_from(self.pages(SIGN)).map_or(most, |pages| pages.clamp(1, most))
     }
 
     /// Waits until `bytes` may be sent, and counts them.
@@ -102,5 +111,15 @@ mod tests {
         assert_eq!(Pacer::new(Some(1)).batch(256), 1);
         assert_eq!(Pacer::new(Some(125_000_000)).batch(1024), 30);
         assert_eq!(Pacer::new(Some(u64::MAX)).batch(256), 256);
+    }
+
+    #[test]
+    fn streams_are_as_many_as_have_something_to_say() {
+        assert_eq!(Pacer::new(None).streams(16), 16);
+        assert_eq!(Pacer::new(None).streams(0), 1);
+        assert_eq!(Pacer::new(Some(1)).streams(16), 1);
+        assert_eq!(Pacer::new(Some(200_000)).streams(16), 4);
+        assert_eq!(Pacer::new(Some(200_000)).streams(2), 2);
+        assert_eq!(Pacer::new(Some(u64::MAX)).streams(16), 16);
     }
 }

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use migration::cancel::CancelToken;
 use migration::destination::ReceiveError;
-use migration::options::Options;
+use migration::options::{MIN_BANDWIDTH, Options};
 use migration::probe::{Measured, ProbeError, measure};
 use migration::wire::codec;
 use migration::wire::frame::{Frame, Run};
 use migration::wire::preamble;
 use migration::wire::{Connected, TcpTarget};
 use support::World;
-use support::run::{options, receiving, receiving_streams};
+use support::run::{Further, options, receiving, receiving_over, receiving_streams};
 
 const ACCEPT: Frame = Frame::Accept {
     boot: [0; 16],
@@ -89,6 +89,31 @@ fn the_limit_on_the_bandwidth_holds() {
         measured.link.bytes_per_s.expected < 6_000_000,
         "{measured:?}"
     );
+}
+
+/// Each of sixteen streams would wait a second for its turn, which a destination may take for the end.
+#[test]
+fn at_the_least_bandwidth_one_stream_is_measured() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let receiving = std::thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        let cancel = CancelToken::new().unwrap();
+        let further = Some(Box::new(Further(listener)) as _);
+        let patience = Duration::from_millis(800);
+        let world = World::idle(&[2]);
+        receiving_over(&world, Box::new(socket), further, &cancel, patience).join()
+    });
+    let options = Options {
+        bandwidth: Some(MIN_BANDWIDTH),
+        streams: 16,
+        ..options()
+    };
+    let measured = probe(&address, &options).unwrap();
+    assert_eq!(measured.streams, 1);
+    let expected = measured.link.bytes_per_s.expected;
+    assert!(expected < 2 * MIN_BANDWIDTH, "{measured:?}");
+    assert!(probed(receiving.join().unwrap().unwrap()));
 }
 
 #[test]

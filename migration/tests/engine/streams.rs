@@ -3,14 +3,15 @@
 use crate::support;
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use migration::cancel::CancelToken;
 use migration::event::Event;
-use migration::options::{OnTimeout, Options};
+use migration::options::{MIN_BANDWIDTH, OnTimeout, Options};
+use migration::pack::{Codec, Compress};
 use migration::report::Outcome;
 use migration::source::{Moved, migrate};
 use migration::wire::codec;
@@ -18,7 +19,7 @@ use migration::wire::frame::{Frame, Run};
 use migration::wire::iov::{self, In, Out, Waits};
 use migration::wire::preamble;
 use migration::wire::{Connect, ConnectError, TcpTarget, Transport};
-use support::run::{back, options, receiving_streams, verify};
+use support::run::{Further, back, options, receiving_over, receiving_streams, verify};
 use support::{Faults, Running, World, Writer, boot};
 
 fn busy() -> Arc<World> {
@@ -57,6 +58,53 @@ fn a_busy_guest_arrives_whole_over_any_number_of_streams() {
         assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
         assert_eq!(report.streams, streams);
         verify(&world, receiving.join().unwrap().unwrap());
+    }
+}
+
+/// At the least bandwidth a page takes 63 ms: of sixteen streams each would wait a second for its turn, and the first
+/// would be taken for dead.
+#[test]
+fn streams_that_would_wait_long_for_their_turn_are_not_opened() {
+    for compress in [Compress::None, Compress::Always(Codec::Lz4)] {
+        // Enough for sixteen, and for minutes.
+        let world = World::idle(&[64]);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let there = Arc::clone(&world);
+        let receiving = std::thread::spawn(move || {
+            let (socket, _) = listener.accept().unwrap();
+            let cancel = CancelToken::new().unwrap();
+            let further = Some(Box::new(Further(listener)) as _);
+            let patience = Duration::from_millis(800);
+            receiving_over(&there, Box::new(socket), further, &cancel, patience).join()
+        });
+        let slow = Options {
+            bandwidth: Some(MIN_BANDWIDTH),
+            compress,
+            ..over(16)
+        };
+        let cancel = CancelToken::new().unwrap();
+        let ends = cancel.clone();
+        let mut ending = None;
+        let target = TcpTarget::new(address);
+        let moved = migrate(boot(&world), &target, &slow, &cancel, &mut |event| {
+            if matches!(event, Event::RoundStarted { .. }) {
+                let ends = ends.clone();
+                ending = Some(std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_secs(2));
+                    ends.cancel().unwrap();
+                }));
+            }
+        });
+        // It went on until then.
+        let reason = &moved.report.reason;
+        assert_eq!(moved.report.outcome, Outcome::Cancelled, "{reason}");
+        assert_eq!(moved.report.streams, 1);
+        let sent = moved.report.wire_bytes;
+        assert!(sent < 4 * MIN_BANDWIDTH, "{sent}");
+        ending.unwrap().join().unwrap();
+        assert!(receiving.join().unwrap().unwrap().is_err());
+        verify(&world, back(&world, moved.guest));
     }
 }
 
