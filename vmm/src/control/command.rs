@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
+use migration::cancel::CancelToken;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::event::{MoveEvent, PredictEvent, RateEvent};
@@ -60,10 +61,10 @@ pub enum Reply {
     /// A move, or a snapshot, has begun: what happens, the report last. If nobody listens any more the sender just goes
     /// on.
     Moving(Receiver<MoveEvent>),
-    /// A measurement has begun: its windows, and how it ended. It ends when nobody listens any more.
-    Measuring(Receiver<RateEvent>),
-    /// A prediction has begun: what was measured for it, and the prediction. It ends when nobody listens any more.
-    Predicting(Receiver<PredictEvent>),
+    /// A measurement has begun: its windows, and how it ended; and what ends it when nobody listens any more.
+    Measuring(Receiver<RateEvent>, CancelToken),
+    /// A prediction has begun: what was measured for it, and the prediction; and what ends it, likewise.
+    Predicting(Receiver<PredictEvent>, CancelToken),
 }
 
 /// A command on its way to the main thread. Dropped without an answer it tells the asker so.

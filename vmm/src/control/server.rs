@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use migration::cancel::CancelToken;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
@@ -28,6 +29,8 @@ use crate::sandbox::{self, Kind};
 const MAX_CONNECTIONS: usize = 16;
 /// How long a request may take to come in, and a piece of the response to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Whether the client is still there is looked so often while something is measured for it.
+const GLANCE: Duration = Duration::from_millis(100);
 /// How long the main thread may take for an answer; a pause or the start of a move takes milliseconds.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 
@@ -271,9 +274,9 @@ fn answer(writer: &mut &UnixStream, answer: &Receiver<Reply>) -> io::Result<()> 
         Ok(Reply::Done) => (200, json!({})),
         Ok(Reply::Refused(text)) => (409, json!({ "error": text })),
         Ok(Reply::Failed(text)) => (500, json!({ "error": text })),
-        Ok(Reply::Moving(events)) => return stream(writer, &events, MoveEvent::is_passing),
-        Ok(Reply::Measuring(events)) => return stream(writer, &events, |_| false),
-        Ok(Reply::Predicting(events)) => return stream(writer, &events, |_| false),
+        Ok(Reply::Moving(events)) => return stream(writer, events, MoveEvent::is_passing),
+        Ok(Reply::Measuring(events, cancel)) => return attend(writer, &events, &cancel),
+        Ok(Reply::Predicting(events, cancel)) => return attend(writer, &events, &cancel),
         Err(RecvTimeoutError::Disconnected) => {
             (500, json!({ "error": "the VM ended before it answered" }))
         }
@@ -285,11 +288,34 @@ fn answer(writer: &mut &UnixStream, answer: &Receiver<Reply>) -> io::Result<()> 
     http::respond(writer, status, None, &body.to_string())
 }
 
+/// Writes what is measured, line by line, until the end, or until the client goes away: then nobody has the guest pay
+/// for it any longer.
+fn attend<E: Serialize>(
+    writer: &mut &UnixStream,
+    events: &Receiver<E>,
+    cancel: &CancelToken,
+) -> io::Result<()> {
+    let client = *writer;
+    let heard = std::iter::from_fn(|| {
+        loop {
+            match events.recv_timeout(GLANCE) {
+                Ok(event) => return Some(event),
+                Err(RecvTimeoutError::Timeout) if !is_gone(client) => {}
+                Err(_) => return None,
+            }
+        }
+    });
+    let told = stream(writer, heard, |_| false);
+    // Done already is done; it is never committed.
+    let _ = cancel.cancel();
+    told
+}
+
 /// Writes what happens, line by line, until the end. If the client goes away a move goes on without a listener; one
 /// that does not read at the moment (it was stopped by Ctrl-Z, say) misses what is `passing`, lest it miss the end.
 fn stream<E: Serialize>(
     writer: &mut &UnixStream,
-    events: &Receiver<E>,
+    events: impl IntoIterator<Item = E>,
     passing: impl Fn(&E) -> bool,
 ) -> io::Result<()> {
     http::begin_lines(writer)?;
@@ -301,6 +327,13 @@ fn stream<E: Serialize>(
         http::line(writer, &text)?;
     }
     http::end_lines(writer)
+}
+
+/// Whether the other end is closed altogether. One that only has no more to ask still listens.
+fn is_gone(client: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(client.as_fd(), PollFlags::empty())];
+    // Said without being asked for: POLLHUP, or POLLERR where it has left something unread.
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Whether the other end reads what it is told; there is room for a good deal more where it does not (unix(7): a

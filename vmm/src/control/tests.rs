@@ -8,6 +8,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use migration::cancel::{CancelToken, Cancelled};
+
 use super::client::{Client, ClientError};
 use super::*;
 use crate::config::Target;
@@ -383,6 +385,35 @@ fn a_client_that_goes_away_does_not_end_the_move() {
     assert!(moving.next().unwrap().is_ok());
     drop(moving);
     finished.recv_timeout(Duration::from_secs(30)).unwrap();
+}
+
+/// What is measured for somebody ends when he goes, in the middle of a window; not when he has no more to ask.
+#[test]
+fn a_client_that_goes_away_ends_what_is_measured_for_it() {
+    let (began, measuring) = channel();
+    let vm = Vm::start(move |command| {
+        let cancel = CancelToken::new().unwrap();
+        let (rates, windows) = channel();
+        let (predictions, figures) = channel();
+        began.send((cancel.clone(), rates, predictions)).unwrap();
+        Some(match command {
+            Command::DirtyRate(_) => Reply::Measuring(windows, cancel),
+            _ => Reply::Predicting(figures, cancel),
+        })
+    });
+    for (path, body) in [
+        ("/v1/dirty-rate", ""),
+        ("/v1/predict", "{\"move\":{\"target\":\"unix:/there\"}}"),
+    ] {
+        let mut client = UnixStream::connect(&vm.socket).unwrap();
+        client.write_all(&request("POST", path, body)).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let patience = Duration::from_secs(20);
+        let (cancel, _rates, _predictions) = measuring.recv_timeout(patience).unwrap();
+        assert_eq!(cancel.sleep(Duration::from_millis(500)), Ok(()));
+        drop(client);
+        assert_eq!(cancel.sleep(patience), Err(Cancelled));
+    }
 }
 
 /// Stopped by Ctrl-Z for longer than the server waits for anybody, say. What it misses is where the rounds were.

@@ -292,12 +292,12 @@ impl Supervisor {
         });
         match started {
             Ok((events, cancel)) => {
-                self.measuring = Some(cancel);
+                self.measuring = Some(cancel.clone());
                 // It takes the dirty log for itself, unless it compares contents.
                 if !request.contents {
                     self.tracked = None;
                 }
-                Reply::Measuring(events)
+                Reply::Measuring(events, cancel)
             }
             Err(reason) => Reply::Failed(reason),
         }
@@ -325,9 +325,9 @@ impl Supervisor {
         });
         match started {
             Ok((events, cancel)) => {
-                self.measuring = Some(cancel);
+                self.measuring = Some(cancel.clone());
                 self.tracked = None;
-                Reply::Predicting(events)
+                Reply::Predicting(events, cancel)
             }
             Err(reason) => Reply::Failed(reason),
         }
