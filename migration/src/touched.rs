@@ -3,7 +3,13 @@
 //!
 //! The kernel is asked by PAGEMAP_SCAN (Linux 6.7; Documentation/admin-guide/mm/pagemap.rst), else by reading
 //! the page map, eight bytes a page.
-#![allow(unsafe_code, reason = "an ioctl that libraries do not wrap")]
+//!
+//! Memory of a file has holes where nobody has touched it, and where the guest has given it back. A read of a mapping
+//! turns them into pages, of zeros, so they have to be found without one.
+#![allow(
+    unsafe_code,
+    reason = "an ioctl and a system call that libraries do not wrap"
+)]
 
 use std::fs::File;
 use std::io;
@@ -14,10 +20,12 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::guest::GuestRam;
+use crate::marks::Marks;
 use crate::pages::{MemoryLayout, PAGE_SIZE, PageSet};
+use crate::ram::PAGE;
 
 pub(crate) const PAGEMAP: &str = "/proc/self/pagemap";
 /// Regions that one ioctl gives back; a guest that is all touched is one, a scattered one needs several calls.
@@ -116,20 +124,11 @@ pub fn touched(ram: &GuestRam, layout: &MemoryLayout) -> io::Result<PageSet> {
 
 /// In memory of a file, which others may map too: what is no hole. Offsets count from the region's beginning.
 fn data(file: &File, bytes: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
-    let seek = |from: u64, whence| -> io::Result<u64> {
-        let from = i64::try_from(from).map_err(io::Error::other)?;
-        match lseek(file, from, whence) {
-            Ok(offset) => Ok(u64::try_from(offset).unwrap_or(u64::MAX)),
-            // Nothing of that kind up to the end.
-            Err(Errno::ENXIO) => Ok(u64::MAX),
-            Err(error) => Err(error.into()),
-        }
-    };
     let mut at = bytes.start;
     while at < bytes.end {
-        let start = seek(at, Whence::SeekData)?.min(bytes.end);
+        let start = seek(file, at, Whence::SeekData)?.min(bytes.end);
         let end = match start {
-            start if start < bytes.end => seek(start, Whence::SeekHole)?.min(bytes.end),
+            start if start < bytes.end => seek(file, start, Whence::SeekHole)?.min(bytes.end),
             start => start,
         };
         if start < end {
@@ -138,6 +137,102 @@ fn data(file: &File, bytes: Range<u64>, found: &mut dyn FnMut(Range<u64>)) -> io
         at = end.max(at + 1);
     }
     Ok(())
+}
+
+/// The next data, or hole, of a file from there on; beyond every file where there is none.
+fn seek(file: &File, from: u64, whence: Whence) -> io::Result<u64> {
+    let from = i64::try_from(from).map_err(io::Error::other)?;
+    match lseek(file, from, whence) {
+        Ok(offset) => Ok(u64::try_from(offset).unwrap_or(u64::MAX)),
+        // Nothing of that kind up to the end.
+        Err(Errno::ENXIO) => Ok(u64::MAX),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Pages so near to each other are looked at by one call, which costs as much as the look at so many.
+const NEAR: u64 = 32;
+
+/// Pages that are holes in the file that memory is of: runs, ascending.
+#[derive(Debug, Default)]
+pub(crate) struct Holes(Vec<Range<u64>>);
+
+impl Holes {
+    /// Whether a page is one of them.
+    pub fn contains(&self, page: u64) -> bool {
+        let at = self.0.partition_point(|hole| hole.end <= page);
+        self.0.get(at).is_some_and(|hole| hole.contains(&page))
+    }
+}
+
+/// Which pages of `set` within `range`, that lies in one region, are holes. Anonymous memory has none: to read it takes
+/// nothing.
+///
+/// Whatever was written before this is no hole. Who has armed the range before finds in the log what is written after.
+///
+/// # Errors
+/// The kernel does not say; a read does, and takes a page where there was a hole.
+pub(crate) fn holes(
+    ram: &GuestRam,
+    layout: &MemoryLayout,
+    set: &PageSet,
+    range: &Range<u64>,
+) -> io::Result<Holes> {
+    let mut holes = Holes::default();
+    let mut regions = ram.iter().zip(layout.ranges());
+    let region = regions.find(|(_, (_, pages))| pages.contains(&range.start));
+    let Some((region, (_, pages))) = region else {
+        return Ok(holes);
+    };
+    let Some(offset) = region.file_offset() else {
+        return Ok(holes);
+    };
+    let mut spans: Vec<Range<u64>> = Vec::new();
+    for run in set.runs(range.start..range.end.min(pages.end), u64::MAX) {
+        match spans.last_mut() {
+            Some(span) if run.start - span.end < NEAR => span.end = run.end,
+            _ => spans.push(run),
+        }
+    }
+    for span in spans {
+        let bytes = |page: u64| (page - pages.start) * PAGE_SIZE;
+        let there = in_memory(region, bytes(span.start)..bytes(span.end))?;
+        // The end of the last hole.
+        let mut data = span.start;
+        for (page, there) in span.clone().zip(there) {
+            // What is not in memory is a hole, or in swap.
+            if !there && page >= data && set.contains(page) {
+                let byte = offset.start() + bytes(page);
+                let next = seek(offset.file(), byte, Whence::SeekData)?;
+                data = (page + next.saturating_sub(byte) / PAGE_SIZE).min(span.end);
+                if page < data {
+                    holes.0.push(page..data);
+                }
+            }
+        }
+    }
+    Ok(holes)
+}
+
+/// For each page of a region, from one offset to another, whether it is in memory, mapped here or not: mincore(2).
+fn in_memory(
+    region: &GuestRegionMmap<Marks>,
+    bytes: Range<u64>,
+) -> io::Result<impl Iterator<Item = bool>> {
+    if bytes.start > bytes.end || bytes.end > region.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let from = usize::try_from(bytes.start).map_err(io::Error::other)?;
+    let len = usize::try_from(bytes.end - bytes.start).map_err(io::Error::other)?;
+    let mut there = vec![0u8; len.div_ceil(PAGE)];
+    // SAFETY: the range lies in the region's mapping, as was just checked, which lives as long as the reference; the
+    // kernel looks at it and changes nothing. It writes a byte for each page of it, as many as there are in `there`.
+    let done = unsafe { libc::mincore(region.as_ptr().add(from).cast(), len, there.as_mut_ptr()) };
+    match done {
+        // The other bits mean nothing.
+        0 => Ok(there.into_iter().map(|byte| byte & 1 == 1)),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// By PAGEMAP_SCAN: present or in swap, and not the kernel's one page of zeros.
@@ -197,10 +292,68 @@ fn read(map: &File, addresses: Range<u64>, found: &mut dyn FnMut(Range<u64>)) ->
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestAddress};
+    use std::os::unix::fs::MetadataExt;
+
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use vm_memory::{Bytes, FileOffset, GuestAddress};
 
     use super::*;
     use crate::pages::{REGION_ALIGN, Region};
+
+    #[test]
+    fn holes_are_found_and_stay_holes() {
+        let bytes = 2 * REGION_ALIGN;
+        let len = usize::try_from(bytes).unwrap();
+        let file = File::from(memfd_create("holes", MFdFlags::MFD_CLOEXEC).unwrap());
+        // Memory begins behind something else, of which nothing is told.
+        let before = 3 * PAGE_SIZE;
+        file.set_len(before + bytes).unwrap();
+        file.write_all_at(&[1; 3 * PAGE], 0).unwrap();
+        let blocks = || file.metadata().unwrap().blocks() * 512 / PAGE_SIZE;
+        let other = file.try_clone().unwrap();
+        let high = 4 << 30;
+        let ram = GuestRam::from_ranges_with_files([
+            (GuestAddress(0), len, None),
+            (
+                GuestAddress(high),
+                len,
+                Some(FileOffset::new(other, before)),
+            ),
+        ]);
+        let ram = ram.unwrap();
+        let region = |gpa| Region { gpa, bytes };
+        let layout = MemoryLayout::new(vec![region(0), region(high)]).unwrap();
+        // Of the second region: written here, and by somebody who has it mapped elsewhere.
+        for page in [3, 4, 700, 1023] {
+            let at = GuestAddress(high + page * PAGE_SIZE);
+            ram.write_obj(1u8, at).unwrap();
+        }
+        file.write_all_at(&[1; PAGE], before + 500 * PAGE_SIZE)
+            .unwrap();
+        let data = [3, 4, 500, 700, 1023].map(|page| 1024 + page);
+        let there = blocks();
+        assert_eq!(there, 3 + 5);
+        let mut set = PageSet::full(layout.pages());
+        let found = holes(&ram, &layout, &set, &(1024..2048)).unwrap();
+        for page in 0..=layout.pages() {
+            let hole = (1024..2048).contains(&page) && !data.contains(&page);
+            assert_eq!(found.contains(page), hole, "{page}");
+        }
+        // Only what was asked for.
+        set.clear();
+        set.insert_run(1024 + 690..1024 + 710);
+        let found = holes(&ram, &layout, &set, &(1024 + 640..1024 + 704)).unwrap();
+        let pages = (0..layout.pages()).filter(|page| found.contains(*page));
+        let hole = |page: &u64| *page != 1024 + 700;
+        assert!(pages.eq((1024 + 690..1024 + 704).filter(hole)));
+        assert_eq!(blocks(), there);
+        // Anonymous memory has none, nor has what is not there.
+        let set = PageSet::full(layout.pages());
+        for range in [0..1024, 2048..4096] {
+            let found = holes(&ram, &layout, &set, &range).unwrap();
+            assert!((0..4096).all(|page| !found.contains(page)));
+        }
+    }
 
     #[test]
     fn both_ways_find_what_was_written_and_no_more() {

@@ -12,6 +12,7 @@ use crate::dirty::DirtyLog;
 use crate::guest::GuestRam;
 use crate::pages::{MemoryLayout, PageSet};
 use crate::ram::RamView;
+use crate::touched;
 use crate::wire::frame::{Frame, MAX_RUNS, Run};
 use crate::wire::iov::Out;
 
@@ -134,9 +135,11 @@ impl<'a> Courier<'a> {
     pub fn carry(&mut self, range: &Range<u64>) -> Result<(), MoveError> {
         let set = self.load.set;
         let untold = self.counts.untold_pages;
+        // Where the kernel does not say, a look does, and takes the page.
+        let holes = touched::holes(self.load.ram, self.load.layout, set, range).unwrap_or_default();
         for run in set.runs(range.clone(), u64::MAX) {
             for page in run {
-                if !self.ram.is_zero(page) {
+                if !holes.contains(page) && !self.ram.is_zero(page) {
                     self.data.push(page);
                 } else if self.load.round > 0 {
                     self.zero.push(page);

@@ -17,7 +17,10 @@ use migration::report::Outcome;
 use migration::source::{After, Hold, Keep, Kept, MoveError, Snapshotted, migrate, snapshot};
 use migration::wire::UnixTarget;
 use migration::wire::frame::{Run, SnapshotId};
-use support::{Content, FakeHost, Faults, Paused, Running, World, Writer, boot, run, unbooted};
+use support::{
+    Content, FakeHost, Faults, Paused, Running, World, Writer, boot, run, unbooted,
+    unbooted_in_files,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 /// A folder of a test's own, gone with it.
@@ -310,6 +313,41 @@ fn zeros_of_a_later_snapshot_count() {
     let held = paused(save(guest, wanted, &run::options()));
     let restored = load(&world, &[&a, &b]).unwrap();
     assert!(bytes(&world, &restored.0.ram) == bytes(&world, &held.0.ram));
+}
+
+/// In memory of a file a page that was given back is a hole, and stays one when its zeros are told.
+#[test]
+fn what_was_given_back_takes_no_memory_again() {
+    let folder = Folder::new("given-back");
+    let world = World::idle(&[4, 2]);
+    let (a, b) = (folder.file("a"), folder.file("b"));
+    let paused_at_first = unbooted_in_files(&world);
+    let pages = world.layout.pages();
+    // Saving writes to the last page each time.
+    for page in (0..700).chain(1100..1200).chain([pages - 1]) {
+        paused_at_first.0.stamp(page);
+    }
+    let mut wanted = keep(&a);
+    wanted.track = true;
+    let guest = paused_at_first.resume().unwrap();
+    let (guest, id) = running(save(guest, wanted, &run::options()));
+    let body = guest.body.as_ref().unwrap();
+    assert_eq!(body.allocated(), 801);
+    for page in (100..600).chain(1150..1160) {
+        body.give_back(page);
+    }
+    // It may be the guest's again.
+    (300..310).for_each(|page| body.stamp(page));
+    assert_eq!(body.allocated(), 301);
+    let mut wanted = keep(&b);
+    (wanted.base, wanted.hold) = (Some(id), Hold::Yes);
+    let taken = save(guest, wanted, &run::options());
+    assert!(taken.report.zero_pages >= 500);
+    let held = paused(taken);
+    assert_eq!(held.0.allocated(), 301);
+    let restored = load(&world, &[&a, &b]).unwrap();
+    assert!(world.wrong_pages(&restored.0.ram).is_empty());
+    assert!(world.wrong_pages(&held.0.ram).is_empty());
 }
 
 /// A small snapshot of a guest of three stamped pages, the same bytes each time but for its name and the boot.

@@ -1,6 +1,7 @@
 //! The guest: running, paused, waiting for its memory; and the host where it arrives.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -12,9 +13,12 @@ use migration::guest::{
     BlankGuest, Description, Failed, GuestError, GuestRam, Heartbeat, Host, PausedGuest,
     RunningGuest, Settle, ThrottlePercent,
 };
+use migration::pages::PAGE_SIZE;
 use migration::state::{Kind, VmState};
 use migration::work::{Baseline, VcpuWork};
-use vm_memory::{Bytes, GuestAddress};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::content::stamped;
 use super::{FakeLog, Holder, Panic, World, Writer};
@@ -69,6 +73,21 @@ pub fn unbooted(world: &Arc<World>) -> Paused {
     Paused(Body::new(world, true))
 }
 
+/// The same, of memory that is a file for each region.
+pub fn unbooted_in_files(world: &Arc<World>) -> Paused {
+    let mut paused = unbooted(world);
+    let ranges = world.layout.regions().iter().map(|region| {
+        let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(region.bytes).unwrap();
+        let bytes = usize::try_from(region.bytes).unwrap();
+        let file = FileOffset::new(file, 0);
+        (GuestAddress(region.gpa), bytes, Some(file))
+    });
+    let ram = GuestRam::from_ranges_with_files(ranges.collect::<Vec<_>>());
+    paused.0.ram = Arc::new(ram.unwrap());
+    paused
+}
+
 impl Body {
     fn new(world: &Arc<World>, here: bool) -> Self {
         let ranges: Vec<_> = (world.layout.regions().iter())
@@ -94,6 +113,25 @@ impl Body {
         let bytes = self.world.content.page(page, stamp);
         self.ram.write_slice(&bytes, at).unwrap();
         self.log.mark(page);
+    }
+
+    /// Gives a page of memory that is of files back, as a balloon does: a hole stays, and the page is marked.
+    pub fn give_back(&self, page: u64) {
+        self.world.stamps[usize::try_from(page).unwrap()].store(0, SeqCst);
+        let at = GuestAddress(self.world.layout.gpa(page).unwrap());
+        let (region, offset) = self.ram.to_region_addr(at).unwrap();
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let (file, offset) = (region.file_offset().unwrap().file(), offset.0);
+        let bytes = i64::try_from(PAGE_SIZE).unwrap();
+        fallocate(file, flags, i64::try_from(offset).unwrap(), bytes).unwrap();
+        self.log.mark(page);
+    }
+
+    /// How many pages such memory takes.
+    pub fn allocated(&self) -> u64 {
+        let files = (self.ram.iter()).map(|region| region.file_offset().unwrap().file().metadata());
+        let bytes: u64 = files.map(|data| data.unwrap().blocks() * 512).sum();
+        bytes / PAGE_SIZE
     }
 
     fn side(&self) -> Holder {

@@ -25,7 +25,7 @@ mod log;
 pub mod run;
 
 pub use content::Content;
-pub use guest::{FakeHost, Paused, Running, boot, unbooted};
+pub use guest::{FakeHost, Paused, Running, boot, unbooted, unbooted_in_files};
 pub use log::FakeLog;
 
 /// Bytes in a MiB.

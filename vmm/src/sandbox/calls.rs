@@ -149,7 +149,7 @@ impl Kind {
                 FENCE,
                 FORGET,
             ],
-            Kind::Stream => &[CONNECTIONS, LEND, PLACEMENT, ARM, HUGE],
+            Kind::Stream => &[CONNECTIONS, LEND, PLACEMENT, ARM, HOLES, HUGE],
             Kind::Verify => &[],
             Kind::Dial => &[CONNECTIONS, FURTHER],
             Kind::Resolve => &[FURTHER, RESOLVER],
@@ -402,6 +402,9 @@ const RING: Group = &[
 
 /// A range of the dirty log is armed before it is sent.
 const ARM: Group = &[ioctl(KVM_CLEAR_DIRTY_LOG)];
+
+/// Holes in memory of a file are found, and not read, before it is sent.
+const HOLES: Group = &[call(libc::SYS_mincore), call(libc::SYS_lseek)];
 
 /// Memory that is filled as it is touched, out of files that are open.
 const FAULTS: Group = &[
