@@ -5,6 +5,7 @@
 )]
 
 mod advise;
+mod filled;
 mod prefault;
 mod program;
 mod registers;
@@ -31,6 +32,7 @@ use vm_memory::{
 
 use self::advise::{Advice, advise};
 
+pub use filled::Filled;
 pub use prefault::Prefaulted;
 pub use program::forget_text;
 pub use registers::show_registers;

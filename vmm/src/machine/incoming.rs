@@ -32,7 +32,7 @@ use crate::console::Signals;
 use crate::control::socket::OwnedSocket;
 use crate::kvm;
 use crate::log;
-use crate::memory::Prefaulted;
+use crate::memory::{Filled, Prefaulted};
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls::{self, TlsFilesError};
 use crate::units::Size;
@@ -366,6 +366,7 @@ impl Receiver {
             prefaulted: &mut ready,
             huge_pages: self.config.huge_pages,
             log: self.log,
+            filled: Filled::default(),
             rewound: false,
             make_parts: &mut || self.supplies.parts(),
             open_tap: &mut |card, shape| {

@@ -1,5 +1,5 @@
 //! `pager`: fills the memory of a guest that runs already, out of snapshots. Pages that somebody waits for come first,
-//! all others in the order of the files.
+//! all others in the order of the files. What the guest gives away before it has come is not put in: it is zeros.
 //!
 //! Until it is done the guest cannot be moved, saved or measured: what has not come yet looks to the engine as if
 //! nobody had ever touched it.
@@ -20,7 +20,7 @@ use super::End;
 use super::supervisor::{FromThread, Notifier, chain};
 use crate::cli::exit;
 use crate::log;
-use crate::memory::host_addresses;
+use crate::memory::{Filled, host_addresses};
 use crate::sandbox::{self, Kind};
 use crate::userfault::UserFaults;
 
@@ -45,8 +45,7 @@ pub struct Pager {
     /// Pages, and where in this process the first of them is.
     regions: Vec<(Range<u64>, u64)>,
     lazy: Lazy,
-    /// Pages that were put in.
-    there: PageSet,
+    filled: Filled,
     to_come: ToCome,
 }
 
@@ -60,6 +59,7 @@ impl Pager {
         faults: UserFaults,
         ram: &GuestRam,
         lazy: Lazy,
+        filled: Filled,
         to_come: ToCome,
         notify: Notifier,
     ) -> Result<(), GuestError> {
@@ -77,11 +77,12 @@ impl Pager {
             faults.watch(*start, bytes).map_err(failed)?;
         }
         to_come.0.store(lazy.left(), Ordering::Release);
+        filled.begin(pages);
         let mut pager = Self {
-            there: PageSet::empty(pages),
             faults,
             regions,
             lazy,
+            filled,
             to_come,
         };
         // The mapping must outlive the addresses.
@@ -113,11 +114,12 @@ impl Pager {
                 faults,
                 regions,
                 lazy,
-                there,
+                filled,
                 to_come,
             } = self;
-            let mut install =
-                |run: Run, bytes: &[u8]| put_missing(faults, regions, there, run, bytes);
+            let mut install = |run: Run, bytes: &[u8]| {
+                put_missing(faults, regions, &mut filled.lock(), run, bytes)
+            };
             let more = lazy.advance(&mut install)?;
             if more {
                 // None is left when the last digest is right, too.
@@ -129,6 +131,7 @@ impl Pager {
                 let let_be = faults.let_be(*start, bytes);
                 let_be.map_err(watching)?;
             }
+            filled.end();
             to_come.0.store(0, Ordering::Release);
             return Ok(());
         }
@@ -145,22 +148,35 @@ impl Pager {
             let what = format!("a fault at {address:#x}, where no guest memory is");
             return Err(GuestError::bare(what).into());
         };
-        let bytes = match self.there.contains(page) {
+        // Not under the lock: files may be slow.
+        let is_filled = self.filled.lock().contains(page);
+        let bytes = match is_filled {
             true => None,
             false => self.lazy.fetch(page)?,
         };
-        self.there.insert(page);
-        let put = match bytes {
-            Some(bytes) => self.faults.put(address, bytes),
-            None => self.faults.put_zeros(address),
-        };
-        // Several may have waited for it. One that was there and is missing was given away by the guest since, and is
-        // zeros.
-        let put = match put {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.faults.wake(address),
-            put => put,
-        };
+        let put = put_awaited(&self.faults, &mut self.filled.lock(), page, address, bytes);
         put.map_err(watching)
+    }
+}
+
+/// Puts in a page that somebody waits for: these bytes, or zeros.
+fn put_awaited(
+    faults: &UserFaults,
+    filled: &mut PageSet,
+    page: u64,
+    address: u64,
+    bytes: Option<&[u8]>,
+) -> std::io::Result<()> {
+    // Several may have waited for it. One that is in the set and missing was given away by the guest since, and is
+    // zeros.
+    let put = match bytes.filter(|_| !filled.contains(page)) {
+        Some(bytes) => faults.put(address, bytes),
+        None => faults.put_zeros(address),
+    };
+    filled.insert(page);
+    match put {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => faults.wake(address),
+        put => put,
     }
 }
 
@@ -168,7 +184,7 @@ impl Pager {
 fn put_missing(
     faults: &UserFaults,
     regions: &[(Range<u64>, u64)],
-    there: &mut PageSet,
+    filled: &mut PageSet,
     run: Run,
     bytes: &[u8],
 ) -> Result<(), GuestError> {
@@ -179,15 +195,15 @@ fn put_missing(
     };
     let mut next = run.first;
     while next < end {
-        let from = there.first_outside_from(next).min(end);
-        let to = there.first_from(from).unwrap_or(end).min(end);
+        let from = filled.first_outside_from(next).min(end);
+        let to = filled.first_from(from).unwrap_or(end).min(end);
         if from < to {
             let of =
                 |page: u64| usize::try_from((page - run.first) * PAGE_SIZE).unwrap_or(usize::MAX);
             let at = start + (from - pages.start) * PAGE_SIZE;
             let put = faults.put(at, bytes.get(of(from)..of(to)).unwrap_or_default());
             put.map_err(|e| GuestError::new("put a page into guest memory", e))?;
-            there.insert_run(from..to);
+            filled.insert_run(from..to);
         }
         next = to.max(from);
     }
@@ -203,4 +219,74 @@ fn end_here(reason: String) -> ! {
 
 fn watching(error: std::io::Error) -> RestoreError {
     GuestError::new("fill the guest's memory as it is touched", error).into()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use devices::virtio::balloon::GiveBack;
+    use migration::touched::touched;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::memory::{Backing, map};
+    use crate::vm::BalloonHost;
+
+    #[test]
+    fn what_was_given_away_before_it_came_is_zeros_and_is_not_filled() {
+        const MIB: u64 = 1 << 20;
+        let layout = crate::layout::memory_layout(16 * MIB).unwrap();
+        let ram = map(&layout, Backing::Anonymous).unwrap();
+        let start = host_addresses(&ram)[0];
+        let regions = [(0..layout.pages(), start)];
+        let faults = UserFaults::new().unwrap();
+        faults.watch(start, 16 * MIB).unwrap();
+        let filled = Filled::default();
+        filled.begin(layout.pages());
+        let mut host = BalloonHost {
+            filled: filled.clone(),
+        };
+        let mut give_back = |pages: Range<u64>| {
+            let bytes = pages.start * PAGE_SIZE..pages.end * PAGE_SIZE;
+            host.give_back(&ram, &bytes).unwrap();
+        };
+        let put = |first: u64, pages: u32| {
+            let bytes = vec![7; usize::try_from(u64::from(pages) * PAGE_SIZE).unwrap()];
+            let run = Run { first, pages };
+            put_missing(&faults, &regions, &mut filled.lock(), run, &bytes).unwrap();
+        };
+        let there = || {
+            let touched = touched(&ram, &layout).unwrap();
+            touched
+                .runs(0..layout.pages(), u64::MAX)
+                .collect::<Vec<_>>()
+        };
+        put(0, 8);
+        // Some that have come, some that have not, and some that come while they are fetched.
+        give_back(6..12);
+        assert_eq!(there(), std::slice::from_ref(&(0..6)));
+        put(8, 8);
+        assert_eq!(there(), [0..6, 12..16]);
+        let address = |page: u64| start + page * PAGE_SIZE;
+        let awaited = |page: u64, bytes: Option<&[u8]>| {
+            put_awaited(&faults, &mut filled.lock(), page, address(page), bytes).unwrap();
+        };
+        awaited(10, Some(&[7; 4096]));
+        awaited(20, Some(&[7; 4096]));
+        awaited(6, None);
+        put(16, 8);
+        assert_eq!(there(), [0..6, 12..24]);
+        faults.let_be(start, 16 * MIB).unwrap();
+        let read = |page: u64| {
+            ram.read_obj::<u8>(GuestAddress(page * PAGE_SIZE + 9))
+                .unwrap()
+        };
+        for page in 0..32 {
+            let expected = match page {
+                6..12 | 24.. => 0,
+                _ => 7,
+            };
+            assert_eq!(read(page), expected, "{page}");
+        }
+    }
 }

@@ -21,6 +21,7 @@ use crate::config::RestoreConfig;
 use crate::console::Signals;
 use crate::kvm;
 use crate::log;
+use crate::memory::Filled;
 use crate::sandbox::{self, Kind, Sandbox};
 use crate::tls;
 use crate::userfault::UserFaults;
@@ -122,12 +123,14 @@ impl Restorer {
         let files = std::mem::take(&mut self.files);
         let mut lazily = self.lazily.take();
         let mut cards = Vec::new();
+        let filled = Filled::default();
         let mut host = ReceivingHost {
             kvm: &self.kvm,
             max_memory: self.max_memory,
             gauges: &self.gauges,
             prefaulted: &mut None,
             huge_pages: false,
+            filled: filled.clone(),
             log: self.log,
             rewound: true,
             make_parts: &mut || self.supplies.parts(),
@@ -168,7 +171,8 @@ impl Restorer {
             Some(_) => {
                 let mut serve = |ram: &GuestRam, lazy| match lazily.take() {
                     Some((faults, notify)) => {
-                        Pager::start(faults, ram, lazy, self.to_come.clone(), notify)
+                        let to_come = self.to_come.clone();
+                        Pager::start(faults, ram, lazy, filled.clone(), to_come, notify)
                     }
                     None => Err(GuestError::bare("memory is filled once")),
                 };

@@ -20,7 +20,7 @@ use crate::console::Signals;
 use crate::kvm::cpuid::baseline::{self, Baseline};
 use crate::kvm::{self, cpuid, probe};
 use crate::layout;
-use crate::memory::Backing;
+use crate::memory::{Backing, Filled};
 use crate::sandbox::Sandbox;
 use crate::tls;
 use crate::vm::{Backend, BlankVm, CardShape, LogChoice, Making, RunningVm, Shape};
@@ -193,6 +193,7 @@ fn backends(config: &GuestConfig) -> Result<(Vec<Backend>, Vec<CardInfo>), Machi
             levels,
             reporting: balloon.reporting,
             deflate_on_oom: balloon.deflate_on_oom,
+            filled: Filled::default(),
         });
     }
     Ok((backends, cards))

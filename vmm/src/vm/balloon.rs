@@ -8,14 +8,18 @@ use devices::virtio::balloon::{GiveBack, Levels, Pages};
 use migration::guest::GuestRam;
 
 use super::io_thread::lock;
-use crate::memory;
+use crate::memory::{self, Filled};
 
 /// This host, which takes what a guest gives away.
 #[derive(Debug)]
-pub struct Host;
+pub struct Host {
+    /// What it is told of, so that it is not filled again.
+    pub filled: Filled,
+}
 
 impl GiveBack for Host {
     fn give_back(&mut self, ram: &GuestRam, pages: &Pages) -> io::Result<()> {
+        self.filled.give_up(ram, pages);
         memory::release(ram, pages)
     }
 }

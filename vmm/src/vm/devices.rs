@@ -28,6 +28,7 @@ use super::gsi::Gsi;
 use super::io_thread::{self, IoThread, lock};
 use super::shape::{CardShape, DiskShape, SlotKind};
 use crate::layout;
+use crate::memory::Filled;
 use crate::vcpu::Buses;
 
 /// What a device in a slot does its work with, on this host.
@@ -52,6 +53,8 @@ pub enum Backend {
         reporting: bool,
         /// Whether a guest that is out of memory may take pages back from a fresh one.
         deflate_on_oom: bool,
+        /// What the guest's memory is filled by while it runs, if it is, hears of what it gives away.
+        filled: Filled,
     },
     /// A disk.
     Block {
@@ -252,8 +255,8 @@ impl SlotParts {
                 Box::new(state.restore::<VirtioRng>(slot, ()).map_err(restore)?)
             }
             (Backend::Rng, None) => Box::new(VirtioRng::new()),
-            (Backend::Balloon { levels, .. }, Some(state)) => {
-                let parts = balloon_parts(levels);
+            (Backend::Balloon { levels, filled, .. }, Some(state)) => {
+                let parts = balloon_parts(levels, filled);
                 Box::new(
                     state
                         .restore::<VirtioBalloon>(slot, parts)
@@ -265,10 +268,11 @@ impl SlotParts {
                     levels,
                     reporting,
                     deflate_on_oom,
+                    filled,
                 },
                 None,
             ) => {
-                let parts = balloon_parts(levels);
+                let parts = balloon_parts(levels, filled);
                 let balloon = VirtioBalloon::new(reporting, deflate_on_oom, parts);
                 Box::new(balloon.map_err(refuse("make a balloon"))?)
             }
@@ -312,9 +316,9 @@ impl SlotParts {
 }
 
 /// A balloon gives its pages to this host.
-fn balloon_parts(levels: Arc<Levels>) -> BalloonParts {
+fn balloon_parts(levels: Arc<Levels>, filled: Filled) -> BalloonParts {
     BalloonParts {
-        host: Box::new(balloon::Host),
+        host: Box::new(balloon::Host { filled }),
         levels,
     }
 }

@@ -16,7 +16,7 @@ use super::devices::Backend;
 use super::log::LogChoice;
 use super::room::Gauges;
 use super::shape::{CardShape, DiskShape, Shape, SlotKind};
-use crate::memory::{Backing, Prefaulted};
+use crate::memory::{Backing, Filled, Prefaulted};
 use crate::units::Size;
 use crate::vcpu::EventSender;
 
@@ -50,6 +50,8 @@ pub struct ReceivingHost<'a> {
     pub prefaulted: &'a mut Option<Prefaulted>,
     /// Its memory is taken from the huge pages that this host has set aside.
     pub huge_pages: bool,
+    /// What of its memory need not be filled any more, where that is filled while it runs.
+    pub filled: Filled,
     /// How its written pages are found when it is moved on.
     pub log: LogChoice,
     /// The guest's time goes on where it was saved, however long ago: it comes out of a snapshot.
@@ -94,6 +96,7 @@ impl Host for ReceivingHost<'_> {
                     levels: Arc::default(),
                     reporting: false,
                     deflate_on_oom: false,
+                    filled: self.filled.clone(),
                 },
                 SlotKind::Net(shape) => {
                     let tap = (self.open_tap)(card, shape)?;

@@ -46,7 +46,7 @@ use crate::kvm::vm_state;
 use crate::memory;
 use crate::vcpu::{CpuClock, EventSender, Throttle, VcpuHandle};
 
-pub use balloon::Balloon;
+pub use balloon::{Balloon, Host as BalloonHost};
 pub use blank::{BlankVm, Making};
 pub use devices::Backend;
 pub use host::{LocalParts, ReceivingHost};
