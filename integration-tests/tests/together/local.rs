@@ -44,10 +44,11 @@ fn four_gigabytes_go_there_and_on_in_an_instant() {
         next.check_fill(SEED, filled).unwrap();
         (ferry, last) = (next, now);
     }
-    // What came by descriptor leaves over TCP like any other guest.
+    // What came by descriptor leaves over TCP like any other guest; each stream looks for holes in its memory.
     let target = "tcp:127.0.0.1:4720";
     let next = Ferry::receive(None, target, &[]).unwrap();
-    ferry.migrate(target, &[]).unwrap().completed().unwrap();
+    let moved = ferry.migrate(target, &["--streams", "2"]).unwrap();
+    moved.completed().unwrap();
     next.wait_beats(50).unwrap();
     next.check_pulse().unwrap().follows(&last).unwrap();
     next.check_fill(SEED, filled).unwrap();
