@@ -4,7 +4,8 @@
 //! change then, until the peer has read it. For a guest's pages that is as good as a copy: they were armed in the dirty
 //! log before they were looked at, so what is written to them from then on goes once more, behind it; and once the guest
 //! stands still nothing is written to them before the peer has said that it has all. If the move fails then, the peer
-//! throws away what it has.
+//! throws away what it has. The kernel holds on to each page: given back by a balloon, or no longer mapped by anybody, it
+//! is nobody else's before the peer has read it.
 //!
 //! A peer that is gone makes splice(2) raise SIGPIPE, as no flag forbids there: programs in Rust ignore it.
 //!
@@ -60,8 +61,11 @@ impl Pipe {
     fn new() -> io::Result<Self> {
         let (end, start) = pipe2(OFlag::O_CLOEXEC)?;
         fcntl(&start, FcntlArg::F_SETPIPE_SZ(PIPE))?;
-        let held = 0;
-        Ok(Self { end, start, held })
+        Ok(Self {
+            end,
+            start,
+            held: 0,
+        })
     }
 
     /// Hands on what it holds. An error means that it still holds some.

@@ -6,19 +6,22 @@ use std::ops::Range;
 use migration::guest::GuestRam;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::GuestRegion;
 use super::advise::{Advice, advise};
 
 /// Bytes of a page, the least that the kernel takes back.
 const PAGE: u64 = 4096;
-/// The least of memory in huge pages; of less it would take nothing, and say nothing.
-const HUGE_PAGE: u64 = 2 << 20;
 
 /// Gives the pages from the first of these guest-physical addresses to the last back to the host: they read as zeros
 /// from now on. Anonymous memory is dropped from this process; of a memfd the pages go themselves, whoever has it
 /// mapped, and a hole stays. Nobody is told: who needs to know marks them.
 ///
+/// Huge pages that were set aside stay, and are written with zeros: a kernel keeps them for the guest that had them
+/// (since Linux 6.9), so that they are of no use to others, or gives them to whoever asks first, and kills a process
+/// that touches memory for which none is left.
+///
 /// # Errors
-/// They are no pages of one region (of memory in huge pages: no huge pages), or the kernel does not take them.
+/// They are no pages of one region, or the kernel does not take them.
 pub fn release(ram: &GuestRam, pages: &Range<u64>) -> io::Result<()> {
     let refused = || io::Error::from(io::ErrorKind::InvalidInput);
     let region = ram
@@ -26,11 +29,7 @@ pub fn release(ram: &GuestRam, pages: &Range<u64>) -> io::Result<()> {
         .ok_or_else(refused)?;
     let offset = pages.start - region.start_addr().raw_value();
     let bytes = pages.end.checked_sub(pages.start).ok_or_else(refused)?;
-    let page = match (**region).is_hugetlbfs() {
-        Some(true) => HUGE_PAGE,
-        _ => PAGE,
-    };
-    let whole = offset.is_multiple_of(page) && bytes.is_multiple_of(page);
+    let whole = offset.is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE);
     let within = bytes > 0 && bytes <= region.len() - offset;
     let (true, true, Ok(offset), Ok(bytes)) = (
         whole,
@@ -40,11 +39,27 @@ pub fn release(ram: &GuestRam, pages: &Range<u64>) -> io::Result<()> {
     ) else {
         return Err(refused());
     };
+    if (**region).is_hugetlbfs() == Some(true) {
+        return clear(region, offset, bytes);
+    }
     let advice = match region.file_offset() {
         Some(_) => Advice::PunchHole,
         None => Advice::Drop,
     };
     advise(region, offset..offset + bytes, advice)
+}
+
+/// Writes zeros over memory of a region.
+fn clear(region: &GuestRegion, offset: usize, bytes: usize) -> io::Result<()> {
+    /// A page of them.
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let memory = region.as_volatile_slice().map_err(io::Error::other)?;
+    let memory = memory.subslice(offset, bytes).map_err(io::Error::other)?;
+    for at in (0..bytes).step_by(ZEROS.len()) {
+        let page = memory.subslice(at, ZEROS.len()).map_err(io::Error::other)?;
+        page.copy_from(&ZEROS);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
