@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -309,7 +310,12 @@ impl Receiver {
         }
         self.waiting();
         loop {
-            let (give_up, failed) = match self.attempt() {
+            // A panic costs the move that came in, whose guest is at its source, and not all that may come later.
+            let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt())).unwrap_or_else(|_| {
+                let told = "ferry panicked, which is an error in it; what it printed says where";
+                Err(NoGuest::Failed(told.to_owned()))
+            });
+            let (give_up, failed) = match attempt {
                 Ok(come) => {
                     self.arrived(come);
                     return;

@@ -247,7 +247,9 @@ impl Tls {
 
     /// Tells the peer why this end goes no further.
     fn failed(&mut self, error: rustls::Error) -> io::Error {
-        let _ = self.session.step(&mut [], &mut self.outgoing, |_| {});
+        // Over the same bytes: the session has counted those of a message that is not whole, and panics over less.
+        let incoming = &mut self.raw[self.start..self.end];
+        let _ = self.session.step(incoming, &mut self.outgoing, |_| {});
         let _ = self.push(Waits::No);
         self.broken(TlsError::from(error).into())
     }

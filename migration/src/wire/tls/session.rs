@@ -93,7 +93,7 @@ impl Session {
     /// do.
     ///
     /// # Errors
-    /// The session is broken. One more step, over nothing, makes the alert that tells the peer why.
+    /// The session is broken. One more step, over the same bytes, makes the alert that tells the peer why.
     pub(super) fn step(
         &mut self,
         incoming: &mut [u8],

@@ -235,6 +235,44 @@ fn what_was_decrypted_is_given_although_the_socket_is_empty() {
     would_block(receive(&mut *b, 1));
 }
 
+/// Whoever connects says the first bytes, and has proved nothing yet: no such record is more than refused, whatever
+/// length its message claims, and whatever follows a message that is not whole.
+#[test]
+fn a_hello_that_is_none_is_an_error_and_no_panic() {
+    use std::io::Write;
+    const HANDSHAKE: u8 = 22;
+    let record = |kind: u8, content: &[u8]| {
+        let len = u16::try_from(content.len()).unwrap().to_be_bytes();
+        [&[kind, 3, 1, len[0], len[1]], content].concat()
+    };
+    let alert = record(21, &[2, 40]);
+    for length in [0x80_0000u32, 0x40_0000, 0x01_0000, 0xffff, 200, 5, 4, 0] {
+        let [_, length @ ..] = length.to_be_bytes();
+        for follows in [
+            alert.clone(),
+            record(23, &[1; 40]),
+            record(HANDSHAKE, &[0; 4]),
+            vec![0; 64],
+        ] {
+            let [beta] = credentials(["beta"]);
+            let (mut a, b) = UnixStream::pair().unwrap();
+            Transport::prepare(&b, Duration::from_secs(1)).unwrap();
+            let mut b = beta
+                .demand_any_of(&[])
+                .unwrap()
+                .secure(Box::new(b))
+                .unwrap();
+            a.write_all(&record(HANDSHAKE, &[&[1][..], &length, &[0; 4]].concat()))
+                .unwrap();
+            let first = b.handshake();
+            a.write_all(&follows).unwrap();
+            drop(a);
+            let refused = first.is_err() || (0..4).any(|_| b.handshake().is_err());
+            assert!(refused, "{length:?}, {follows:?}");
+        }
+    }
+}
+
 #[test]
 fn taken_is_what_may_arrive_and_nothing_else() {
     let (mut a, mut b, knobs) = ends(1 << 20);
