@@ -242,12 +242,19 @@ fn a_hello_that_is_none_is_an_error_and_no_panic() {
     use std::io::Write;
     const HANDSHAKE: u8 = 22;
     let record = |kind: u8, content: &[u8]| {
-        let len = u16::try_from(content.len()).unwrap().to_be_bytes();
-        [&[kind, 3, 1, len[0], len[1]], content].concat()
+        let len = u8::try_from(content.len()).unwrap();
+        [&[kind, 3, 1, 0, len], content].concat()
     };
     let alert = record(21, &[2, 40]);
-    for length in [0x80_0000u32, 0x40_0000, 0x01_0000, 0xffff, 200, 5, 4, 0] {
-        let [_, length @ ..] = length.to_be_bytes();
+    for length in [
+        [0x80, 0, 0],
+        [1, 0, 0],
+        [0, 0xff, 0xff],
+        [0, 0, 200],
+        [0, 0, 5],
+        [0, 0, 4],
+        [0, 0, 0],
+    ] {
         for follows in [
             alert.clone(),
             record(23, &[1; 40]),
