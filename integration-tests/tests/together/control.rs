@@ -144,7 +144,11 @@ fn a_guest_that_ends_by_itself_on_the_way_is_not_moved() {
     assert_eq!(moved.status, 3, "{moved:?}");
     let reason = moved.report["reason"].as_str().unwrap();
     assert!(reason.ends_with("it has ended by itself since"), "{reason}");
-    assert_eq!(lab.guest.wait_end(STEP).unwrap().code(), Some(10));
+    // By a triple fault; or, of a KVM that interprets and was in the middle of an instruction, by one that it cannot.
+    let code = lab.guest.wait_end(STEP).unwrap().code();
+    let said = lab.guest.messages().text();
+    let crashed = code == Some(1) && said.contains("crashed");
+    assert!(code == Some(10) || crashed, "{code:?}: {said}");
     assert_eq!(receiver.wait_end(STEP).unwrap().code(), Some(1));
 }
 
