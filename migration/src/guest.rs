@@ -4,6 +4,7 @@
 //! other, and on failure hand back what they were given. The engine never sees KVM, a device or a thread.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,20 @@ impl GuestError {
             source: None,
         }
     }
+}
+
+/// Does a part of a move that has the guest lent at most: a panic in it is the move's end, and not the guest's too.
+///
+/// What such a panic leaves half done is given up with the move, or set right with every failure (the guest's throttle,
+/// its dirty log), and no lock here or in a VMM minds who panicked with it.
+///
+/// # Errors
+/// What `act` has, or that it panicked.
+pub fn survive<T, E: From<GuestError>>(act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| {
+        let told = "ferry panicked, which is an error in it; what it printed says where";
+        Err(GuestError::bare(told).into())
+    })
 }
 
 /// A transition that did not happen, with the guest as it was before.

@@ -7,10 +7,10 @@ use super::After;
 use super::connecting::Link;
 use super::error::MoveError;
 use super::stop_and_copy::Spent;
-use super::trip::{Failed, Trip, instead_of, resume, survive};
+use super::trip::{Failed, Trip, instead_of, resume};
 use crate::clock::{boottime_ns, millis};
 use crate::event::Event;
-use crate::guest::{GuestError, PausedGuest, RunningGuest};
+use crate::guest::{GuestError, PausedGuest, RunningGuest, survive};
 use crate::handover::{Source, SourceAct, SourceEvent};
 use crate::report::{Blackout, BlackoutClock};
 use crate::wire::frame::{Figures, Frame, Live};
@@ -61,7 +61,7 @@ impl News {
 
     /// What `act` brings; `event`, if it panics.
     fn unless_panicked(event: SourceEvent, act: impl FnOnce() -> Self) -> Self {
-        survive(|| Ok(act())).unwrap_or_else(|error| Self::bad(event, error))
+        survive(|| Ok(act())).unwrap_or_else(|error: MoveError| Self::bad(event, error))
     }
 }
 

@@ -12,9 +12,9 @@ use super::connecting::Link;
 use super::courier::{BATCH, Counts, Courier, Load};
 use super::error::MoveError;
 use super::line::Line;
-use super::trip::survive;
 use crate::confined::{self, Role};
 use crate::dirty::DirtyLog;
+use crate::guest::survive;
 #[cfg(doc)]
 use crate::options::LEAST_PATIENCE;
 use crate::pages::{MemoryLayout, PageSet, Pieces};

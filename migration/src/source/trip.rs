@@ -1,7 +1,6 @@
 //! What all phases of one move share: what was asked for, whom to tell, and the report as it grows. Also the
 //! way back: how a guest is returned when a phase fails.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::After;
@@ -10,7 +9,7 @@ use super::error::MoveError;
 use crate::cancel::CancelToken;
 use crate::clock::millis;
 use crate::event::Event;
-use crate::guest::{self, GuestError, PausedGuest, RunningGuest};
+use crate::guest::{self, PausedGuest, RunningGuest};
 use crate::options::Options;
 use crate::report::{Outcome, Report};
 use crate::wire::Connect;
@@ -132,17 +131,6 @@ pub(super) fn per_second(count: u64, seconds: f64) -> u64 {
     #[expect(clippy::cast_possible_truncation)]
     let rate = (count as f64 / seconds) as u64;
     rate
-}
-
-/// Does a part of a move that has the guest lent at most: a panic in it is the move's end, and not the guest's too.
-///
-/// What such a panic leaves half done is given up with the move, or set right with every failure (the guest's throttle,
-/// its dirty log), and no lock here or in a VMM minds who panicked with it.
-pub(super) fn survive<T>(act: impl FnOnce() -> Result<T, MoveError>) -> Result<T, MoveError> {
-    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| {
-        let told = "ferry panicked, which is an error in it; what it printed says where";
-        Err(GuestError::bare(told).into())
-    })
 }
 
 /// A move that ended early, with the guest wherever it could be brought.

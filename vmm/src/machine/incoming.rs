@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ use migration::cancel::CancelToken;
 use migration::destination::ReceiveOptions;
 use migration::destination::{self, Accept, ReceiveError, Received};
 use migration::event::Arrival;
-use migration::guest::GuestError;
+use migration::guest::{GuestError, survive};
 use migration::wire::tls::Demand;
 use migration::wire::{Local, Transport};
 use nix::errno::Errno;
@@ -270,6 +269,12 @@ impl From<String> for NoGuest {
     }
 }
 
+impl From<GuestError> for NoGuest {
+    fn from(error: GuestError) -> Self {
+        Self::Failed(chain(&error))
+    }
+}
+
 /// A guest that has come.
 struct Come {
     received: Received<RunningVm>,
@@ -310,12 +315,8 @@ impl Receiver {
         }
         self.waiting();
         loop {
-            // A panic costs the move that came in, whose guest is at its source, and not all that may come later.
-            let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt())).unwrap_or_else(|_| {
-                let told = "ferry panicked, which is an error in it; what it printed says where";
-                Err(NoGuest::Failed(told.to_owned()))
-            });
-            let (give_up, failed) = match attempt {
+            // A panic costs the move that came in, and not all that may come later.
+            let (give_up, failed) = match survive(|| self.attempt()) {
                 Ok(come) => {
                     self.arrived(come);
                     return;
