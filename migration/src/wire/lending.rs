@@ -165,7 +165,8 @@ impl Transport for Lending {
             .map(Out::len)
             .sum();
         // splice(2) waits as the socket says, so not where nothing may wait.
-        if lendable < WORTHWHILE || waits == Waits::No {
+        let copied = lendable < WORTHWHILE || waits == Waits::No;
+        if copied || matches!(self.pipe, Lazy::Refused) {
             return iov::send(self.stream.as_fd(), from, waits, Follows::Nothing);
         }
         let taken = match self.trial.way() {
