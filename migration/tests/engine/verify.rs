@@ -20,7 +20,8 @@ use migration::wire::channel::Channel;
 use migration::wire::frame::{Frame, Hello, Question, Run};
 use migration::wire::{TcpTarget, UnixTarget, codec};
 use support::run::{
-    PATIENCE, back, options, receiving, receiving_streams, receiving_with, send, travel, verify,
+    PATIENCE, Receiving, back, options, receiving, receiving_streams, receiving_with, send, travel,
+    verify,
 };
 use support::{Content, Faults, World, Writer, boot};
 use vm_memory::{Bytes, GuestAddress};
@@ -300,6 +301,22 @@ fn an_older_destination_is_refused_in_words() {
     assert!(matches!(codec::parse(header, body), Ok(Frame::Abort(_))));
 }
 
+/// A source as a test speaks it, which has said hello and whether it will compare; and what becomes of its receiver.
+fn source(world: &Arc<World>, verify: bool) -> (Receiving, Channel) {
+    let (a, b) = UnixStream::pair().unwrap();
+    let cancel = CancelToken::new().unwrap();
+    let receiving = receiving_with(world, b, &cancel, PATIENCE);
+    let mut channel = Channel::new(Box::new(a), "x", PATIENCE, &cancel).unwrap();
+    channel.greet().unwrap();
+    let hello = Hello {
+        verify,
+        ..support::run::hello(world)
+    };
+    channel.send(&Frame::Hello(Box::new(hello))).unwrap();
+    channel.receive().unwrap();
+    (receiving, channel)
+}
+
 /// A source that asks although it did not say that it would, or goes on sending pages.
 #[test]
 fn a_receiver_answers_only_what_was_agreed() {
@@ -330,15 +347,7 @@ fn a_receiver_answers_only_what_was_agreed() {
         ),
     ] {
         let world = World::idle(&[4]);
-        let (a, b) = UnixStream::pair().unwrap();
-        let cancel = CancelToken::new().unwrap();
-        let receiving = receiving_with(&world, b, &cancel, PATIENCE);
-        let mut channel = Channel::new(Box::new(a), "x", PATIENCE, &cancel).unwrap();
-        channel.greet().unwrap();
-        let mut hello = support::run::hello(&world);
-        hello.verify = asks;
-        channel.send(&Frame::Hello(Box::new(hello))).unwrap();
-        channel.receive().unwrap();
+        let (receiving, mut channel) = source(&world, asks);
         if asks {
             channel.send(&Frame::Verify(Question::Blocks)).unwrap();
             let heard = channel.receive().unwrap();
@@ -357,17 +366,7 @@ fn a_receiver_answers_only_what_was_agreed() {
 #[test]
 fn while_it_is_compared_the_destination_counts_the_time_itself() {
     let world = World::idle(&[4]);
-    let (a, b) = UnixStream::pair().unwrap();
-    let cancel = CancelToken::new().unwrap();
-    let receiving = receiving_with(&world, b, &cancel, PATIENCE);
-    let mut channel = Channel::new(Box::new(a), "x", PATIENCE, &cancel).unwrap();
-    channel.greet().unwrap();
-    let hello = Hello {
-        verify: true,
-        ..support::run::hello(&world)
-    };
-    channel.send(&Frame::Hello(Box::new(hello))).unwrap();
-    channel.receive().unwrap();
+    let (receiving, mut channel) = source(&world, true);
     let comparing = Duration::from_millis(300);
     channel.send(&Frame::Verify(Question::Blocks)).unwrap();
     channel.receive().unwrap();
