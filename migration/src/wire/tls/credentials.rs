@@ -24,8 +24,8 @@ use crate::wire::transport::Identity;
 
 /// A certificate with its key, and the CA whose certificates are trusted.
 pub struct Credentials {
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) key: PrivateKeyDer<'static>,
     roots: Arc<RootCertStore>,
     pub(super) provider: Arc<CryptoProvider>,
 }

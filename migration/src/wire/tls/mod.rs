@@ -95,7 +95,8 @@ struct Tls {
     first: usize,
     start: usize,
     end: usize,
-    /// `plain[given..]` was decrypted, and nobody has asked for it yet; the rest of one record.
+    /// `plain[given..]` was decrypted, and nobody has asked for it yet: the rest of a record, and what had come when
+    /// this end wrote.
     plain: Vec<u8>,
     given: usize,
     /// On the way from guest memory into records: what is encrypted must not change while it is.
@@ -179,7 +180,7 @@ impl Tls {
         (pushed, Ok(()))
     }
 
-    /// Makes records of the bytes, about [`BATCH`] of them; says how many.
+    /// Makes records of the bytes, about [`BATCH`] of them; says how many. What has come meanwhile is decrypted, too.
     fn seal(&mut self, from: &[Out<'_>]) -> Result<usize, TlsError> {
         let mut place = Place::default();
         let mut sealed = 0;
@@ -189,7 +190,13 @@ impl Tls {
                 break;
             }
             let content = &self.bounce[..count];
-            self.session.seal(content, &mut self.outgoing)?;
+            let incoming = &mut self.raw[self.start..self.end];
+            let deliver = |plain: &[u8]| self.plain.extend_from_slice(plain);
+            let (done, made) = self
+                .session
+                .seal(content, incoming, &mut self.outgoing, deliver);
+            self.start += done;
+            made?;
             sealed += count;
         }
         Ok(sealed)
@@ -278,7 +285,12 @@ impl Tls {
         let ready = !self.broken && !self.session.common().is_handshaking();
         if ready && self.outgoing.is_empty() {
             // If there is no room for it the peer sees a cut. It has no better news coming.
-            let _ = self.session.say_goodbye(&mut self.outgoing);
+            let incoming = &mut self.raw[self.start..self.end];
+            let deliver = |plain: &[u8]| self.plain.extend_from_slice(plain);
+            let (done, _) = self
+                .session
+                .say_goodbye(incoming, &mut self.outgoing, deliver);
+            self.start += done;
             let _ = self.push(Waits::No);
         }
     }

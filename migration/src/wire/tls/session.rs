@@ -104,31 +104,54 @@ impl Session {
         (done, step.map(|step| step != Step::Idle))
     }
 
-    /// Makes records of `content`.
+    /// Makes records of `content`, behind the steps that `incoming` asks for before that. Says how many of its bytes are
+    /// done with.
     ///
     /// # Errors
     /// The session is broken, or not ready.
-    pub(super) fn seal(&mut self, content: &[u8], outgoing: &mut Outgoing) -> Result<(), Error> {
-        self.write(Wish::Content(content), outgoing)
+    pub(super) fn seal(
+        &mut self,
+        content: &[u8],
+        incoming: &mut [u8],
+        outgoing: &mut Outgoing,
+        deliver: impl FnMut(&[u8]),
+    ) -> (usize, Result<(), Error>) {
+        self.write(Wish::Content(content), incoming, outgoing, deliver)
     }
 
-    /// Makes the goodbye.
+    /// Makes the goodbye, as [`seal`](Self::seal) makes records.
     ///
     /// # Errors
-    /// As [`seal`](Self::seal).
-    pub(super) fn say_goodbye(&mut self, outgoing: &mut Outgoing) -> Result<(), Error> {
-        self.write(Wish::Goodbye, outgoing)
+    /// As there.
+    pub(super) fn say_goodbye(
+        &mut self,
+        incoming: &mut [u8],
+        outgoing: &mut Outgoing,
+        deliver: impl FnMut(&[u8]),
+    ) -> (usize, Result<(), Error>) {
+        self.write(Wish::Goodbye, incoming, outgoing, deliver)
     }
 
-    fn write(&mut self, wish: Wish<'_>, outgoing: &mut Outgoing) -> Result<(), Error> {
+    /// The session is shown all that has come although this end writes: it has counted the bytes of a message that is
+    /// not whole, and panics over fewer.
+    fn write(
+        &mut self,
+        wish: Wish<'_>,
+        incoming: &mut [u8],
+        outgoing: &mut Outgoing,
+        mut deliver: impl FnMut(&[u8]),
+    ) -> (usize, Result<(), Error>) {
+        let mut done = 0;
         loop {
-            let mut lost = false;
-            // Content is always taken out by the step that finds it, so there is none here.
-            let (_, step) = self.advance(&mut [], outgoing, wish, |_| lost = true);
-            match step? {
-                Step::Written if !lost => return Ok(()),
-                Step::More | Step::Ended if !lost => {}
-                _ => return Err(Error::General("not ready to write".into())),
+            let (count, step) = self.advance(&mut incoming[done..], outgoing, wish, &mut deliver);
+            done += count;
+            match step {
+                Ok(Step::Written) => return (done, Ok(())),
+                Ok(Step::More | Step::Ended) => {}
+                Ok(Step::Idle) => {
+                    return (done, Err(Error::General("not ready to write".into())));
+                }
+                Err(error) => return (done, Err(error)),
             }
         }
     }

@@ -280,6 +280,70 @@ fn a_hello_that_is_none_is_an_error_and_no_panic() {
     }
 }
 
+/// Who has proved who it is may still send half a message and fall silent, as with a ticket here that goes in pieces:
+/// this end writes all the same, hears the rest, and says goodbye.
+#[test]
+fn half_a_message_keeps_nobody_from_writing() {
+    use std::io::{Read, Write};
+    for goodbye in [false, true] {
+        let [alpha, beta] = credentials(["alpha", "beta"]);
+        let mut config = ServerConfig::builder_with_provider(Arc::clone(&beta.provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(beta.chain.clone(), beta.key.clone_key())
+            .unwrap();
+        config.max_fragment_size = Some(64);
+        let mut b = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+        let (a, mut near_b) = UnixStream::pair().unwrap();
+        for socket in [&a, &near_b] {
+            Transport::prepare(socket, Duration::from_secs(1)).unwrap();
+        }
+        let mut a = alpha
+            .demand_name("beta")
+            .unwrap()
+            .secure(Box::new(a))
+            .unwrap();
+        // Until the tickets lie ready, of which none went out yet.
+        while a.handshake().unwrap().is_some() {
+            if b.read_tls(&mut near_b).is_ok() {
+                b.process_new_packets().unwrap();
+            }
+            while b.is_handshaking() && b.wants_write() {
+                b.write_tls(&mut near_b).unwrap();
+            }
+        }
+        b.read_tls(&mut near_b).unwrap();
+        b.process_new_packets().unwrap();
+        let mut tickets = Vec::new();
+        while b.wants_write() {
+            b.write_tls(&mut tickets).unwrap();
+        }
+        assert_eq!(tickets[3], 0, "a record has 64 bytes or so");
+        let record = 5 + usize::from(tickets[4]);
+        near_b.write_all(&tickets[..record]).unwrap();
+        would_block(receive(&mut *a, 9));
+        match goodbye {
+            true => a.shutdown(Shutdown::Write),
+            false => assert_eq!(a.send(&[Out::bytes(b"on")], Waits::No).unwrap(), 2),
+        }
+        near_b.write_all(&tickets[record..]).unwrap();
+        b.read_tls(&mut near_b).unwrap();
+        b.process_new_packets().unwrap();
+        let mut said = Vec::new();
+        let ended = b.reader().read_to_end(&mut said);
+        match goodbye {
+            true => assert_eq!(ended.unwrap(), 0),
+            false => assert_eq!(said, b"on"),
+        }
+        b.writer().write_all(b"and back").unwrap();
+        while b.wants_write() {
+            b.write_tls(&mut near_b).unwrap();
+        }
+        assert_eq!(patiently(&mut *a, 100), b"and back");
+    }
+}
+
 #[test]
 fn taken_is_what_may_arrive_and_nothing_else() {
     let (mut a, mut b, knobs) = ends(1 << 20);
