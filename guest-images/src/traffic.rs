@@ -23,6 +23,8 @@ const BUFFER: usize = 64 << 10;
 const DATAGRAM: usize = 1472;
 /// After so much silence no datagram is on its way any more.
 const SILENCE: Duration = Duration::from_millis(100);
+/// The other end is gone if nothing moves for so much longer than the flow is to take.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// The longest flow.
 pub const LONGEST: Duration = Duration::from_secs(60);
 
@@ -185,9 +187,11 @@ fn collect(mut stream: TcpStream) -> io::Result<()> {
 /// It breaks.
 pub fn run(kind: Kind, to: IpAddr, how_long: Duration) -> io::Result<Carried> {
     let how_long = how_long.min(LONGEST);
-    let mut stream = TcpStream::connect((to, PORT))?;
     // An end that is gone must not be waited for.
-    stream.set_read_timeout(Some(how_long + Duration::from_secs(20)))?;
+    let patience = how_long + PATIENCE;
+    let mut stream = TcpStream::connect_timeout(&(to, PORT).into(), patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     stream.write_all(&[kind.first_byte()])?;
     match kind {
         Kind::TcpStream => {

@@ -1,18 +1,33 @@
 //! The figures for people: a line for each traffic, a column a program, and how they compare.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::plan::Row;
 
-/// The table, and what was wanted of it.
+/// A table for each host, and what was wanted of it.
 pub fn table(rows: &[Row]) -> String {
+    let hosts: BTreeSet<usize> = rows.iter().map(|row| row.processors).collect();
+    let of = |processors: usize| {
+        let rows: Vec<&Row> = (rows.iter())
+            .filter(|row| row.processors == processors)
+            .collect();
+        format!(
+            "On a host of {processors} processor(s):\n{}",
+            of_host(&rows)
+        )
+    };
+    hosts.into_iter().map(of).collect()
+}
+
+fn of_host(rows: &[&Row]) -> String {
     let mut programs: Vec<&str> = Vec::new();
     let mut lines: Vec<(&str, usize, &str)> = Vec::new();
     for row in rows {
-        if !programs.contains(&row.program) {
-            programs.push(row.program);
+        if !programs.contains(&&*row.program) {
+            programs.push(&row.program);
         }
-        let line = (row.direction, row.guests, row.protocol);
+        let line = (&*row.direction, row.guests, &*row.protocol);
         if !lines.contains(&line) {
             lines.push(line);
         }
@@ -44,15 +59,16 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 /// A program's row of that traffic: direction, guests, protocol.
-fn find<'a>(rows: &'a [Row], program: &str, traffic: (&str, usize, &str)) -> Option<&'a Row> {
-    rows.iter()
-        .find(|row| row.program == program && (row.direction, row.guests, row.protocol) == traffic)
+fn find<'a>(rows: &[&'a Row], program: &str, traffic: (&str, usize, &str)) -> Option<&'a Row> {
+    rows.iter().copied().find(|row| {
+        row.program == program && (&*row.direction, row.guests, &*row.protocol) == traffic
+    })
 }
 
 /// What four of Ferry's guests carry together, of what one carries, and natively four ends of one.
-fn together(rows: &[Row]) -> String {
+fn together(rows: &[&Row]) -> String {
     let of_one = |program, four: &Row| {
-        let find = |guests| find(rows, program, (four.direction, guests, four.protocol));
+        let find = |guests| find(rows, program, (&four.direction, guests, &four.protocol));
         Some(100.0 * find(4)?.bits_per_s / find(1)?.bits_per_s)
     };
     let mut text = String::new();
@@ -87,14 +103,15 @@ mod tests {
 
     #[test]
     fn programs_stand_side_by_side() {
-        let row = |program, guests, bits_per_s| Row {
-            program,
-            direction: "guest->host",
+        let row = |program: &str, guests, bits_per_s| Row {
+            program: program.to_owned(),
+            direction: "guest->host".to_owned(),
             guests,
-            protocol: "TCP_STREAM",
+            protocol: "TCP_STREAM".to_owned(),
             bits_per_s,
             cpu_s_per_gbit: 0.5,
             frames_per_s: 0.0,
+            processors: 1,
         };
         let rows = [
             row("ferry", 1, 2e9),
@@ -104,7 +121,7 @@ mod tests {
             row("native", 4, 3.8e9),
         ];
         let text = table(&rows);
-        let line = text.lines().nth(1).unwrap_or_default();
+        let line = text.lines().nth(2).unwrap_or_default();
         assert!(
             line.contains("2.00 Gbit/s (0.500)") && line.ends_with("2.00            "),
             "{text}"
@@ -113,5 +130,11 @@ mod tests {
             text.contains("four guests carry 90 % of what one carries, natively 95 %"),
             "{text}"
         );
+        // Rows of another host are none of these.
+        let mut other = row("ferry", 4, 3e9);
+        other.processors = 2;
+        let two = table(&[&rows[..], &[other]].concat());
+        assert!(two.starts_with(&text), "{two}");
+        assert!(two[text.len()..].starts_with("On a host of 2"), "{two}");
     }
 }

@@ -30,6 +30,9 @@ fn main() -> ExitCode {
         summary: &cli.summary,
         timeout: WHOLE,
         memory_mib: None,
+        cpus: None,
+        words: &[],
+        patience: 0,
         qemu: true,
     };
     errand.run(|| here(&cli))

@@ -35,6 +35,9 @@ fn main() -> ExitCode {
         summary: &cli.summary,
         timeout: BESIDE + A_MOVE.saturating_mul(cli.moves),
         memory_mib: Some(MEMORY_MIB),
+        cpus: None,
+        words: &[],
+        patience: 0,
         qemu: false,
     };
     errand.run(|| here(&cli))

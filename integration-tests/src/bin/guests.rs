@@ -33,6 +33,9 @@ fn main() -> ExitCode {
         summary: &cli.summary,
         timeout: WHOLE,
         memory_mib: Some(MEMORY_MIB),
+        cpus: None,
+        words: &[],
+        patience: 0,
         qemu: false,
     };
     errand.run(|| here(&cli))

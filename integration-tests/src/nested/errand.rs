@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Options, Place, enter_with};
+use super::{Options, Place, enter_once, enter_with};
 use crate::qemu::Package;
 use crate::{Error, chain, programs};
 
@@ -23,6 +23,13 @@ pub struct Errand<'a> {
     pub timeout: Duration,
     /// Memory of the nested host, if it is more than usual.
     pub memory_mib: Option<u32>,
+    /// Its processors, if they are more than usual.
+    pub cpus: Option<u32>,
+    /// Arguments for it in a nested host, beside its own.
+    pub words: &'a [&'a str],
+    /// It can go on from its summary, with `--go-on`: where a nested host, or a guest in it, is lost, another takes
+    /// over, as long as of so many in a row one gets further. 0: a loss is the end.
+    pub patience: u32,
     /// It runs QEMU, which is got out here: inside there is no network.
     pub qemu: bool,
 }
@@ -61,11 +68,47 @@ impl Errand<'_> {
             ..Options::new(programs::nested_host()?)
         };
         options.memory_mib = self.memory_mib.unwrap_or(options.memory_mib);
+        options.cpus = self.cpus.unwrap_or(options.cpus);
         let words: Vec<String> = std::env::args().skip(1).collect();
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        Ok(enter_with(&words, &options)?.status() == 0)
+        let own = words.iter().map(String::as_str);
+        let mut words: Vec<&str> = own.chain(self.words.iter().copied()).collect();
+        if self.patience == 0 {
+            return Ok(enter_with(&words, &options)?.status() == 0);
+        }
+        let (mut in_vain, mut before) = (0, self.so_far());
+        loop {
+            let lost = match enter_once(&words, &options) {
+                Ok(ended) => match ended.status() {
+                    0 => return Ok(true),
+                    // It has told why.
+                    status => format!("status {status}"),
+                },
+                Err(error @ (Error::Gone { .. } | Error::StandsStill(..))) => chain(&error),
+                Err(error) => return Err(error),
+            };
+            let now = self.so_far();
+            in_vain = if now == before { in_vain + 1 } else { 0 };
+            before = now;
+            if in_vain >= self.patience {
+                return Err(Error::Unexpected(format!(
+                    "{in_vain} nested hosts in a row got no further; the last one: {lost}"
+                )));
+            }
+            println!("{lost}\nit goes on in a fresh nested host");
+            if !words.contains(&GO_ON) {
+                words.push(GO_ON);
+            }
+        }
+    }
+
+    /// The summary as it is.
+    fn so_far(&self) -> Vec<u8> {
+        fs::read(self.summary).unwrap_or_default()
     }
 }
+
+/// Tells such a program to go on from its summary.
+const GO_ON: &str = "--go-on";
 
 /// Whether a nested host can do without that folder for its own temporary files: what is shared with it holds no
 /// sockets.

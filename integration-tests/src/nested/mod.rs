@@ -31,6 +31,7 @@ use crate::{Error, programs};
 pub use errand::{Errand, default_summary, write_summary};
 pub use frames::{Command, Ended, Ready};
 pub use host::{Host, Options, Stream};
+use place::enter_once;
 pub use place::{Place, command_like_ours, enter_with, inside, run_or_enter};
 
 /// Name of the virtio-serial port between runner and init.

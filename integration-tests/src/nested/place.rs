@@ -120,27 +120,29 @@ pub fn command_like_ours(argv: Vec<String>) -> io::Result<Command> {
 /// # Errors
 /// There is no nested host to be had, or it ends before the program does.
 pub fn enter_with(words: &[&str], options: &Options) -> Result<Ended, Error> {
+    match enter_once(words, options) {
+        Err(error @ Error::StandsStill(..)) => {
+            println!("{}\nonce more, in a fresh one", crate::chain(&error));
+            enter_once(words, options)
+        }
+        ended => ended,
+    }
+}
+
+/// As [`enter_with`], without a second try.
+pub(super) fn enter_once(words: &[&str], options: &Options) -> Result<Ended, Error> {
     let us = |e| Error::file("find", "(this program)".as_ref(), e);
     let program = std::env::current_exe().map_err(us)?;
     let program = program.to_string_lossy();
     let argv = [&[&*program], words].concat();
     let command = command_like_ours(argv.into_iter().map(str::to_owned).collect()).map_err(us)?;
-    let enter = || {
-        Host::boot(options)?.run(&command, |stream, bytes| {
-            // Whoever reads that may have gone.
-            let _ = match stream {
-                Stream::Stdout => io::stdout().write_all(bytes),
-                Stream::Stderr => io::stderr().write_all(bytes),
-            };
-        })
-    };
-    match enter() {
-        Err(error @ Error::StandsStill(..)) => {
-            println!("{}\nonce more, in a fresh one", crate::chain(&error));
-            enter()
-        }
-        ended => ended,
-    }
+    Host::boot(options)?.run(&command, |stream, bytes| {
+        // Whoever reads that may have gone.
+        let _ = match stream {
+            Stream::Stdout => io::stdout().write_all(bytes),
+            Stream::Stderr => io::stderr().write_all(bytes),
+        };
+    })
 }
 
 /// Runs `body` here if Linux guests run here, one test at a time; else runs this very test, by its path, of this very
