@@ -149,12 +149,16 @@ impl From<ChannelError> for ProbeError {
 /// count that say how to connect, with how many streams, and how many bytes a second may be sent. A destination on this
 /// host that is handed the guest's memory by descriptor is asked for its round trip alone.
 ///
+/// `sending` is called right before the streams begin to send, and once more when they have ended: for who wants to know
+/// what that takes from others on this host.
+///
 /// # Errors
 /// What went wrong. The destination is none the worse for it.
 pub fn measure(
     target: &dyn Connect,
     options: &Options,
     cancel: &CancelToken,
+    sending: &mut dyn FnMut(),
 ) -> Result<Measured, ProbeError> {
     let alarm = CancelToken::new().map_err(|source| ProbeError::Host {
         act: "make the alarm of the probe's streams",
@@ -212,6 +216,7 @@ pub fn measure(
         true => (Spread::within(1 << 30, 50), 0),
         false => {
             let source = source();
+            sending();
             let fill = fill(
                 all,
                 &source,
@@ -220,6 +225,7 @@ pub fn measure(
                 options,
                 &alarm,
             );
+            sending();
             let (carried, bytes) = fill?;
             match processors {
                 // A link that is slower than the processors hides that; where both ends have the same few, nothing

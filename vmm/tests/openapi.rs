@@ -454,6 +454,7 @@ fn every_line_of_a_prediction_fits_and_is_read_back() {
             connect_ms: 0.5,
             streams: 2,
             probe_bytes: 1 << 30,
+            left_percent: 62.5,
         },
         PredictEvent::Failed {
             reason: "why".to_owned(),

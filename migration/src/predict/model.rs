@@ -10,6 +10,9 @@ pub struct GuestModel {
     /// The share of its time that the busiest vCPU runs at full speed, above 0 and at most 1. A guest that has idle
     /// time works on at full speed under a throttle that takes no more than that from it.
     pub busy: f64,
+    /// The share of its usual processor time that such a vCPU has left while streams send, above 0 and at most 1: less
+    /// than 1 where the move works on processors that the guest runs on.
+    pub left: f64,
 }
 
 /// Pages that are written alike.
@@ -60,7 +63,11 @@ pub struct Bursts {
 impl GuestModel {
     /// A guest of these parts, busy all the time.
     pub fn new(parts: Vec<Part>) -> Self {
-        Self { parts, busy: 1.0 }
+        Self {
+            parts,
+            busy: 1.0,
+            left: 1.0,
+        }
     }
 
     /// All its pages.
@@ -81,6 +88,13 @@ impl GuestModel {
     pub(super) fn speed(&self, share: f64) -> f64 {
         let busy = if self.busy > 0.0 { self.busy } else { 1.0 };
         (share / busy).clamp(0.0, 1.0)
+    }
+
+    /// What the move's own use of processors leaves of that `speed`. Who sleeps for a throttle does so while others
+    /// work, and loses nothing more until less than the throttle's share is left.
+    pub(super) fn crowded(&self, speed: f64) -> f64 {
+        let left = if self.left > 0.0 { self.left } else { 1.0 };
+        if speed > left { left / speed } else { 1.0 }
     }
 }
 
@@ -206,6 +220,12 @@ mod tests {
         assert_eq!(guest.speed(0.25), 0.25);
         guest.busy = 0.25;
         assert_eq!((guest.speed(0.5), guest.speed(0.125)), (1.0, 0.5));
+        guest.left = 0.5;
+        assert_eq!(guest.crowded(1.0), 0.5);
+        assert_eq!(guest.crowded(0.8) * 0.8, 0.5);
+        assert_eq!(guest.crowded(0.25), 1.0);
+        guest.left = f64::NAN;
+        assert_eq!(guest.crowded(1.0), 1.0);
         guest.busy = 0.0;
         assert_eq!(guest.speed(0.5), 0.5);
         assert_eq!(guest.parts[0].writes_per_s(), 5.0);

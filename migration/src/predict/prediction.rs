@@ -95,9 +95,12 @@ pub struct Prediction {
     pub throttle_percent: Estimate<u64>,
     /// How long the vCPU that is slowed down most is kept from running.
     pub throttled_ms: Estimate<f64>,
-    /// How much less the guest gets done during the move, by throttling and while it stands still, in percent: the mean
-    /// over its vCPUs. What the move itself takes of processors that the guest runs on comes on top.
+    /// How much less the guest gets done during the move, by throttling, while it stands still, and since the move works
+    /// on processors that it runs on, in percent: the mean over its vCPUs.
     pub guest_work_lost_percent: Estimate<f64>,
+    /// The last of these by itself: so much less processor time has the guest while streams send, in percent.
+    #[serde(default)]
+    pub crowded_out_percent: f64,
     /// Guest memory.
     pub memory_bytes: u64,
     /// Pages never touched, not even read.
@@ -199,7 +202,7 @@ fn told(question: &Question, trials: &Trials) -> Prediction {
         rounds: counted(&|run| run.rounds.len() as f64 + f64::from(u8::from(run.completed()))),
         wire_bytes: counted(&|run| run.sent_pages as f64 * (PAGE_SIZE + RUN_HEADER) as f64 + state),
         throttle_percent: counted(&|run| f64::from(run.strongest.get())),
-        throttled_ms: figure(&|run| millis(run.lost)),
+        throttled_ms: figure(&|run| millis(run.throttled)),
         guest_work_lost_percent: figure(&|run| {
             let slept: Duration = run.lost_by_vcpu.iter().sum();
             let slept = slept.as_secs_f64() / run.lost_by_vcpu.len().max(1) as f64;
@@ -207,6 +210,7 @@ fn told(question: &Question, trials: &Trials) -> Prediction {
             // What is more than the brown-out is the blackout, where there is one.
             100.0 * (slept + total - run.brownout.as_secs_f64()) / total.max(1e-9)
         }),
+        crowded_out_percent: 100.0 * (1.0 - question.left),
         memory_bytes: question.memory.bytes,
         untouched_pages: (question.memory.bytes / PAGE_SIZE).saturating_sub(question.touched()),
         zero_pages: question.zero_pages(),

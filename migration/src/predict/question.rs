@@ -90,6 +90,8 @@ pub struct Question {
     pub bursts: Option<Rhythm>,
     /// The share of its time that the busiest vCPU runs, above 0 and at most 1; see [`GuestModel::busy`].
     pub busy: f64,
+    /// The share of its processor time that is left to it while streams send; see [`GuestModel::left`].
+    pub left: f64,
     /// The way to the destination.
     pub link: LinkModel,
     /// What is wanted of the move. Compression and differences are not reckoned with: the prediction is that of a move
@@ -110,6 +112,7 @@ impl Question {
             before: None,
             bursts: None,
             busy: 1.0,
+            left: 1.0,
             link,
             options,
             by_descriptor: false,
@@ -195,6 +198,7 @@ impl Question {
         GuestModel {
             parts,
             busy: self.busy,
+            left: self.left,
         }
     }
 }

@@ -63,8 +63,8 @@ pub struct Simulated {
     /// Pages sent, those of the blackout counted.
     pub sent_pages: u64,
     /// Of the guest's work, what throttling cost the vCPU that it cost most: so long would it take at full speed.
-    pub lost: Duration,
-    /// The same of each vCPU.
+    pub throttled: Duration,
+    /// The same of each vCPU, with what the move's own use of processors cost it.
     pub lost_by_vcpu: Vec<Duration>,
     /// The strongest throttle.
     pub strongest: ThrottlePercent,
@@ -112,6 +112,7 @@ pub fn simulate(
         slices: (0..guest.vcpus())
             .map(|_| Slices::new(random.unit()))
             .collect(),
+        throttled: vec![0.0; guest.vcpus()],
         lost: vec![0.0; guest.vcpus()],
         logged: vec![0.0; guest.vcpus()],
         knows_writers: setting.knows_writers,
@@ -135,6 +136,7 @@ struct Run<'a> {
     now: f64,
     /// Of each vCPU.
     slices: Vec<Slices>,
+    throttled: Vec<f64>,
     lost: Vec<f64>,
     /// Pages that each vCPU has logged.
     logged: Vec<f64>,
@@ -250,10 +252,11 @@ impl Run<'_> {
     /// Lets time pass.
     fn pass(&mut self, seconds: f64) {
         let (from, to) = (self.now, self.now + seconds);
-        for (vcpu, lost) in self.lost.iter_mut().enumerate() {
+        for vcpu in 0..self.lost.len() {
             let share = self.guest.speed(self.throttle.share(vcpu));
             let slice = self.throttle.slice.as_secs_f64();
-            let speed = self.slices[vcpu].pass(seconds, share, slice);
+            let awake = self.slices[vcpu].pass(seconds, share, slice);
+            let speed = awake * self.guest.crowded(share);
             let mut longest: f64 = 0.0;
             let mut writes = false;
             let of_vcpu = |part: &&mut Live<'_>| usize::from(part.part.vcpu) == vcpu;
@@ -266,7 +269,9 @@ impl Run<'_> {
                     writes = true;
                 }
             }
-            *lost += (1.0 - speed) * if writes { longest } else { seconds };
+            let working = if writes { longest } else { seconds };
+            self.throttled[vcpu] += (1.0 - awake) * working;
+            self.lost[vcpu] += (1.0 - speed) * working;
         }
         self.now = to;
     }
@@ -310,7 +315,7 @@ impl Run<'_> {
             brownout: duration(self.now),
             blackout: costs::blackout(left, &self.known),
             sent_pages: whole(sent),
-            lost: duration(self.lost.iter().copied().fold(0.0, f64::max)),
+            throttled: duration(self.throttled.iter().copied().fold(0.0, f64::max)),
             lost_by_vcpu: self.lost.into_iter().map(duration).collect(),
             strongest: self.strongest,
             rounds: self.rounds,

@@ -159,7 +159,7 @@ fn handed_over(question: &Question, bandwidth: u64) -> Simulated {
         brownout: Duration::ZERO,
         blackout: costs::blackout(0, &costs_of(question, bandwidth)),
         sent_pages: 0,
-        lost: Duration::ZERO,
+        throttled: Duration::ZERO,
         lost_by_vcpu: vec![Duration::ZERO],
         strongest: ThrottlePercent::default(),
     }

@@ -114,7 +114,7 @@ fn total_s(ran: &Simulated) -> f64 {
 }
 
 fn lost_s(ran: &Simulated) -> f64 {
-    ran.lost.as_secs_f64()
+    ran.throttled.as_secs_f64()
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn frames(frames: &[Frame]) -> Vec<u8> {
 
 fn probe(address: &str, options: &Options) -> Result<Measured, ProbeError> {
     let cancel = CancelToken::new().unwrap();
-    measure(&TcpTarget::new(address), options, &cancel)
+    measure(&TcpTarget::new(address), options, &cancel, &mut || {})
 }
 
 fn probed(error: Result<support::Running, ReceiveError>) -> bool {
@@ -121,7 +121,7 @@ fn over_a_pair_of_sockets_there_is_one_stream() {
     let (a, b) = UnixStream::pair().unwrap();
     let receiving = receiving(&World::idle(&[2]), b);
     let cancel = CancelToken::new().unwrap();
-    let measured = measure(&Connected::new(a, "pair"), &options(), &cancel).unwrap();
+    let measured = measure(&Connected::new(a, "pair"), &options(), &cancel, &mut || {}).unwrap();
     assert_eq!(measured.streams, 1);
     assert!(probed(receiving.join().unwrap()));
 }
@@ -147,7 +147,13 @@ fn refused_by(bytes: Vec<u8>, hang_up: bool) -> String {
         streams: 1,
         ..options()
     };
-    let error = measure(&Connected::new(socket, "pair"), &impatient, &cancel).unwrap_err();
+    let error = measure(
+        &Connected::new(socket, "pair"),
+        &impatient,
+        &cancel,
+        &mut || {},
+    )
+    .unwrap_err();
     thread.join().unwrap();
     error.to_string()
 }
@@ -334,7 +340,7 @@ fn a_cancel_ends_a_probe() {
             bandwidth: Some(1 << 20),
             ..options()
         };
-        measure(&TcpTarget::new(address), &slow, &other)
+        measure(&TcpTarget::new(address), &slow, &other, &mut || {})
     });
     // It has begun by then, and lasts longer.
     std::thread::sleep(Duration::from_secs(1));

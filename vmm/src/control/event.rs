@@ -168,6 +168,11 @@ pub enum RateEvent {
     Other,
 }
 
+/// What older VMMs, which do not look, leave out.
+fn all() -> f64 {
+    100.0
+}
+
 /// One line of the answer to a predict request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -201,6 +206,10 @@ pub enum PredictEvent {
         streams: u16,
         /// Bytes that were sent to find out.
         probe_bytes: u64,
+        /// The processor time that the busiest vCPU of those that write had left meanwhile, of what it takes without,
+        /// in percent: under 100 where the move works on processors that the guest runs on.
+        #[serde(default = "all")]
+        left_percent: f64,
     },
     /// The last line: what the move would cost.
     Prediction {

@@ -2,7 +2,7 @@
 //! predicts. Nothing of the guest changes; it runs on, a little slower while it is watched.
 
 use std::sync::mpsc::{self, Receiver};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use migration::cancel::{CancelToken, Cancelled};
 use migration::dirty_rate::{self, RateError, Rhythm, Window};
@@ -109,6 +109,9 @@ struct Guest {
     bursts: Option<Rhythm>,
     /// How busy the busiest vCPU is meanwhile of those that write, above 0 and at most 1.
     busy: f64,
+    /// That vCPU, and its processor time a second, the time between bursts counted; of a guest that writes in bursts
+    /// nothing, since that of any other few seconds is another.
+    pace: Option<(CpuClock, f64)>,
     /// Which pages it wrote.
     pages: PageSet,
 }
@@ -135,6 +138,7 @@ impl Study<'_> {
             curve,
             bursts,
             busy,
+            pace,
             pages,
         } = self.watch(tell)?;
         let Survey { memory, before } = survey(self.ram, self.layout, &pages)?;
@@ -150,12 +154,21 @@ impl Study<'_> {
             busy_percent: busy * 100.0,
         });
         listening(heard)?;
-        let measured = probe::measure(self.target, &options, self.cancel)?;
-        listening(tell(of_link(&measured)))?;
+        let mut ran = Vec::new();
+        let mut sending = || ran.push((Instant::now(), pace.and_then(|(clock, _)| clock.now())));
+        let measured = probe::measure(self.target, &options, self.cancel, &mut sending)?;
+        let left = match (pace, &ran[..]) {
+            (Some((_, pace)), [(began, Some(before)), (ended, Some(after))]) => {
+                left(pace, after.saturating_sub(*before), *ended - *began)
+            }
+            _ => 1.0,
+        };
+        listening(tell(of_link(&measured, left)))?;
         // What is written was touched by that at the latest.
         let writes = curve.fit(touched.max(written(&curve)));
         Ok(Question {
             busy,
+            left,
             bursts,
             before,
             by_descriptor: self.target.is_local(),
@@ -184,10 +197,12 @@ impl Study<'_> {
             let counts = writers
                 .as_ref()
                 .is_none_or(|writers| writers.contains(&vcpu));
-            ran.filter(|_| counts)
+            Some((ran.filter(|_| counts)?, vcpu))
         });
-        let most = ran.max().unwrap_or(watched).as_secs_f64();
+        let busiest = ran.max();
+        let most = busiest.map_or(watched, |(ran, _)| ran).as_secs_f64();
         let busy = most / watched.as_secs_f64().max(1e-6);
+        let pace = busiest.and_then(|(_, vcpu)| Some((*self.clocks.get(vcpu)?, busy)));
         let (bursts, windows) = match seen.bursts {
             Some(bursts) => (Some(bursts.rhythm), bursts.windows),
             None => (None, windows),
@@ -198,8 +213,26 @@ impl Study<'_> {
             curve: Curve::measured(&windows)?,
             bursts,
             busy: (busy / share).clamp(0.01, 1.0),
+            pace: pace.filter(|_| bursts.is_none()),
             pages: seen.written,
         })
+    }
+}
+
+/// A vCPU that runs less than this share of its time is not asked what others leave to it: it hardly asks for anything.
+const ASKS: f64 = 0.1;
+/// So much less than before is chance.
+const CHANCE: f64 = 0.05;
+/// Nobody is left with less.
+const LEAST_LEFT: f64 = 0.05;
+
+/// What is left of its usual `pace`, in seconds a second, to a vCPU that `ran` so long within `time`: a share.
+fn left(pace: f64, ran: Duration, time: Duration) -> f64 {
+    let now = ran.as_secs_f64() / time.as_secs_f64().max(1e-6);
+    let left = now / pace;
+    match pace > ASKS && left < 1.0 - CHANCE {
+        true => left.max(LEAST_LEFT),
+        false => 1.0,
     }
 }
 
@@ -225,7 +258,7 @@ fn written(curve: &Curve) -> u64 {
     curve.points().last().map_or(0, |(_, pages)| *pages)
 }
 
-fn of_link(measured: &Measured) -> PredictEvent {
+fn of_link(measured: &Measured, left: f64) -> PredictEvent {
     let link = &measured.link;
     PredictEvent::Link {
         bandwidth_bytes_per_s: Estimate {
@@ -237,5 +270,26 @@ fn of_link(measured: &Measured) -> PredictEvent {
         connect_ms: link.connect.as_secs_f64() * 1000.0,
         streams: measured.streams,
         probe_bytes: measured.bytes,
+        left_percent: left * 100.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_a_share_of_what_was_taken() {
+        let second = Duration::from_secs(1);
+        let of = |pace: f64, ran: f64| left(pace, Duration::from_secs_f64(ran), second);
+        assert_eq!(of(1.0, 0.4), 0.4);
+        assert_eq!(of(0.5, 0.25), 0.5);
+        // By chance less, or more; next to nothing; and time that is none.
+        assert_eq!(of(1.0, 0.96), 1.0);
+        assert_eq!(of(0.5, 0.9), 1.0);
+        assert_eq!(of(0.05, 0.01), 1.0);
+        assert_eq!(of(0.0, 0.0), 1.0);
+        assert_eq!(of(1.0, 0.0), LEAST_LEFT);
+        assert_eq!(left(1.0, second, Duration::ZERO), 1.0);
     }
 }

@@ -271,13 +271,16 @@ fn predictions(summary: &Summary, records: &[Record]) -> Markup {
 
 fn told(quality: &Quality) -> String {
     let hundred = |share: Option<f64>| percent(share.map(|share| 100.0 * share));
+    let points = |points: Option<f64>| points.map_or("–".to_owned(), |p| format!("{p:.1}"));
     format!(
-        "{} moves were predicted right before they were made. Of the {} that completed: median error of the time {}, nine of ten below {}; downtime within 5 ms or a quarter in {}. Verdict right in {}.",
+        "{} moves were predicted right before they were made. Of the {} that completed: median error of the time {}, nine of ten below {}; downtime within 5 ms or a quarter in {}; work lost off by {} points in the median, nine of ten by less than {}. Verdict right in {}.",
         quality.moves,
         quality.completed,
         hundred(quality.total_median_error),
         hundred(quality.total_p90_error),
         hundred(quality.blackout_within),
+        points(quality.work_lost_median_points),
+        points(quality.work_lost_p90_points),
         hundred(Some(quality.verdict_right))
     )
 }

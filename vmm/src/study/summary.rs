@@ -82,6 +82,10 @@ pub struct Quality {
     pub total_p90_error: Option<f64>,
     /// Share of the blackouts predicted within 5 ms or a quarter.
     pub blackout_within: Option<f64>,
+    /// Median of the error of the guest's work lost, in percentage points, where the guest counts its work.
+    pub work_lost_median_points: Option<f64>,
+    /// Nine of ten of these errors are below.
+    pub work_lost_p90_points: Option<f64>,
     /// Share of the moves whose verdict, converges or does not, was right.
     pub verdict_right: f64,
 }
@@ -237,12 +241,19 @@ impl Quality {
             (predicted.blackout_ms.expected - blackout).abs() <= (blackout / 4.0).max(5.0)
         });
         let within = within.count();
+        let points = done.iter().filter_map(|(predicted, report)| {
+            let lost = report.guest_work_lost_percent?;
+            Some((predicted.guest_work_lost_percent.expected - lost).abs())
+        });
+        let points: Vec<f64> = points.collect();
         Some(Self {
             moves: predicted.len(),
             completed: done.len(),
             total_p90_error: quantile(errors.clone(), 0.9),
             total_median_error: median(errors),
             blackout_within: share(within, done.len()),
+            work_lost_p90_points: quantile(points.clone(), 0.9),
+            work_lost_median_points: median(points),
             verdict_right: share(right, predicted.len()).unwrap_or(0.0),
         })
     }

@@ -90,9 +90,16 @@ impl Table {
             let percent = |value: u64| format!("{value} %");
             self.figure("strongest throttle", prediction.throttle_percent, percent);
             self.figure("  asleep for it", prediction.throttled_ms, millis);
+        }
+        let crowded = prediction.crowded_out_percent;
+        if prediction.throttle_percent.high > 0 || crowded > 0.0 {
             let percent = |value: f64| format!("{value:.1} %");
             let lost = prediction.guest_work_lost_percent;
-            self.figure("  guest work lost", lost, percent);
+            self.figure("guest work lost", lost, percent);
+        }
+        if crowded > 0.0 {
+            let note = "less processor time for it while the move sends";
+            self.row("  crowded out", &format!("{crowded:.0} %"), note);
         }
     }
 

@@ -76,13 +76,16 @@ pub fn study_table(summary: &Summary, style: Style) -> String {
             Some(share) => format!("{:.0} %", 100.0 * share),
             None => "–".to_owned(),
         };
+        let points = |points: Option<f64>| points.map_or("–".to_owned(), |p| format!("{p:.1}"));
         let _ = writeln!(
             text,
-            "\n{} predictions: time off by {} in the median, by less than {} in nine of ten; downtime within 5 ms or a quarter in {}; verdict right in {}",
+            "\n{} predictions: time off by {} in the median, by less than {} in nine of ten; downtime within 5 ms or a quarter in {}; work lost off by {} points in the median, by less than {} in nine of ten; verdict right in {}",
             quality.moves,
             percent(quality.total_median_error),
             percent(quality.total_p90_error),
             percent(quality.blackout_within),
+            points(quality.work_lost_median_points),
+            points(quality.work_lost_p90_points),
             percent(Some(quality.verdict_right))
         );
     }
