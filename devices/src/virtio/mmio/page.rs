@@ -108,9 +108,10 @@ impl RegisterPage {
             .load(Ordering::SeqCst)
     }
 
-    /// Shows the device's configuration space as it is now. A driver that reads it meanwhile sees the generation change
-    /// between its first look and its last, and reads again (2.5.3.2): it counts before the first word and behind the
-    /// last.
+    /// Shows the device's configuration space as it is now. A driver that begins to read before sees another generation
+    /// afterwards, and reads again (2.5.3.2): it counts before the first word and behind the last. One that begins in
+    /// between may see some words of before and some of after, so nothing that changes while a driver runs may be longer
+    /// than a word.
     pub(super) fn show_config(&self, device: &dyn VirtioDevice) {
         let mut bytes = [0; CONFIG_BYTES];
         device.read_config(0, &mut bytes);

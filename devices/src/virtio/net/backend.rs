@@ -1,6 +1,6 @@
 //! What a network card is plugged into: descriptors that give and take one frame a call, each with the
 //! 12-byte header of virtio 1.2, 5.1.6 in front of it.
-#![allow(unsafe_code, reason = "readv and writev on guest memory")]
+#![allow(unsafe_code, reason = "readv and writev on guest memory, and poll")]
 
 use std::io;
 use std::os::fd::RawFd;
@@ -15,6 +15,19 @@ use crate::virtio::chain::{self, Segment};
 pub const HEADER: usize = 12;
 /// The most bytes of a frame with its header: 64 KiB of TSO payload and what is before it (5.1.6.3.1).
 pub const MAX_FRAME: usize = 65_562;
+
+/// Whether a backend takes a frame right now. If it does not, whoever watches it is told once it does: a tap promises
+/// that to who has asked, and not to who was refused (`tun_chr_poll` of Linux's drivers/net/tun.c).
+pub fn has_room(fd: RawFd) -> bool {
+    let mut ask = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, which is ours until the call has returned; a descriptor that is none is only reported.
+    let answered = unsafe { libc::poll(&raw mut ask, 1, 0) };
+    answered == 1 && ask.revents & libc::POLLOUT != 0
+}
 
 /// A tap, or what behaves like one.
 pub trait NetBackend: Send {

@@ -62,8 +62,13 @@ impl VirtioNet {
                 });
             }
             io.ring(index)?.push_used(ram, [(head, 1)])?;
-            // What came for a pair before it was in use found nobody.
-            for pair in active..self.active {
+            // What came for a pair before it was in use found nobody; nor while the backend would not go from so many
+            // pairs to others.
+            let unseen = match status {
+                0 => active..self.active,
+                _ => 0..self.active,
+            };
+            for pair in unseen {
                 io.run_again(pair::QUEUES * pair);
             }
         }

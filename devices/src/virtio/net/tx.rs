@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use super::backend::{HEADER, Iovecs, MAX_FRAME};
+use super::backend::{self, HEADER, Iovecs, MAX_FRAME};
 use crate::virtio::chain::{self, Chain};
 use crate::virtio::device::{BURST_BYTES, QueueIo};
 use crate::virtio::queue::QueueError;
@@ -62,6 +62,11 @@ impl Tx {
             if !self.send(&mut iovecs, fd)? {
                 ring.unpop(1);
                 self.blocked = true;
+                // A tap that refuses a frame tells nobody when it has room again, unless it is asked first; what was
+                // known of it before was edge-triggered. It may have room by now.
+                if backend::has_room(fd) {
+                    io.run_again(index);
+                }
                 return Ok(());
             }
             bytes += chain::bytes(self.chain.readable());
