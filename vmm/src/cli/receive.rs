@@ -63,7 +63,8 @@ pub struct Args {
     max_memory: Size,
 
     /// Touch so much memory before a guest comes, and give it to the one that does. Memory that has rested is slow at
-    /// its first touch, and a move waits for it otherwise; all of it is taken from the host at once
+    /// its first touch, and a move waits for it otherwise; all of it is taken from the host at once. A source that
+    /// comes earlier gets what is touched by then
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     prefault: Option<Size>,
 

@@ -168,18 +168,27 @@ impl Listener {
         }
     }
 
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Listener::Tcp(listener, _) => listener.as_fd(),
+            Listener::Unix(socket) => socket.as_fd(),
+            Listener::Local(socket) => socket.as_fd(),
+        }
+    }
+
+    /// Whether there is a connection that nobody has taken.
+    fn has_come(&self) -> bool {
+        let mut fds = [PollFd::new(self.fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
     /// The next connection, within the deadline if there is one and unless `wake` becomes readable.
     fn next(
         &self,
         deadline: Option<Instant>,
         wake: Option<BorrowedFd<'_>>,
     ) -> std::io::Result<Option<(Box<dyn Transport>, String)>> {
-        let fd = match self {
-            Listener::Tcp(listener, _) => listener.as_fd(),
-            Listener::Unix(socket) => socket.as_fd(),
-            Listener::Local(socket) => socket.as_fd(),
-        };
-        let mut fds = vec![PollFd::new(fd, PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(self.fd(), PollFlags::POLLIN)];
         fds.extend(wake.map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
         loop {
             let slice = deadline.map_or(PollTimeout::NONE, |deadline| {
@@ -426,7 +435,7 @@ impl Receiver {
     }
 
     /// Touches memory before a guest comes for it, if any is wanted. It may take minutes, in which the process can be
-    /// asked and stopped, but answers no source. That there is as much has been looked at.
+    /// asked and stopped, and ends with the first source that comes. That there is as much has been looked at.
     fn prefault(&self) -> Result<Option<Prefaulted>, GuestError> {
         let bytes = self.config.prefault;
         if bytes == 0 {
@@ -435,16 +444,26 @@ impl Receiver {
         let text = format!("touching {} of memory before a guest comes", Size(bytes));
         log::say(&text);
         self.manager.status(&text);
-        let ready = Prefaulted::new(bytes);
+        let ready = Prefaulted::new(bytes, &|| self.has_come());
         let ready = ready.map_err(|e| GuestError::new("cannot wait for a guest", e))?;
+        if ready.touched() < bytes {
+            let touched = Size(ready.touched());
+            log::say(&format!("somebody has come, with {touched} of it touched"));
+        }
         Ok(Some(ready))
+    }
+
+    /// Whether a source waits to be answered, which it does for some seconds only.
+    fn has_come(&self) -> bool {
+        let listener = self.listener.borrow();
+        listener.as_ref().is_some_and(Listener::has_come)
     }
 
     /// For the next guest, after one that failed took it along, or a probe wrote to it. It may be gone meanwhile; a
     /// guest can do without.
     fn prefault_again(&self) {
         let mut ready = self.ready.borrow_mut();
-        let renewed = ready.take().map(Prefaulted::renew);
+        let renewed = ready.take().map(|old| old.renew(&|| self.has_come()));
         *ready = renewed.and_then(Result::ok);
         if ready.is_none() {
             let possible = self.gauges.check_prefault(self.config.prefault);

@@ -26,17 +26,19 @@ const STEP: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Prefaulted {
     region: MmapRegion,
+    /// So many of its first bytes are touched.
+    touched: usize,
     /// So many of its first bytes somebody may have written.
     lent: usize,
 }
 
 impl Prefaulted {
-    /// Has so many bytes touched, in huge pages where the host has them. It takes a tenth of a second to seconds for
-    /// each GiB.
+    /// Has so many bytes touched, in huge pages where the host has them, or as many of them as it could until it is
+    /// `wanted`. It takes a tenth of a second to seconds for each GiB.
     ///
     /// # Errors
     /// The host does not have them, or a kernel before Linux 5.14 cannot.
-    pub fn new(bytes: u64) -> Result<Self, MemoryError> {
+    pub fn new(bytes: u64, wanted: &dyn Fn() -> bool) -> Result<Self, MemoryError> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| MemoryError::Prefault {
             bytes,
             source,
@@ -45,8 +47,12 @@ impl Prefaulted {
         let region = MmapRegion::new(len).map_err(|e| failed(e.into()))?;
         // Without (a kernel without huge pages) it is slower, and that is all.
         let _ = advise(&region, 0..len, Advice::HugePages);
-        let memory = Self { region, lent: 0 };
-        memory.touch(len).map_err(|e| failed(e.into()))?;
+        let mut memory = Self {
+            region,
+            touched: 0,
+            lent: 0,
+        };
+        memory.touch(wanted).map_err(|e| failed(e.into()))?;
         Ok(memory)
     }
 
@@ -55,29 +61,37 @@ impl Prefaulted {
         u64::try_from(self.region.size()).unwrap_or(u64::MAX)
     }
 
+    /// How many of them are touched.
+    pub fn touched(&self) -> u64 {
+        u64::try_from(self.touched).unwrap_or(u64::MAX)
+    }
+
     /// Lets somebody write to so many of the first bytes at most, until it is [renewed](Self::renew).
     pub fn lend(&mut self, most: usize) -> &MmapRegion {
         self.lent = self.lent.max(most.min(self.region.size()));
         &self.region
     }
 
-    /// Makes what was lent zero again, and touches it.
+    /// Makes what was lent zero again, and touches it, and what was not touched yet, until it is `wanted`.
     ///
     /// # Errors
     /// The kernel refuses; then it is of no use any more.
-    pub fn renew(mut self) -> io::Result<Self> {
+    pub fn renew(mut self, wanted: &dyn Fn() -> bool) -> io::Result<Self> {
         self.clean()?;
-        self.touch(self.lent)?;
-        self.lent = 0;
+        if self.lent > 0 {
+            (self.lent, self.touched) = (0, 0);
+        }
+        self.touch(wanted)?;
         Ok(self)
     }
 
-    /// Touches the first bytes.
-    fn touch(&self, len: usize) -> io::Result<()> {
-        let len = len.min(self.region.size());
-        for offset in (0..len).step_by(STEP) {
-            let end = len.min(offset + STEP);
-            advise(&self.region, offset..end, Advice::Touch)?;
+    /// Touches what is not touched yet, until it is wanted. Where it is there already that takes no time.
+    fn touch(&mut self, wanted: &dyn Fn() -> bool) -> io::Result<()> {
+        let len = self.region.size();
+        while self.touched < len && !wanted() {
+            let end = len.min(self.touched + STEP);
+            advise(&self.region, self.touched..end, Advice::Touch)?;
+            self.touched = end;
         }
         Ok(())
     }
@@ -151,11 +165,15 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn given(bytes: u64, layout: &MemoryLayout) -> (GuestRam, u64) {
-        let ready = Prefaulted::new(bytes).unwrap();
+        let ready = Prefaulted::new(bytes, &|| false).unwrap();
         assert_eq!(ready.bytes(), bytes);
         let ram = map(layout, Backing::Prefaulted(ready)).unwrap();
-        let touched = touched(&ram, layout).unwrap().len();
-        (ram, touched * 4096)
+        let touched = touched_bytes(&ram, layout);
+        (ram, touched)
+    }
+
+    fn touched_bytes(ram: &GuestRam, layout: &MemoryLayout) -> u64 {
+        touched(ram, layout).unwrap().len() * 4096
     }
 
     #[test]
@@ -175,7 +193,7 @@ mod tests {
     #[test]
     fn it_fills_one_region_after_the_other() {
         let ranges = [(GuestAddress(0), 4 << 20), (GuestAddress(1 << 32), 4 << 20)];
-        let ready = Prefaulted::new(6 * MIB).unwrap();
+        let ready = Prefaulted::new(6 * MIB, &|| false).unwrap();
         let ram = ready.give(GuestRam::from_ranges(&ranges).unwrap()).unwrap();
         let region = |(gpa, bytes): (GuestAddress, usize)| Region {
             gpa: gpa.0,
@@ -189,11 +207,11 @@ mod tests {
     fn what_was_lent_is_zero_again_and_there() {
         let layout = crate::layout::memory_layout(16 * MIB).unwrap();
         for (renewed, missing) in [(true, 0), (false, 4 * MIB)] {
-            let mut ready = Prefaulted::new(16 * MIB).unwrap();
+            let mut ready = Prefaulted::new(16 * MIB, &|| false).unwrap();
             let slice = ready.lend(4 << 20).get_slice(0, 4 << 20).unwrap();
             slice.copy_from(&[7u8; 4 << 20]);
             if renewed {
-                ready = ready.renew().unwrap();
+                ready = ready.renew(&|| false).unwrap();
             }
             let ram = map(&layout, Backing::Prefaulted(ready)).unwrap();
             let found = touched(&ram, &layout).unwrap().len() * 4096;
@@ -204,9 +222,28 @@ mod tests {
         }
     }
 
+    /// Whoever comes for it does not wait: it goes as it is, and is touched to the end for the next one.
+    #[test]
+    fn it_is_touched_until_somebody_wants_it() {
+        let layout = crate::layout::memory_layout(160 * MIB).unwrap();
+        for (renewed, touched) in [(false, 64), (true, 160)] {
+            let asked = std::cell::Cell::new(0);
+            let wanted = || asked.replace(asked.get() + 1) == 1;
+            let mut ready = Prefaulted::new(160 * MIB, &wanted).unwrap();
+            assert_eq!((ready.bytes(), ready.touched()), (160 * MIB, 64 * MIB));
+            if renewed {
+                ready = ready.renew(&|| false).unwrap();
+            }
+            assert_eq!(ready.touched(), touched * MIB);
+            let ram = map(&layout, Backing::Prefaulted(ready)).unwrap();
+            let found = touched_bytes(&ram, &layout);
+            assert_eq!(found, touched * MIB);
+        }
+    }
+
     #[test]
     fn what_no_host_has_is_refused() {
-        let text = Prefaulted::new(1 << 50).unwrap_err().to_string();
+        let text = Prefaulted::new(1 << 50, &|| false).unwrap_err().to_string();
         assert!(text.contains("have 1024T of memory ready"), "{text}");
         assert!(text.contains("smaller --prefault"), "{text}");
     }

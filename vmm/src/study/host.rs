@@ -84,6 +84,19 @@ impl Host {
         Client::new(&self.folder.path().join("control"))
     }
 
+    /// Waits until it waits for a guest: one that touches memory beforehand takes a while to get there.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn wait_waiting(&mut self, stop: &AtomicBool) -> Result<(), TrialError> {
+        let said = self.folder.path().join("said");
+        self.wait("its memory to be ready", stop, || {
+            let said = std::fs::read_to_string(&said);
+            let said = said.map_err(TrialError::io("read what it said"))?;
+            Ok(said.contains("waiting for a guest on "))
+        })
+    }
+
     /// Waits until the guest, a pulse, beats.
     ///
     /// # Errors

@@ -120,7 +120,8 @@ pub fn run(
     if case.link.is_fast() {
         args.extend(["--prefault", &max_memory]);
     }
-    let destination = Host::start(place.destination(), "receive", &args, stop)?;
+    let mut destination = Host::start(place.destination(), "receive", &args, stop)?;
+    destination.wait_waiting(stop)?;
     let request = request(case, place, target);
     let mut measured = Vec::new();
     let predicted = match case.predict {
