@@ -47,7 +47,7 @@ bench: deps build ## move guests by Ferry and by QEMU, verify each and print wha
 BENCH_NET ?=
 
 .PHONY: bench-net
-bench-net: deps build image-cloud ## what guests' network cards carry, Ferry's beside QEMU's and vhost-net; about 20 minutes
+bench-net: deps build image-cloud ## what guests' network cards carry, Ferry's beside QEMU's and vhost-net; about half an hour
 	$(CARGO) run --release --quiet -p integration-tests --bin bench-net -- $(BENCH_NET)
 
 # For example: make bench-boot BENCH_BOOT='--runs 15'

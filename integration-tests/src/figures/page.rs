@@ -82,7 +82,7 @@ than an idle one as the published one did.
         }
         line("predicted, Ferry", *predicted, String::new());
     }
-    page.push_str("\n\"Of the link\" is the bytes on the wire over what TCP can carry of it (94 %). At 10 Gbit/s the two processors here carry no more than about 0.9 GB/s of plain TCP over that link (`make bench`\nmeasures it beside its moves); predicted is the link's own 1.18 GB/s.\n\n![Time against memory](figures/gigabits.svg)\n");
+    page.push_str("\n\"Of the link\" is the bytes on the wire over what TCP can carry of it (94 %). `make bench` measures plain TCP beside its\nmoves. Predicted is a link of that much.\n\n![Time against memory](figures/gigabits.svg)\n");
 }
 
 fn of_fold(page: &mut String, folds: &Folds) {

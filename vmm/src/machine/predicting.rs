@@ -220,9 +220,10 @@ impl Study<'_> {
 }
 
 /// A vCPU that runs less than this share of its time is not asked what others leave to it: it hardly asks for anything.
-const ASKS: f64 = 0.1;
-/// So much less than before is chance.
-const CHANCE: f64 = 0.05;
+const ASKS: f64 = 0.25;
+/// So much less than before is chance: a guest that rests in between takes a tenth more or less from one few seconds to
+/// the next. Where a move does take processors from a guest it is a third and more.
+const CHANCE: f64 = 0.15;
 /// Nobody is left with less.
 const LEAST_LEFT: f64 = 0.05;
 
@@ -285,9 +286,9 @@ mod tests {
         assert_eq!(of(1.0, 0.4), 0.4);
         assert_eq!(of(0.5, 0.25), 0.5);
         // By chance less, or more; next to nothing; and time that is none.
-        assert_eq!(of(1.0, 0.96), 1.0);
+        assert_eq!(of(1.0, 0.86), 1.0);
         assert_eq!(of(0.5, 0.9), 1.0);
-        assert_eq!(of(0.05, 0.01), 1.0);
+        assert_eq!(of(0.2, 0.01), 1.0);
         assert_eq!(of(0.0, 0.0), 1.0);
         assert_eq!(of(1.0, 0.0), LEAST_LEFT);
         assert_eq!(left(1.0, second, Duration::ZERO), 1.0);
