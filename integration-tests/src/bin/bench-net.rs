@@ -3,6 +3,7 @@
 //! The rooms are in [`integration_tests::bench_net`]; here is the command line, the way into the nested host, and where
 //! the figures go.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -47,8 +48,8 @@ struct Cli {
     /// Inside: so many processors are there
     #[arg(long, hide = true)]
     part: Option<u32>,
-    /// Go on with the rows that FILE has not
-    #[arg(long)]
+    /// Go on with the runs that FILE has not
+    #[arg(long, overrides_with = "go_on")]
     go_on: bool,
     /// Where the figures go
     #[arg(long, value_name = "FILE", default_value_os_t = default_summary(NAME))]
@@ -59,6 +60,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Place::Native(_) = Place::choose() {
         return errand(&cli, &[]).run(|| here(&cli));
+    }
+    if !cli.go_on {
+        // What is there is of another time. Where there is nothing, that is the end of it.
+        let _ = std::fs::remove_file(&cli.json);
     }
     for (index, processors) in cli.processors.iter().enumerate() {
         let part = processors.to_string();
@@ -123,8 +128,12 @@ fn here(cli: &Cli) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// The figures of before; none, if there is no such file.
 fn so_far(path: &Path) -> Result<Figures, Error> {
     let failed = |e| Error::file("go on from", path, e);
-    let text = std::fs::read(path).map_err(failed)?;
+    let text = match std::fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Figures::default()),
+        read => read.map_err(failed)?,
+    };
     serde_json::from_slice(&text).map_err(|e| failed(e.into()))
 }

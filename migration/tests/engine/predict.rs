@@ -58,6 +58,26 @@ fn heavy() -> Vec<Part> {
     vec![Part::random(512 * MIB, 100_000.0)]
 }
 
+/// A move that works on the guest's own processors takes its work, and the guest has the less to send.
+#[test]
+fn a_guest_that_is_crowded_out_writes_less_and_loses_work() {
+    // Half of what the link carries.
+    let writes = vec![Part::random(64 * MIB, 14_400.0)];
+    let alone = question(256, writes, ThrottlePolicy::Auto, 300);
+    let crowded = predict(&Question {
+        left: 0.4,
+        ..alone.clone()
+    });
+    let alone = predict(&alone);
+    assert_eq!(alone.crowded_out_percent, 0.0);
+    assert!((crowded.crowded_out_percent - 60.0).abs() < 1e-9);
+    let lost = |told: &Prediction| told.guest_work_lost_percent.expected;
+    assert!(lost(&alone) < 10.0, "{}", lost(&alone));
+    assert!((55.0..65.0).contains(&lost(&crowded)), "{}", lost(&crowded));
+    assert_eq!(crowded.throttled_ms.expected, 0.0);
+    assert!(crowded.wire_bytes.expected < alone.wire_bytes.expected);
+}
+
 /// By single pages, and by a hundred cells; with other seeds: their means agree, and lie in the interval.
 #[test]
 fn the_mean_does_not_depend_on_the_grain() {
