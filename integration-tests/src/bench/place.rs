@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use super::scenario::Link;
 use crate::Error;
 use crate::ferry::{Netns, World};
+use vmm::units::{Rate, UnitError};
 
 /// The two ends of a link. What was made for it goes when it is dropped.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ impl Place {
         let Link::Shaped(rate) = link else {
             return Ok(Self { world: None });
         };
+        let rate = rate.parse();
+        let rate: Rate = rate.map_err(|e: UnitError| Error::Unexpected(e.to_string()))?;
         let world = World::new(0)?;
         world.a.shape(World::LINK, rate)?;
         world.b.shape(World::LINK, rate)?;

@@ -26,14 +26,8 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let errand = Errand {
-        name: NAME,
-        summary: &cli.summary,
-        timeout: WHOLE,
-        memory_mib: None,
-        cpus: None,
-        words: &[],
-        patience: 0,
         qemu: true,
+        ..Errand::new(NAME, &cli.summary, WHOLE)
     };
     errand.run(|| here(&cli))
 }

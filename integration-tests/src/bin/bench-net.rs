@@ -87,14 +87,11 @@ fn main() -> ExitCode {
 
 fn errand<'a>(cli: &'a Cli, words: &'a [&'a str]) -> Errand<'a> {
     Errand {
-        name: NAME,
-        summary: &cli.json,
-        timeout: WHOLE,
         memory_mib: Some(MEMORY_MIB),
-        cpus: None,
         words,
         patience: PATIENCE,
         qemu: cli.programs.iter().any(|name| name.starts_with("qemu")),
+        ..Errand::new(NAME, &cli.json, WHOLE)
     }
 }
 

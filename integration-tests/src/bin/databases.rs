@@ -31,14 +31,12 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let errand = Errand {
-        name: NAME,
-        summary: &cli.summary,
-        timeout: BESIDE + A_MOVE.saturating_mul(cli.moves),
         memory_mib: Some(MEMORY_MIB),
-        cpus: None,
-        words: &[],
-        patience: 0,
-        qemu: false,
+        ..Errand::new(
+            NAME,
+            &cli.summary,
+            BESIDE + A_MOVE.saturating_mul(cli.moves),
+        )
     };
     errand.run(|| here(&cli))
 }

@@ -29,14 +29,8 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let errand = Errand {
-        name: NAME,
-        summary: &cli.summary,
-        timeout: WHOLE,
         memory_mib: Some(MEMORY_MIB),
-        cpus: None,
-        words: &[],
-        patience: 0,
-        qemu: false,
+        ..Errand::new(NAME, &cli.summary, WHOLE)
     };
     errand.run(|| here(&cli))
 }

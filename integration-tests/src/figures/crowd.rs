@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{Load, link};
 use crate::Error;
 use crate::ferry::{Ferry, PulseGuest, World};
+use vmm::units::Rate;
 
 /// Published: seconds for all, by the faster and the slower adapter.
 pub const PUBLISHED: [f64; 2] = [460.0, 640.0];
@@ -21,8 +22,8 @@ pub const GUESTS_THERE: u32 = 150;
 pub const GUESTS: u16 = 16;
 /// The memory of each, in MiB, all content.
 pub const MIB: u64 = 128;
-/// The link, in `tc`'s words.
-const LINK: &str = "10gbit";
+/// The link: 10 Gbit/s.
+const LINK: Rate = Rate(1_250_000_000);
 const SEED: u64 = 3;
 
 /// What came of it.

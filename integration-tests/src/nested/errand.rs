@@ -34,7 +34,21 @@ pub struct Errand<'a> {
     pub qemu: bool,
 }
 
-impl Errand<'_> {
+impl<'a> Errand<'a> {
+    /// One in a nested host of the usual size, without QEMU, for which a loss is the end.
+    pub fn new(name: &'a str, summary: &'a Path, timeout: Duration) -> Self {
+        Self {
+            name,
+            summary,
+            timeout,
+            memory_mib: None,
+            cpus: None,
+            words: &[],
+            patience: 0,
+            qemu: false,
+        }
+    }
+
     /// Does it; `here` is the work, and says whether all was as it should be.
     pub fn run(&self, here: impl FnOnce() -> Result<bool, Error>) -> ExitCode {
         let place = Place::choose();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use integration_tests::ferry::{Ferry, NapWatch, Naps, PulseGuest, World};
 use serde_json::Value;
+use vmm::units::Rate;
 
 const STEP: Duration = Duration::from_secs(60);
 const SEED: u64 = 2;
@@ -23,7 +24,7 @@ fn count(value: &Value) -> u64 {
 /// its vCPUs slept before they were stopped.
 fn arrives_whole(guest: &PulseGuest<'_>, args: &[&str]) -> (Value, Naps) {
     let world = World::new(0).unwrap();
-    world.a.shape(World::LINK, "1gbit").unwrap();
+    world.a.shape(World::LINK, Rate(125_000_000)).unwrap();
     let mut source = guest.boot(Some(&world.a)).unwrap();
     let filled = [guest.fillable()];
     source.fill(SEED, &filled).unwrap();

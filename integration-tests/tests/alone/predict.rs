@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use integration_tests::ferry::{Ferry, PulseGuest, World};
 use serde_json::Value;
+use vmm::units::Rate;
 
 const STEP: Duration = Duration::from_secs(60);
 const SEED: u64 = 5;
@@ -23,7 +24,7 @@ struct Stage {
 impl Stage {
     fn set(words: &str, cpus: u8) -> Self {
         let world = World::new(0).unwrap();
-        world.a.shape(World::LINK, "1gbit").unwrap();
+        world.a.shape(World::LINK, Rate(125_000_000)).unwrap();
         let guest = PulseGuest {
             words,
             cpus,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use integration_tests::ferry::{Ferry, PulseGuest, World};
 use serde_json::Value;
+use vmm::units::Rate;
 
 const STEP: Duration = Duration::from_secs(60);
 const SEED: u64 = 11;
@@ -23,7 +24,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 /// Moves the guest over 300 Mbit/s, a third of what vCPU 1 writes, checks it, and that vCPU 0 was left alone.
 fn only_the_writer_pays(throttle: &str) {
     let world = World::new(0).unwrap();
-    world.a.shape(World::LINK, "300mbit").unwrap();
+    world.a.shape(World::LINK, Rate(37_500_000)).unwrap();
     let ring = ["--dirty-tracking", "ring"];
     let mut source = GUEST.boot_with(Some(&world.a), &ring).unwrap();
     let filled = [GUEST.fillable()];

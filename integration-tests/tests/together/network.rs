@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use integration_tests::ferry::{EchoClient, Netns, World};
+use vmm::units::Rate;
 
 /// A service on host A under the guest's address, and a client in the world.
 #[test]
@@ -45,7 +46,7 @@ fn the_world_reaches_a_guest_through_the_bridges() {
 fn programs_and_shaped_links_lie_in_their_namespace() {
     let netns = Netns::new("shape").unwrap();
     netns.ip("link add dev out type veth peer name in").unwrap();
-    netns.shape("out", "1gbit").unwrap();
+    netns.shape("out", Rate(125_000_000)).unwrap();
     let show = |program: &str, args: &[&str]| {
         let output = netns
             .command(Path::new(program))

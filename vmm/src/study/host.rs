@@ -19,6 +19,8 @@ use crate::control::client::Client;
 
 /// Time for whatever is quick on an idle machine.
 const STEP: Duration = Duration::from_secs(30);
+/// Time to touch the memory of a study's largest guest where each GiB takes seconds.
+const MEMORY: Duration = Duration::from_secs(300);
 /// How often it is looked whether it has been done.
 const LOOK: Duration = Duration::from_millis(20);
 /// So many heartbeats say that a guest is at work.
@@ -73,7 +75,7 @@ impl Host {
             name,
         };
         let client = host.client();
-        host.wait("an answer of its control socket", stop, || {
+        host.wait("an answer of its control socket", STEP, stop, || {
             Ok(client.status().is_ok())
         })?;
         Ok(host)
@@ -90,7 +92,7 @@ impl Host {
     /// It does not.
     pub fn wait_waiting(&mut self, stop: &AtomicBool) -> Result<(), TrialError> {
         let said = self.folder.path().join("said");
-        self.wait("its memory to be ready", stop, || {
+        self.wait("its memory to be ready", MEMORY, stop, || {
             let said = std::fs::read_to_string(&said);
             let said = said.map_err(TrialError::io("read what it said"))?;
             Ok(said.contains("waiting for a guest on "))
@@ -104,7 +106,7 @@ impl Host {
     pub fn wait_beating(&mut self, stop: &AtomicBool) -> Result<(), TrialError> {
         let memory = self.memory()?;
         let mut first = None;
-        self.wait("the guest's heartbeat", stop, || {
+        self.wait("the guest's heartbeat", STEP, stop, || {
             let Ok(status) = verify::status(&memory) else {
                 return Ok(false);
             };
@@ -140,6 +142,7 @@ impl Host {
     fn wait(
         &mut self,
         what: &'static str,
+        limit: Duration,
         stop: &AtomicBool,
         mut done: impl FnMut() -> Result<bool, TrialError>,
     ) -> Result<(), TrialError> {
@@ -149,13 +152,13 @@ impl Host {
                 return Err(TrialError::Interrupted);
             }
             let ended = self.child.try_wait().ok().flatten();
-            if ended.is_some() || began.elapsed() > STEP {
+            if ended.is_some() || began.elapsed() > limit {
                 return Err(TrialError::Waited {
                     name: self.name,
                     what,
                     end: match ended {
                         Some(status) => format!("it ended: {status}"),
-                        None => format!("{} s were not enough", STEP.as_secs()),
+                        None => format!("{} s were not enough", limit.as_secs()),
                     },
                     said: last_words(&self.folder.path().join("said")),
                 });

@@ -12,6 +12,8 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 use thiserror::Error;
 
+use crate::units::Rate;
+
 /// What a network is made of could not be had.
 #[derive(Debug, Error)]
 pub enum NetnsError {
@@ -39,20 +41,9 @@ pub enum NetnsError {
 /// 1500 bytes take 1.2 ms at 10 Gbit/s.
 const SLACK: Duration = Duration::from_millis(1);
 
-/// The bytes that a link of that rate (`tc`'s words) carries in [`SLACK`]; a frame's at least, and no more where the
-/// words are none, which `tc` will say.
-fn carried_in_slack(rate: &str) -> u64 {
-    let digits = rate.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let times = match &rate[digits.len()..] {
-        "bit" => 1,
-        "kbit" => 1_000,
-        "mbit" => 1_000_000,
-        "gbit" => 1_000_000_000,
-        _ => 0,
-    };
-    let bits: u64 = digits.parse().unwrap_or(0);
-    let bytes_per_s = u128::from(bits) * times / 8;
-    let bytes = bytes_per_s * SLACK.as_nanos() / 1_000_000_000;
+/// The bytes that a link of that rate carries in [`SLACK`]; a frame's at least.
+fn carried_in_slack(Rate(bytes_per_s): Rate) -> u64 {
+    let bytes = u128::from(bytes_per_s) * SLACK.as_nanos() / 1_000_000_000;
     u64::try_from(bytes).unwrap_or(u64::MAX).max(1600)
 }
 
@@ -164,17 +155,17 @@ impl Netns {
         self.ip(&format!("link set dev {device} up"))
     }
 
-    /// Limits what leaves by a device to `rate` (`tc`'s words: `1gbit`), by htb, which may catch up on [`SLACK`].
+    /// Limits what leaves by a device to `rate`, by htb, which may catch up on [`SLACK`].
     ///
     /// # Errors
     /// `tc` fails.
-    pub fn shape(&self, device: &str, rate: &str) -> Result<(), NetnsError> {
-        let burst = carried_in_slack(rate);
+    pub fn shape(&self, device: &str, rate: Rate) -> Result<(), NetnsError> {
+        let (bits, burst) = (rate.0.saturating_mul(8), carried_in_slack(rate));
         self.tc(&format!(
             "qdisc replace dev {device} root handle 1: htb default 1"
         ))?;
         self.tc(&format!(
-            "class replace dev {device} parent 1: classid 1:1 htb rate {rate} quantum 60000 burst {burst} cburst {burst}"
+            "class replace dev {device} parent 1: classid 1:1 htb rate {bits}bit quantum 60000 burst {burst} cburst {burst}"
         ))
     }
 
@@ -230,17 +221,23 @@ fn run(command: &mut Command) -> Result<(), NetnsError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_link_catches_up_on_a_millisecond() {
-        assert_eq!(carried_in_slack("10gbit"), 1_250_000);
-        assert_eq!(carried_in_slack("1gbit"), 125_000);
-        assert_eq!(carried_in_slack("300mbit"), 37_500);
-        assert_eq!(carried_in_slack("940000000bit"), 117_500);
-        for small_or_none in ["1mbit", "64kbit", "gbit", "", "fast", "1é"] {
-            assert_eq!(carried_in_slack(small_or_none), 1600, "{small_or_none}");
+        for (rate, bytes) in [
+            ("10Gbit", 1_250_000),
+            ("1Gbit", 125_000),
+            ("300Mbit", 37_500),
+            ("940Mbit", 117_500),
+            ("1Mbit", 1600),
+            ("64kbit", 1600),
+        ] {
+            assert_eq!(carried_in_slack(rate.parse().unwrap()), bytes, "{rate}");
         }
+        assert_eq!(carried_in_slack(Rate(0)), 1600);
+        assert_eq!(carried_in_slack(Rate(u64::MAX)), u64::MAX / 1000);
     }
 }

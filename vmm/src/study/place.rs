@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use super::case::Link;
 use super::netns::{Netns, NetnsError};
 use super::trial::TrialError;
+use crate::units::Rate;
 
 /// The link's device on both sides, and the addresses of the two.
 const DEVICE: &str = "move0";
@@ -48,7 +49,7 @@ impl Place {
                 a.join(DEVICE, &b, DEVICE)?;
                 a.ip(&format!("address add {SOURCE}/24 dev {DEVICE}"))?;
                 b.ip(&format!("address add {DESTINATION}/24 dev {DEVICE}"))?;
-                a.shape(DEVICE, &format!("{}bit", rate.saturating_mul(8)))?;
+                a.shape(DEVICE, Rate(rate))?;
                 place.netns = Some((a, b));
             }
         }

@@ -21,7 +21,7 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConfig, ServerConfig};
 
 pub use self::credentials::{Credentials, Demand, peer_name};
-use self::session::{Outgoing, Session};
+use self::session::{Outgoing, Session, Wish};
 pub use self::words::TlsError;
 use super::codec;
 use super::connect::{Connect, ConnectError};
@@ -180,7 +180,7 @@ impl Tls {
         (pushed, Ok(()))
     }
 
-    /// Makes records of the bytes, about [`BATCH`] of them; says how many. What has come meanwhile is decrypted, too.
+    /// Makes records of the bytes, about [`BATCH`] of them; says how many.
     fn seal(&mut self, from: &[Out<'_>]) -> Result<usize, TlsError> {
         let mut place = Place::default();
         let mut sealed = 0;
@@ -189,17 +189,20 @@ impl Tls {
             if count == 0 {
                 break;
             }
-            let content = &self.bounce[..count];
-            let incoming = &mut self.raw[self.start..self.end];
-            let deliver = |plain: &[u8]| self.plain.extend_from_slice(plain);
-            let (done, made) = self
-                .session
-                .seal(content, incoming, &mut self.outgoing, deliver);
-            self.start += done;
-            made?;
+            self.write(|bounce| Wish::Content(&bounce[..count]))?;
             sealed += count;
         }
         Ok(sealed)
+    }
+
+    /// Puts what is wished for, which may be in `bounce`, into records. What has come meanwhile is decrypted.
+    fn write(&mut self, wish: impl FnOnce(&[u8]) -> Wish<'_>) -> Result<(), TlsError> {
+        let wish = wish(&self.bounce);
+        let incoming = &mut self.raw[self.start..self.end];
+        let deliver = |plain: &[u8]| self.plain.extend_from_slice(plain);
+        let (done, made) = (self.session).write(wish, incoming, &mut self.outgoing, deliver);
+        self.start += done;
+        Ok(made?)
     }
 
     /// Receives what comes, behind what is there.
@@ -285,12 +288,7 @@ impl Tls {
         let ready = !self.broken && !self.session.common().is_handshaking();
         if ready && self.outgoing.is_empty() {
             // If there is no room for it the peer sees a cut. It has no better news coming.
-            let incoming = &mut self.raw[self.start..self.end];
-            let deliver = |plain: &[u8]| self.plain.extend_from_slice(plain);
-            let (done, _) = self
-                .session
-                .say_goodbye(incoming, &mut self.outgoing, deliver);
-            self.start += done;
+            let _ = self.write(|_| Wish::Goodbye);
             let _ = self.push(Waits::No);
         }
     }

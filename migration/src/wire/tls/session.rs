@@ -50,9 +50,11 @@ impl From<UnbufferedServerConnection> for Session {
 
 /// What there is to be written as soon as the session is ready for it.
 #[derive(Debug, Clone, Copy)]
-enum Wish<'a> {
+pub(super) enum Wish<'a> {
     Nothing,
+    /// Records of this.
     Content(&'a [u8]),
+    /// The last record.
     Goodbye,
 }
 
@@ -104,37 +106,14 @@ impl Session {
         (done, step.map(|step| step != Step::Idle))
     }
 
-    /// Makes records of `content`, behind the steps that `incoming` asks for before that. Says how many of its bytes are
-    /// done with.
+    /// Fulfils a wish, behind the steps that `incoming` asks for before that. Says how many of its bytes are done with.
+    ///
+    /// It is shown all that has come although this end writes: it has counted the bytes of a message that is not whole,
+    /// and panics over fewer.
     ///
     /// # Errors
     /// The session is broken, or not ready.
-    pub(super) fn seal(
-        &mut self,
-        content: &[u8],
-        incoming: &mut [u8],
-        outgoing: &mut Outgoing,
-        deliver: impl FnMut(&[u8]),
-    ) -> (usize, Result<(), Error>) {
-        self.write(Wish::Content(content), incoming, outgoing, deliver)
-    }
-
-    /// Makes the goodbye, as [`seal`](Self::seal) makes records.
-    ///
-    /// # Errors
-    /// As there.
-    pub(super) fn say_goodbye(
-        &mut self,
-        incoming: &mut [u8],
-        outgoing: &mut Outgoing,
-        deliver: impl FnMut(&[u8]),
-    ) -> (usize, Result<(), Error>) {
-        self.write(Wish::Goodbye, incoming, outgoing, deliver)
-    }
-
-    /// The session is shown all that has come although this end writes: it has counted the bytes of a message that is
-    /// not whole, and panics over fewer.
-    fn write(
+    pub(super) fn write(
         &mut self,
         wish: Wish<'_>,
         incoming: &mut [u8],
