@@ -32,8 +32,8 @@ impl Iterator for Runs<'_> {
             .set
             .first_from(self.next)
             .filter(|&page| page < self.end)?;
-        let end = self.set.first_outside_from(start).min(self.end);
-        let end = end.min(start.saturating_add(self.max));
+        let most = self.end.min(start.saturating_add(self.max));
+        let end = self.set.first_outside(start, most);
         self.next = end;
         Some(start..end)
     }

@@ -170,17 +170,19 @@ impl PageSet {
         Pieces::new(self, layout, pages)
     }
 
-    /// The first page from `page` on that is not in the set; where all are in it, one beyond the last.
-    pub fn first_outside_from(&self, mut page: u64) -> u64 {
-        while page < self.pages {
+    /// The first page from `page` on that is not in the set; `end`, or one beyond the last, where all up to it are. No
+    /// word behind it is looked at: who goes through a full set piece by piece would else read all of it for each.
+    pub fn first_outside(&self, mut page: u64, end: u64) -> u64 {
+        let end = end.min(self.pages);
+        while page < end {
             let word = self.words.get(index(page / 64)).copied().unwrap_or(0);
             let outside = !word & (u64::MAX << (page % 64));
             if outside != 0 {
-                return ((page & !63) + u64::from(outside.trailing_zeros())).min(self.pages);
+                return ((page & !63) + u64::from(outside.trailing_zeros())).min(end);
             }
             page = (page & !63) + 64;
         }
-        page
+        end
     }
 
     /// The bits that a word may have.

@@ -195,7 +195,7 @@ fn put_missing(
     };
     let mut next = run.first;
     while next < end {
-        let from = filled.first_outside_from(next).min(end);
+        let from = filled.first_outside(next, end);
         let to = filled.first_from(from).unwrap_or(end).min(end);
         if from < to {
             let of =
