@@ -95,7 +95,7 @@ fn used(records: &[Record], gib: u64) -> Option<[f64; 2]> {
     let of = |gbit: u32| {
         let report = find(records, gib, gbit, false)?.completed()?;
         let seconds = report.total_ms / 1000.0;
-        let carried = f64::from(gbit) * 125e6 * super::GOODPUT * seconds;
+        let carried = f64::from(gbit) * 125e6 * super::SHAPED * seconds;
         Some(report.wire_bytes as f64 / carried)
     };
     Some([of(1)?, of(10)?])

@@ -26,6 +26,8 @@ use crate::{Error, programs};
 
 /// What of a link's nominal speed TCP carries behind Ethernet, IP and its own headers: 1448 of 1538 bytes.
 pub const GOODPUT: f64 = 1448.0 / 1538.0;
+/// The same of a link that htb shapes here, which counts Ethernet's header and not what stands around it on a wire.
+pub const SHAPED: f64 = 1448.0 / 1514.0;
 /// The round-trip time that predictions reckon with, in one room.
 const ROUND_TRIP: Duration = Duration::from_micros(200);
 
