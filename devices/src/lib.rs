@@ -10,6 +10,7 @@
 pub mod bus;
 pub mod heartbeat;
 pub mod line;
+pub mod pci;
 pub mod power;
 pub mod serial;
 pub mod virtio;

@@ -7,18 +7,22 @@ mod golden_file;
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use devices::GuestRam;
+use devices::bus::BusDevice;
 use devices::heartbeat::{HeartbeatPort, HeartbeatState};
+use devices::pci::msix::MessageSink;
+use devices::pci::{Function, PciBus, PciBusState};
 use devices::serial::{Serial, SerialParts, SerialState};
 use devices::virtio::balloon::{BalloonParts, BalloonState, GiveBack, Pages, VirtioBalloon};
 use devices::virtio::block::disk::Disk;
 use devices::virtio::block::{BlockParts, BlockState, DiskOptions, VirtioBlock};
 use devices::virtio::net::{NetBackend, NetParts, NetState, Offloads, VirtioNet};
+use devices::virtio::pci::Vectors;
 use devices::virtio::queue::RingState;
 use devices::virtio::rng::{RngState, VirtioRng};
-use devices::virtio::{MmioParts, MmioState, VirtioMmio};
+use devices::virtio::{MmioParts, MmioState, PciParts, PciState, VirtioMmio, VirtioPci};
 use golden_file::{arrived, check, kept, write_missing};
 use migration::state::{Snapshot, VmState};
 use serde::Serialize;
@@ -188,11 +192,53 @@ fn mmio_parts() -> MmioParts {
     let regions = regions.map(|(start, len)| (GuestAddress(start), len));
     MmioParts {
         ram: GuestRam::from_ranges(&regions).unwrap(),
-        irq: Box::new(eventfd()),
+        interrupts: Box::new(eventfd()),
         queue_events: (0..3).map(|_| eventfd()).collect(),
         page: Arc::default(),
         device: Box::new(VirtioNet::restore(net(), net_parts()).unwrap()),
     }
+}
+
+/// Messages go nowhere.
+struct Silence;
+
+impl MessageSink for Silence {
+    fn send(&self, _: u64, _: u32) {}
+}
+
+fn pci_parts() -> PciParts {
+    PciParts {
+        core: Arc::new(Mutex::new(
+            VirtioMmio::restore(mmio(), mmio_parts()).unwrap(),
+        )),
+        vectors: Arc::new(Vectors::new(3, Box::new(Silence)).unwrap()),
+        base: 0xd001_2000,
+    }
+}
+
+/// A function of which a driver has written everything that can be written.
+fn pci() -> PciState {
+    let mut function = VirtioPci::new(pci_parts()).unwrap();
+    function.write_config(0x04, &[6, 4]);
+    function.write_config(0x10, &[0, 0x20, 1, 0xd0]);
+    function.write_config(0x3c, &[11]);
+    function.write_config(0x98, &[0]);
+    function.write_config(0x9c, &[0x14, 0, 0, 0]);
+    function.write_config(0xa0, &[1, 0, 0, 0]);
+    for vector in 0..4u8 {
+        let entry = 0x1000 + 16 * u64::from(vector);
+        let _ = function.write(entry, &[0, 0x10 * vector, 0xe0, 0xfe]);
+        let _ = function.write(entry + 4, &[vector, 0, 0, 0]);
+        let _ = function.write(entry + 8, &[0x30 + vector, 0x40, 0, 0]);
+        let _ = function.write(entry + 12, &[vector % 2, 0, 0, 0]);
+    }
+    function.write_config(0x42, &[0, 0xc0]);
+    let _ = function.write(0x10, &[0, 0]);
+    for queue in 0..2u8 {
+        let _ = function.write(0x16, &[queue, 0]);
+        let _ = function.write(0x1a, &[queue + 1, 0]);
+    }
+    function.save()
 }
 
 #[test]
@@ -208,6 +254,11 @@ fn sections_are_their_golden_bytes() {
     golden::<VirtioBlock>("virtio_blk", &block(), block_parts);
     golden::<VirtioBalloon>("virtio_balloon", &balloon(), balloon_parts);
     golden::<VirtioMmio>("virtio_mmio", &mmio(), mmio_parts);
+    golden::<VirtioPci>("virtio_pci", &pci(), pci_parts);
+    let bus = PciBusState {
+        address: 0x8000_0810,
+    };
+    golden::<PciBus>("pci_bus", &bus, Vec::new);
 }
 
 /// Another encoding under the same version is noticed: a field more, two fields that have changed places, a number

@@ -54,6 +54,10 @@ kinds! {
     VIRTIO_BLK = 21, "virtio-blk in slot";
     /// virtio-balloon. The instance is the slot.
     VIRTIO_BALLOON = 22, "virtio-balloon in slot";
+    /// virtio over PCI: what a slot has beside its virtio-mmio section. The instance is the slot.
+    VIRTIO_PCI = 23, "virtio-pci function in slot";
+    /// The PCI bus.
+    PCI_BUS = 24, "PCI bus";
     /// Description: vCPU count, CPUID, TSC frequency, MSRs. Sent before the first page.
     CPU_MODEL = 64, "CPU model";
     /// Description: which devices sit in which slots, with their features. Sent before the first page.

@@ -10,10 +10,12 @@
 //!                |   initramfs, as high as it may lie         |
 //!   0xc000_0000  +--------------------------------------------+  LOW_RAM_END = 3 GiB
 //!                | nothing                                    |
-//!   0xd000_0000  +--------------------------------------------+  VIRTIO_MMIO_START
-//!                | 16 virtio-mmio slots of 4 KiB each;        |
+//!   0xd000_0000  +--------------------------------------------+  SLOTS_START
+//!                | 16 slots of virtio-mmio of 4 KiB each;     |
 //!                | those in use are read-only memory          |
-//!   0xd001_0000  +--------------------------------------------+  = start + 16 * 0x1000
+//!   0xd001_0000  +--------------------------------------------+  = start + 16 * 0x1000 = BARS_START
+//!                | or BAR 0 of as many functions, 8 KiB each  |
+//!   0xd003_0000  +--------------------------------------------+  = start + 16 * 0x2000
 //!                | nothing                                    |
 //!   0xfec0_0000  +--------------------------------------------+  IOAPIC_START (in KVM)
 //!   0xfee0_0000  |   local APIC (in KVM)                      |  LAPIC_START
@@ -53,12 +55,16 @@
 //!   0x505              pvpanic
 //!   0x5f0..0x5f4       heartbeat of the bare test guest
 //!   0x600..0x603       ACPI: sleep control, sleep status, reset
-//!   GSI 16..24         virtio-mmio slots 0..8
-//!   GSI 9..16, 5       virtio-mmio slots 8..16
+//!   0xcf8..0xd00       PCI configuration, where there is PCI: the host bridge is device 0, slot n is device n + 1
+//!   GSI 16..24         virtio slots 0..8, where they have lines
+//!   GSI 9..16, 5       virtio slots 8..16
 //!   GSI 0..9           the legacy lines; COM1's and that of slot 15 are the only ones in use
 //! ```
 
+use devices::virtio::pci::BAR_LEN;
 use migration::pages::{LayoutError, MAX_MEMORY, MemoryLayout, REGION_ALIGN, Region};
+use serde::{Deserialize, Serialize};
+use std::str::FromStr;
 use thiserror::Error;
 
 /// Low RAM ends here at the latest, 3 GiB; the last GiB below 4 GiB belongs to devices.
@@ -99,11 +105,35 @@ pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Kernels lie from here on, 1 MiB; an ELF kernel may say another place above it.
 pub const KERNEL_START: u64 = 0x10_0000;
 
-/// The first virtio-mmio slot.
-pub const VIRTIO_MMIO_START: u64 = 0xd000_0000;
-/// Bytes of address space of one virtio-mmio slot.
-pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
-/// How many virtio-mmio slots there are.
+/// How a guest comes to its virtio devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// Registers that ACPI tells of, and an interrupt line each (virtio 1.2, 4.2).
+    Mmio,
+    /// A PCI bus, and an interrupt message a queue (virtio 1.2, 4.1).
+    Pci,
+}
+
+impl FromStr for Transport {
+    type Err = String;
+
+    /// `mmio` or `pci`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "mmio" => Ok(Self::Mmio),
+            "pci" => Ok(Self::Pci),
+            _ => Err("take mmio or pci".into()),
+        }
+    }
+}
+
+/// The first virtio slot.
+pub const SLOTS_START: u64 = 0xd000_0000;
+/// Bytes of address space of one virtio slot, behind virtio-mmio.
+pub const SLOT_SIZE: u64 = 0x1000;
+/// BAR 0 of the PCI function in the first slot.
+pub const BARS_START: u64 = SLOTS_START + SLOT_SIZE * VIRTIO_SLOTS as u64;
+/// How many virtio slots there are.
 pub const VIRTIO_SLOTS: u32 = 16;
 /// The GSIs of the slots. First those that are pins of the IOAPIC alone: what is below 16 KVM shows to the PIC as well.
 /// Not 8: there KVM keeps count of a real-time clock's interrupts (arch/x86/kvm/ioapic.c, RTC_GSI), so that the end of
@@ -138,6 +168,9 @@ pub const I8042_COMMAND_PORT: u16 = 0x64;
 
 /// pvpanic (QEMU docs/specs/pvpanic): one byte, written by a guest that has panicked.
 pub const PVPANIC_PORT: u16 = 0x505;
+
+/// Configuration mechanism #1 of PCI: the address of a register, then its data (PCI Local Bus 3.0, 3.2.2.3.2).
+pub const PCI_CONFIG_PORT: u16 = 0xcf8;
 
 /// Where the bare test guest writes its heartbeat counter.
 pub const HEARTBEAT_PORT: u16 = 0x5f0;
@@ -191,16 +224,25 @@ pub fn memory_layout(bytes: u64) -> Result<MemoryLayout, MemorySizeError> {
     MemoryLayout::new(regions).map_err(|source| MemorySizeError::Layout { bytes, source })
 }
 
-/// The guest-physical address of a virtio-mmio slot.
+/// The guest-physical address of a virtio slot.
 ///
 /// # Panics
 /// If there is no such slot: slots are 0..[`VIRTIO_SLOTS`].
 pub fn slot_address(slot: u32) -> u64 {
     assert!(slot < VIRTIO_SLOTS, "virtio slot {slot} does not exist");
-    VIRTIO_MMIO_START + u64::from(slot) * VIRTIO_MMIO_SIZE
+    SLOTS_START + u64::from(slot) * SLOT_SIZE
 }
 
-/// The interrupt line of a virtio-mmio slot.
+/// The address of BAR 0 of the function in a slot.
+///
+/// # Panics
+/// If there is no such slot: slots are 0..[`VIRTIO_SLOTS`].
+pub fn bar_address(slot: u32) -> u64 {
+    assert!(slot < VIRTIO_SLOTS, "virtio slot {slot} does not exist");
+    BARS_START + u64::from(slot) * BAR_LEN
+}
+
+/// The interrupt line of a virtio slot.
 ///
 /// # Panics
 /// If there is no such slot: slots are 0..[`VIRTIO_SLOTS`].
@@ -265,7 +307,9 @@ mod tests {
             assert!((0..slot).all(|other| slot_gsi(other) != slot_gsi(slot)));
             assert_ne!(slot_gsi(slot), 8, "the real-time clock's");
             assert!(slot_address(slot) >= LOW_RAM_END);
-            assert!(slot_address(slot) + VIRTIO_MMIO_SIZE <= IOAPIC_START);
+            assert!(slot_address(slot) + SLOT_SIZE <= BARS_START);
+            assert_eq!(bar_address(slot) % BAR_LEN, 0, "as a BAR has to be");
+            assert!(bar_address(slot) + BAR_LEN <= IOAPIC_START);
         }
         assert_eq!(former_slot_gsi(VIRTIO_SLOTS - 1), IOAPIC_PINS - 1);
     }

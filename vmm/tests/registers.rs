@@ -9,7 +9,7 @@ use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::kvm::{self, tiny};
-use vmm::layout::{memory_layout, slot_address};
+use vmm::layout::{Transport, memory_layout, slot_address};
 use vmm::memory::{self, Backing};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -53,14 +53,14 @@ fn a_register_is_read_inside_and_written_outside() {
     let ram = memory::map(&memory_layout(64 << 20).unwrap(), Backing::Anonymous).unwrap();
     ram.write_slice(&READER, GuestAddress(0)).unwrap();
     memory::register(&vm, &ram, false).unwrap();
-    let pages = memory::show_registers(&kvm, &vm, 2).unwrap();
+    let pages = memory::show_registers(&kvm, &vm, 2, Transport::Mmio).unwrap();
     let mut vcpu = vm.create_vcpu(0).unwrap();
     tiny::enter_protected_mode(&vcpu).unwrap();
 
     let event = || EventFd::new(EFD_NONBLOCK).unwrap();
     let mut device = VirtioMmio::new(MmioParts {
         ram,
-        irq: Box::new(event()),
+        interrupts: Box::new(event()),
         queue_events: vec![event()],
         page: Arc::clone(&pages[SLOT as usize]),
         device: Box::new(VirtioRng::new()),

@@ -258,7 +258,7 @@ pub fn parts(ram: &GuestRam, device: Box<dyn VirtioDevice>) -> (MmioParts, Event
         .collect();
     let parts = MmioParts {
         ram: ram.clone(),
-        irq: Box::new(irq.try_clone().unwrap()),
+        interrupts: Box::new(irq.try_clone().unwrap()),
         queue_events: events
             .iter()
             .map(|event| event.try_clone().unwrap())

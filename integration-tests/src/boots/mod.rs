@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::ferry::{Ferry, Image, Lines};
 use crate::qemu::Package;
 use crate::{Error, chain};
-use vmm::boot::DEFAULT_CMDLINE;
+use vmm::boot::{DEFAULT_CMDLINE, NO_PCI};
 use vmm::study::child::spawn_bound;
 
 pub use footprint::Own;
@@ -108,7 +108,7 @@ fn boot_qemu(package: &Package, image: &Image) -> Result<Boot, Error> {
         .arg(&image.kernel)
         .arg("-initrd")
         .arg(&image.initramfs)
-        .args(["-append", &format!("{DEFAULT_CMDLINE} {WORDS}")])
+        .args(["-append", &format!("{DEFAULT_CMDLINE} {NO_PCI} {WORDS}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

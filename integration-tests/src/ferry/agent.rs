@@ -75,6 +75,8 @@ pub struct LinuxGuest {
     pub disks: Vec<String>,
     /// Its balloon, in the words of `--balloon`.
     pub balloon: Option<&'static str>,
+    /// What these are behind (`--virtio`).
+    pub virtio: &'static str,
     /// More words of kernel command line, such as `agent.ws=64 agent.rate=2000`.
     pub append: String,
     /// What is in the line of its console by which it is up.
@@ -95,6 +97,7 @@ impl LinuxGuest {
             queues: 1,
             disks: Vec::new(),
             balloon: None,
+            virtio: "pci",
             append: String::new(),
             ready: AGENT_READY,
             boot_limit: BOOT_LIMIT,
@@ -116,6 +119,7 @@ impl LinuxGuest {
         let (kernel, initramfs) = (text(&self.image.kernel), text(&self.image.initramfs));
         let cpus = self.cpus.to_string();
         let mut args = vec!["run", &kernel, "--initramfs", &initramfs];
+        args.extend(["--virtio", self.virtio]);
         args.extend(["--cpus", &cpus, "--cpu", self.cpu, "--memory", &self.memory]);
         for net in &nets {
             args.extend(["--net", net]);

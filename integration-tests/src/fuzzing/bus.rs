@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use devices::bus::{Bus, BusDevice};
 use devices::heartbeat::HeartbeatPort;
+use devices::pci::{CONFIG_PORTS_LEN, PciBus};
 use devices::power::{I8042, I8042_LEN, POWER_LEN, PVPANIC_LEN, Power, PvPanic};
 use devices::serial::{SERIAL_LEN, Serial};
 use devices::virtio::net::VirtioNet;
-use devices::virtio::{VirtioDevice, VirtioMmio, VirtioRng};
+use devices::virtio::pci::BAR_LEN;
+use devices::virtio::{PciParts, VirtioDevice, VirtioMmio, VirtioPci, VirtioRng};
 use migration::guest::GuestRam;
 use migration::state::{Snapshot, VmState};
 use vm_memory::GuestAddress;
@@ -26,11 +28,12 @@ struct Machine {
     mmio: Bus,
     serial: Arc<Mutex<Serial>>,
     slots: Vec<Arc<Mutex<VirtioMmio>>>,
+    function: Arc<Mutex<VirtioPci>>,
 }
 
 impl Machine {
     fn new() -> Self {
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 64 << 10)]).unwrap();
+        let ram = ram();
         // Nobody is at the other end: frames go nowhere.
         let (wire, _) = wire();
         let card = VirtioNet::new([2, 0, 0, 0, 0, 1], Some(1500), Box::new(wire)).unwrap();
@@ -57,16 +60,31 @@ impl Machine {
             layout::HEARTBEAT_PORTS.into(),
             heartbeat,
         );
-        for (slot, device) in (0..).zip(&slots) {
-            let base = layout::slot_address(slot);
-            mmio.insert(base, layout::VIRTIO_MMIO_SIZE, device.clone())
-                .unwrap();
+        // Slot 2 has a PCI function, which no machine has beside slots that are none.
+        let behind = function();
+        let core = behind.core.clone();
+        core.lock().unwrap().resume();
+        let function = Arc::new(Mutex::new(VirtioPci::new(behind).unwrap()));
+        let pci = PciBus::new(vec![function.clone()]).unwrap();
+        let pci = Arc::new(Mutex::new(pci));
+        pio.insert(layout::PCI_CONFIG_PORT.into(), CONFIG_PORTS_LEN, pci)
+            .unwrap();
+        let mut slot = |number, device: Arc<Mutex<dyn BusDevice>>| {
+            let base = layout::slot_address(number);
+            mmio.insert(base, layout::SLOT_SIZE, device).unwrap();
+        };
+        for (number, device) in (0..).zip(&slots) {
+            slot(number, device.clone());
         }
+        mmio.insert(layout::bar_address(2), BAR_LEN, function.clone())
+            .unwrap();
+        let [card, rng] = slots;
         Self {
             pio,
             mmio,
             serial,
-            slots: slots.to_vec(),
+            slots: vec![card, rng, core],
+            function,
         }
     }
 
@@ -80,12 +98,17 @@ impl Machine {
             layout::PVPANIC_PORT,
             layout::HEARTBEAT_PORT,
             0,
+            layout::PCI_CONFIG_PORT,
         ];
         let port = match bases[usize::from(place) % bases.len()] {
             0 => offset.into(),
             base => u64::from(base) + u64::from(offset % 12),
         };
-        let slot = layout::slot_address(u32::from(place % 3)) + u64::from(offset);
+        let slot = match place % 3 {
+            2 => layout::bar_address(2),
+            slot => layout::slot_address(slot.into()),
+        };
+        let slot = slot + u64::from(offset);
         let len = usize::from(what / 8 % 8) + 1;
         match what % 8 {
             0 => read(&self.pio, port, len),
@@ -98,7 +121,7 @@ impl Machine {
                 assert!(serial.enqueue(input) <= input.len());
             }
             _ => {
-                let mut slot = self.slots[usize::from(place % 2)].lock().unwrap();
+                let mut slot = self.slots[usize::from(place % 3)].lock().unwrap();
                 slot.queue_event(usize::from(offset % 4));
                 slot.backend_event();
             }
@@ -119,7 +142,21 @@ impl Machine {
             let mut state = VmState::default();
             slot.lock().unwrap().save_into(0, &mut state).unwrap();
         }
+        let saved = self.function.lock().unwrap().save();
+        let restored = VirtioPci::restore(saved.clone(), function()).unwrap();
+        assert_eq!(restored.save(), saved);
     }
+}
+
+fn ram() -> GuestRam {
+    GuestRam::from_ranges(&[(GuestAddress(0), 64 << 10)]).unwrap()
+}
+
+/// A card that is a PCI function.
+fn function() -> PciParts {
+    let backend = Box::new(wire().0);
+    let card = VirtioNet::new([2, 0, 0, 0, 0, 2], None, backend).unwrap();
+    parts::pci(parts::mmio(&ram(), Box::new(card)))
 }
 
 /// Every byte is given by somebody, or is that of an empty bus; never one that was there before.
@@ -195,5 +232,43 @@ pub fn seeds() -> Vec<Vec<u8>> {
         let seed = access(seed, 7, place, 0);
         (0..0x42).fold(seed, |seed, word| access(seed, 3 + 3 * 8, place, word * 4))
     };
-    vec![serial.0, ports.0, virtio(0).0, virtio(1).0]
+    vec![serial.0, ports.0, virtio(0).0, virtio(1).0, pci(access).0]
+}
+
+/// A driver that finds the function in slot 2, maps it, and sets up a queue that interrupts.
+fn pci(access: impl Fn(Written, u8, u8, u16) -> Written) -> Written {
+    // Six bases of ports come before.
+    let select = |seed, register: u64| access(seed, 1 + 3 * 8, 6, 0).u64(0x8000_0800 | register);
+    let found = (0..0x40).fold(Written::default(), |seed, word| {
+        access(select(seed, word * 4), 3 * 8, 6, 4)
+    });
+    let enabled = access(select(found, 4), 1 + 8, 6, 4).u64(6);
+    let enabled = access(select(enabled, 0x40), 1 + 8, 6, 6).u64(0x8000);
+    // Offset, how many bytes, value.
+    let writes = [
+        (0x14u16, 1u8, 1u64),
+        (0x14, 1, 3),
+        (0x08, 4, 1),
+        (0x0c, 4, 1),
+        (0x14, 1, 0xb),
+        (0x1000, 8, 0xfee0_0000),
+        (0x1008, 8, 0x41),
+        (0x10, 2, 0),
+        (0x16, 2, 0),
+        (0x18, 2, 16),
+        (0x1a, 2, 0),
+        (0x20, 8, 0x1000),
+        (0x28, 8, 0x2000),
+        (0x30, 8, 0x3000),
+        (0x1c, 2, 1),
+        (0x14, 1, 0xf),
+        (0x200, 2, 0),
+    ];
+    let seed = writes
+        .into_iter()
+        .fold(enabled, |seed, (offset, len, value)| {
+            access(seed, 4 + (len - 1) * 8, 2, offset).u64(value)
+        });
+    let seed = access(seed, 7, 2, 0);
+    (0..0x10).fold(seed, |seed, word| access(seed, 3 + 3 * 8, 2, word * 4))
 }

@@ -9,7 +9,7 @@ use migration::guest::GuestRam;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::boot::{BootError, Kernel, Machine, load};
-use vmm::layout::{self, memory_layout};
+use vmm::layout::{self, Transport, memory_layout};
 
 use super::input::{Program, Written};
 
@@ -40,6 +40,7 @@ fn is_loaded(input: &[u8]) -> bool {
     let machine = Machine {
         vcpus: 2,
         virtio_slots: vec![0, 15],
+        transport: Transport::Mmio,
         serial: true,
         pvpanic: true,
     };

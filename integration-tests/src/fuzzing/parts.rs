@@ -1,11 +1,14 @@
 //! What devices are assembled from here: eventfds that nobody waits for, and output that goes nowhere.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use devices::pci::msix::MessageSink;
 use devices::serial::SerialParts;
 use devices::virtio::block::{DiskOptions, disk::Disk};
-use devices::virtio::{MmioParts, VirtioDevice};
+use devices::virtio::pci::Vectors;
+use devices::virtio::{MmioParts, PciParts, VirtioDevice, VirtioMmio};
 use migration::guest::GuestRam;
+use vmm::layout;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub fn eventfd() -> EventFd {
@@ -30,9 +33,28 @@ pub fn disk() -> Disk {
 pub fn mmio(ram: &GuestRam, device: Box<dyn VirtioDevice>) -> MmioParts {
     MmioParts {
         ram: ram.clone(),
-        irq: Box::new(eventfd()),
+        interrupts: Box::new(eventfd()),
         queue_events: device.queue_sizes().iter().map(|_| eventfd()).collect(),
         page: Arc::default(),
         device,
+    }
+}
+
+/// Messages go nowhere.
+struct Silence;
+
+impl MessageSink for Silence {
+    fn send(&self, _: u64, _: u32) {}
+}
+
+/// A PCI function in slot 2, in front of a device that nobody has touched.
+pub fn pci(mut core: MmioParts) -> PciParts {
+    let vectors = Vectors::new(core.queue_events.len(), Box::new(Silence)).unwrap();
+    let vectors = Arc::new(vectors);
+    core.interrupts = Box::new(vectors.clone());
+    PciParts {
+        core: Arc::new(Mutex::new(VirtioMmio::new(core).unwrap())),
+        vectors,
+        base: u32::try_from(layout::bar_address(2)).unwrap(),
     }
 }

@@ -7,11 +7,12 @@
 use std::time::Instant;
 
 use devices::heartbeat::HeartbeatPort;
+use devices::pci::PciBus;
 use devices::serial::Serial;
 use devices::virtio::balloon::VirtioBalloon;
 use devices::virtio::block::{BlockParts, VirtioBlock};
 use devices::virtio::net::{NetParts, VirtioNet};
-use devices::virtio::{MmioParts, VirtioDevice, VirtioMmio, VirtioRng};
+use devices::virtio::{MmioParts, VirtioDevice, VirtioMmio, VirtioPci, VirtioRng};
 use kvm_bindings::{kvm_cpuid_entry2, kvm_msr_entry};
 use migration::guest::{Description, GuestRam};
 use migration::pages::{MemoryLayout, Region};
@@ -34,7 +35,7 @@ pub fn run(input: &[u8]) {
     let Some((which, bytes)) = input.split_first() else {
         return;
     };
-    match which % 11 {
+    match which % 13 {
         0 => owner::<Serial>(bytes, parts::serial),
         1 => owner::<HeartbeatPort>(bytes, || ()),
         2 => owner::<VirtioRng>(bytes, || ()),
@@ -48,6 +49,8 @@ pub fn run(input: &[u8]) {
             disk: parts::disk().into(),
         }),
         10 => owner::<VirtioBalloon>(bytes, balloon_parts),
+        11 => owner::<VirtioPci>(bytes, || parts::pci(mmio_parts(card()))),
+        12 => owner::<PciBus>(bytes, Vec::new),
         7 => {
             if let Some(state) = plain::<VmCommonState>(Kind::VM, bytes) {
                 let standstill = Standstill::since(state.wall_ns, Instant::now());
@@ -80,6 +83,8 @@ fn version(kind: Kind) -> u32 {
         Kind::VIRTIO_BALLOON => VirtioBalloon::VERSION,
         Kind::VIRTIO_NET => VirtioNet::VERSION,
         Kind::VIRTIO_MMIO => VirtioMmio::VERSION,
+        Kind::VIRTIO_PCI => VirtioPci::VERSION,
+        Kind::PCI_BUS => PciBus::VERSION,
         other => panic!("no version is known of {other}"),
     }
 }
@@ -198,6 +203,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
         10,
         &saved(&VirtioBalloon::new(true, false, balloon_parts()).unwrap()),
     );
+    add(
+        11,
+        &saved(&VirtioPci::new(parts::pci(mmio_parts(card()))).unwrap()),
+    );
+    add(12, &saved(&PciBus::new(Vec::new()).unwrap()));
     seeds
 }
 
@@ -266,6 +276,7 @@ fn shape() -> Shape {
             SlotKind::Rng,
             SlotKind::Block(disk),
         ],
+        transport: vmm::layout::Transport::Mmio,
         lines: vec![16, 17, 18],
         heartbeat: true,
     }

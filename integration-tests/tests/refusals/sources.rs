@@ -8,6 +8,7 @@ use migration::state::{Kind, Section, VmState};
 use migration::wire::frame::{Frame, Hello, Run};
 use serde::{Deserialize, Serialize};
 use vmm::kvm::cpuid::baseline::Baseline;
+use vmm::layout::Transport;
 use vmm::vm::CardShape;
 
 use super::peer::{Captured, Peer, capture, ferry_says};
@@ -194,6 +195,7 @@ struct DeviceList {
     cards: Vec<CardShape>,
     /// The interrupt lines of the slots.
     lines: Vec<u32>,
+    transport: Transport,
 }
 
 #[test]
@@ -291,6 +293,7 @@ fn cpus_and_devices_that_are_not_here() {
             disks: Vec::new(),
             cards: cards.to_vec(),
             lines: (16..).take(slots.len()).collect(),
+            transport: Transport::Mmio,
         };
         lab.described(Kind::DEVICE_LIST, postcard::to_stdvec(&list).unwrap())
     };

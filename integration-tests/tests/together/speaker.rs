@@ -95,6 +95,13 @@ fn image() -> Vec<u8> {
 pub fn start(netns: &Netns, folder: &Path, more: &[&str]) -> Ferry {
     let path = folder.join("speaker");
     fs::write(&path, image()).unwrap();
-    let args = ["run", path.to_str().unwrap(), "--memory", "128M"];
+    let args = [
+        "run",
+        path.to_str().unwrap(),
+        "--memory",
+        "128M",
+        "--virtio",
+        "mmio",
+    ];
     Ferry::start(Some(netns), &[&args, more].concat()).unwrap()
 }

@@ -1,7 +1,7 @@
 //! The ACPI tables: the only way in which the guest learns of its vCPUs and devices.
 //!
 //! ```text
-//!   RSDP -> XSDT -+-> FADT -> DSDT: serial port, pvpanic, virtio-mmio slots, how to power off
+//!   RSDP -> XSDT -+-> FADT -> DSDT: serial port, pvpanic, virtio slots or PCI, how to power off
 //!                 +-> MADT: local APICs, the IOAPIC
 //! ```
 //!
@@ -15,10 +15,11 @@
 //! OS, and hardware-reduced Linux does not do that.
 
 use acpi_tables::aml::{
-    Device, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, IO, Interrupt, Memory32Fixed, Name, Package, Path,
+    ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
@@ -26,18 +27,22 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml::EISAName};
+use devices::pci::CONFIG_PORTS_LEN;
 use devices::power::{RESET_VALUE, S5_TYPE};
+use devices::virtio::pci::BAR_LEN;
 
 use super::Machine;
-use crate::layout;
+use crate::layout::{self, Transport};
 
 const OEM: [u8; 6] = *b"FERRY ";
 const OEM_TABLE: [u8; 8] = *b"FERRYVM ";
 const OEM_REVISION: u32 = 1;
 
-/// IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): neither VGA (bit 2), MSI (bit 3) nor a CMOS clock (bit 5); and, by
-/// zeros, neither legacy devices (bit 0) nor a keyboard controller to be probed (bit 1).
-const BOOT_ARCH: u16 = 1 << 2 | 1 << 3 | 1 << 5;
+/// IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): neither VGA (bit 2) nor a CMOS clock (bit 5); and, by zeros, neither legacy
+/// devices (bit 0) nor a keyboard controller to be probed (bit 1).
+const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
+/// In it: there are no MSIs.
+const NO_MSI: u16 = 1 << 3;
 
 /// All tables as one piece to be put at guest-physical address `start`, the RSDP first.
 pub fn tables(start: u64, machine: &Machine) -> Vec<u8> {
@@ -46,7 +51,7 @@ pub fn tables(start: u64, machine: &Machine) -> Vec<u8> {
         bytes: vec![0; Rsdp::len()],
     };
     let dsdt = blob.add(dsdt(machine).as_slice());
-    let fadt = blob.add(&encode(&fadt(dsdt)));
+    let fadt = blob.add(&encode(&fadt(dsdt, machine)));
     let madt = blob.add(&encode(&madt(machine)));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
@@ -82,7 +87,7 @@ fn encode(aml: &dyn Aml) -> Vec<u8> {
 /// One register of a byte in I/O space.
 fn register(port: u16) -> GAS {
     GAS::new(
-        AddressSpace::SystemIo,
+        GasSpace::SystemIo,
         8,
         0,
         AccessSize::ByteAccess,
@@ -91,7 +96,7 @@ fn register(port: u16) -> GAS {
 }
 
 /// Fixed description: hardware-reduced, with registers to power off and to reset.
-fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+fn fadt(dsdt: u64, machine: &Machine) -> acpi_tables::fadt::FADT {
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -99,7 +104,11 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
         // Power and sleep buttons, if any, would be devices: there are no fixed ones.
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    fadt.iapc_boot_arch = BOOT_ARCH.into();
+    let boot_arch = match machine.transport {
+        Transport::Mmio => BOOT_ARCH | NO_MSI,
+        Transport::Pci => BOOT_ARCH,
+    };
+    fadt.iapc_boot_arch = boot_arch.into();
     fadt.reset_reg = register(layout::RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = register(layout::SLEEP_CONTROL_PORT);
@@ -131,8 +140,13 @@ fn dsdt(machine: &Machine) -> Sdt {
     if machine.pvpanic {
         devices.extend(pvpanic());
     }
-    for &slot in &machine.virtio_slots {
-        devices.extend(virtio(slot));
+    match machine.transport {
+        Transport::Mmio => {
+            for &slot in &machine.virtio_slots {
+                devices.extend(virtio(slot));
+            }
+        }
+        Transport::Pci => devices.extend(pci()),
     }
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
     // Scope::raw takes the encoded children as they are.
@@ -185,7 +199,7 @@ fn pvpanic() -> Vec<u8> {
 fn virtio(slot: u32) -> Vec<u8> {
     // The slots lie below 4 GiB and are a page each.
     let address = u32::try_from(layout::slot_address(slot)).unwrap_or(u32::MAX);
-    let length = u32::try_from(layout::VIRTIO_MMIO_SIZE).unwrap_or(u32::MAX);
+    let length = u32::try_from(layout::SLOT_SIZE).unwrap_or(u32::MAX);
     encode(&Device::new(
         Path::new(&format!("VR{slot:02}")),
         vec![
@@ -196,6 +210,39 @@ fn virtio(slot: u32) -> Vec<u8> {
                 &ResourceTemplate::new(vec![
                     &Memory32Fixed::new(true, address, length),
                     &edge_interrupt(layout::slot_gsi(slot)),
+                ]),
+            ),
+        ],
+    ))
+}
+
+/// The PCI bus: its one number, the ports of its configuration, and where its devices' registers are. What is on it
+/// the guest finds out by itself; interrupt pins there are none.
+fn pci() -> Vec<u8> {
+    // All of them lie below 4 GiB.
+    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
+    let (first, bytes) = (
+        layout::BARS_START,
+        BAR_LEN * u64::from(layout::VIRTIO_SLOTS),
+    );
+    let ports = u8::try_from(CONFIG_PORTS_LEN).unwrap_or(u8::MAX);
+    encode(&Device::new(
+        Path::new("PCI0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A03")),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![
+                    &AddressSpace::new_bus_number(0u16, 0u16),
+                    &IO::new(layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_PORT, 1, ports),
+                    &AddressSpace::new_memory(
+                        AddressSpaceCacheable::NotCacheable,
+                        true,
+                        low(first),
+                        low(first + bytes - 1),
+                        None,
+                    ),
                 ]),
             ),
         ],
@@ -216,6 +263,7 @@ mod tests {
         Machine {
             vcpus,
             virtio_slots: (0..slots).collect(),
+            transport: Transport::Mmio,
             serial: true,
             pvpanic: true,
         }
@@ -266,6 +314,33 @@ mod tests {
             assert_eq!(madt[40], 0);
             let devices = dsdt.windows(8).filter(|w| w == b"LNRO0005").count();
             assert_eq!(devices, slots as usize);
+        }
+    }
+
+    /// PCI devices are not announced: a bus is, and that it has messages for interrupts.
+    #[test]
+    fn behind_pci_there_is_a_bus_and_no_slot() {
+        for transport in [Transport::Mmio, Transport::Pci] {
+            let machine = Machine {
+                transport,
+                ..machine(2, 16)
+            };
+            let area = tables(ACPI_START, &machine);
+            let (dsdt, fadt, _) = find(&area);
+            let count = |what: &[u8]| dsdt.windows(what.len()).filter(|w| *w == what).count();
+            let found = (
+                count(b"LNRO0005"),
+                count(b"PCI0"),
+                // PNP0A03 as a number (ACPI 6.5, 19.3.4), and the bus numbers 0 to 0 as a range of words.
+                count(&[0x41, 0xd0, 0x0a, 0x03]),
+                count(&[0x88, 13, 0, 2]),
+                fadt[109] & 8 != 0,
+            );
+            let expected = match transport {
+                Transport::Mmio => (16, 0, 0, 0, true),
+                Transport::Pci => (0, 1, 1, 1, false),
+            };
+            assert_eq!(found, expected, "{transport:?}");
         }
     }
 

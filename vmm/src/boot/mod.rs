@@ -38,7 +38,7 @@ pub use entry::{Entry, Protocol};
 pub use error::BootError;
 pub use kernel::Kernel;
 
-use crate::layout;
+use crate::layout::{self, Transport};
 use image::Image;
 use initramfs::Initramfs;
 use kernel::Format;
@@ -49,11 +49,13 @@ use kernel::Format;
 /// - `panic=-1`: a panic reboots at once, which ends the VM, instead of a guest that hangs forever.
 /// - `reboot=acpi`: through the ACPI reset register. Left to itself, hardware-reduced Linux asks UEFI, which is
 ///   not there, and then jumps to the BIOS (where a few bytes that do the same wait for it).
-/// - `pci=off`: there is no PCI; without it Linux searches for some, by hundreds of exits to user space.
 ///
 /// Deliberately not in it: `clocksource=`, since kvm-clock is chosen by itself unless the CPU model promises
 /// an invariant TSC.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1 reboot=acpi pci=off";
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1 reboot=acpi";
+/// Added to it, after a blank, where there is no PCI: without it Linux searches for some, by hundreds of exits to user
+/// space.
+pub const NO_PCI: &str = "pci=off";
 
 /// All of the machine's BIOS: 16-bit code at the reset vector that writes the ACPI reset register. Linux whose
 /// command line says nothing else ends up here on a reboot (arch/x86/kernel/reboot.c: BOOT_EFI, then BOOT_BIOS),
@@ -70,8 +72,10 @@ const RESET_CODE: [u8; 9] = {
 pub struct Machine {
     /// vCPUs, at least 1; their APIC ids are `0..vcpus`.
     pub vcpus: u8,
-    /// The virtio-mmio slots that hold a device, each below [`layout::VIRTIO_SLOTS`].
+    /// The virtio slots that hold a device, each below [`layout::VIRTIO_SLOTS`].
     pub virtio_slots: Vec<u32>,
+    /// What they are behind.
+    pub transport: Transport,
     /// Whether COM1 is there.
     pub serial: bool,
     /// Whether the pvpanic port is there.

@@ -11,6 +11,7 @@ use crate::config::{
     BalloonConfig, ConfigError, DirtyTracking, GuestConfig, KernelConfig, MAX_CPUS, MemoryConfig,
 };
 use crate::kvm::cpuid::baseline::Baseline;
+use crate::layout::Transport;
 use crate::sandbox::Mode;
 
 /// Boot a guest and stay with it until it ends or has moved away
@@ -45,7 +46,7 @@ pub struct Args {
     #[arg(long, short, value_name = "FILE", conflicts_with = "pulse")]
     initramfs: Option<PathBuf>,
 
-    /// The kernel command line, in place of `console=ttyS0 panic=-1 reboot=acpi pci=off`
+    /// The kernel command line, in place of `console=ttyS0 panic=-1 reboot=acpi` (with --virtio mmio, and pci=off)
     #[arg(long, value_name = "TEXT", conflicts_with = "pulse")]
     cmdline: Option<String>,
 
@@ -95,6 +96,12 @@ pub struct Args {
         default_missing_value = "on"
     )]
     balloon: Option<BalloonConfig>,
+
+    /// How the guest comes to its network devices, disks and the like: pci, a bus, and an interrupt message for each
+    /// queue (MSI-X); or mmio, registers and one interrupt line each, for kernels without PCI: there is nothing to
+    /// search for at boot, and each interrupt costs the guest more
+    #[arg(long, value_name = "HOW", default_value = "pci")]
+    virtio: Transport,
 
     #[arg(long, value_name = "WHERE", default_value = "stdio", help = serial::HELP)]
     serial: SerialFlag,
@@ -150,6 +157,7 @@ impl Args {
             nets: self.net.into_iter().map(|NetFlag(net)| net).collect(),
             disks: self.disk.into_iter().map(|DiskFlag(disk)| disk).collect(),
             balloon: self.balloon,
+            transport: self.virtio,
             serial: self.serial.0,
             control: self.control,
             tls: self.tls,

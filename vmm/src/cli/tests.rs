@@ -6,6 +6,7 @@ use crate::config::{
     NetConfig, ReceiveConfig, SerialConfig, TapConfig, Target,
 };
 use crate::kvm::cpuid::baseline::Baseline;
+use crate::layout::Transport;
 use crate::sandbox::Mode;
 use devices::virtio::block::DiskOptions;
 
@@ -85,6 +86,8 @@ fn a_guest_with_everything() {
         "a.img",
         "--disk",
         "/dev/b,ro,direct=on,queues=4",
+        "--virtio",
+        "mmio",
         "--serial",
         "socket=/s",
         "--control",
@@ -146,6 +149,7 @@ fn a_guest_with_everything() {
                 queues: 4,
             },
         ],
+        transport: Transport::Mmio,
         balloon: Some(BalloonConfig {
             bytes: 1 << 30,
             reporting: false,
@@ -175,6 +179,7 @@ fn a_guest_with_nothing_has_the_defaults_of_the_help() {
     let config = guest(&["run", "vmlinuz"]);
     assert_eq!((config.memory.bytes, config.cpus), (512 << 20, 1));
     assert_eq!(config.dirty_tracking, DirtyTracking::Bitmap);
+    assert_eq!(config.transport, Transport::Pci);
     assert_eq!(config.serial, SerialConfig::Stdio);
     assert_eq!(config.kernel_cmdline(), crate::boot::DEFAULT_CMDLINE);
     let mut whole = command();
@@ -271,6 +276,7 @@ fn nonsense_is_usage_before_anything_is_done() {
         &["run", "a", "--net", "fd=7:7"],
         &["run", "a", "--net", "fd=7:"],
         &["run", "a", "--net", "fd=3:4:5:6:7:8:9:10:11"],
+        &["run", "a", "--virtio", "isa"],
         &["run", "a", "--balloon", "much"],
         &["run", "a", "--balloon", "1G"],
         &["balloon", "--control", "/c"],

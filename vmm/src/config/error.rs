@@ -24,6 +24,11 @@ pub enum ConfigError {
     /// Out of range.
     #[error("a peer timeout of {}: take 500ms to 1h", Span(*.0))]
     PeerTimeout(Duration),
+    /// A guest that would find none of its devices.
+    #[error(
+        "the kernel's command line has pci=off, and the guest's devices are on PCI: leave it out, or take --virtio mmio"
+    )]
+    PciOff,
     /// Too little, too much, or not a multiple of 2 MiB.
     #[error(
         "{} of guest memory: take a multiple of 2M from {} to {}", Size(*.bytes), Size(*.least), Size(MAX_MEMORY)

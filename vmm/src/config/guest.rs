@@ -7,9 +7,9 @@ use super::{
     BalloonConfig, ConfigError, DirtyTracking, DiskConfig, MAX_NETS, MemoryConfig, NetConfig,
     SerialConfig, check_memory, disk,
 };
-use crate::boot::DEFAULT_CMDLINE;
+use crate::boot::{DEFAULT_CMDLINE, NO_PCI};
 use crate::kvm::cpuid::baseline::Baseline;
-use crate::layout::{LOW_RAM_END, VIRTIO_SLOTS};
+use crate::layout::{LOW_RAM_END, Transport, VIRTIO_SLOTS};
 use crate::sandbox::Mode;
 
 /// The most vCPUs a guest has.
@@ -48,7 +48,7 @@ pub struct GuestConfig {
     pub kernel: KernelConfig,
     /// Its first file system.
     pub initramfs: Option<PathBuf>,
-    /// The kernel command line; None means [`DEFAULT_CMDLINE`].
+    /// The kernel command line; None means [`DEFAULT_CMDLINE`], and [`NO_PCI`] behind it where the guest has no PCI.
     pub cmdline: Option<String>,
     /// Added to the kernel command line, after a blank.
     pub append: Option<String>,
@@ -66,6 +66,8 @@ pub struct GuestConfig {
     pub disks: Vec<DiskConfig>,
     /// A balloon, in the last slot.
     pub balloon: Option<BalloonConfig>,
+    /// How the guest comes to all of these.
+    pub transport: Transport,
     /// The serial port.
     pub serial: SerialConfig,
     /// Where to listen for commands.
@@ -104,6 +106,10 @@ impl GuestConfig {
         if line.len() >= MAX_CMDLINE || line.contains('\0') {
             return Err(ConfigError::Cmdline(line.len()));
         }
+        let linux = matches!(self.kernel, KernelConfig::File(_));
+        if linux && self.transport == Transport::Pci && switches_pci_off(&line) {
+            return Err(ConfigError::PciOff);
+        }
         if let KernelConfig::Pulse(_) = self.kernel {
             check_pulse(&line, self.cpus, self.memory.bytes)?;
         }
@@ -125,17 +131,26 @@ impl GuestConfig {
 
     /// The whole command line that the kernel gets.
     pub fn kernel_cmdline(&self) -> String {
-        let base = match (&self.cmdline, &self.kernel) {
-            (Some(line), _) => line.as_str(),
-            (None, KernelConfig::Pulse(parameters)) => parameters.as_str(),
-            (None, KernelConfig::File(_)) => DEFAULT_CMDLINE,
+        let words = match (&self.cmdline, &self.kernel, self.transport) {
+            (Some(line), ..) => [line, ""],
+            (None, KernelConfig::Pulse(parameters), _) => [parameters, ""],
+            (None, KernelConfig::File(_), Transport::Mmio) => [DEFAULT_CMDLINE, NO_PCI],
+            (None, KernelConfig::File(_), Transport::Pci) => [DEFAULT_CMDLINE, ""],
         };
-        match &self.append {
-            Some(more) if base.is_empty() => more.clone(),
-            Some(more) => format!("{base} {more}"),
-            None => base.to_owned(),
-        }
+        let words = words.into_iter().chain(self.append.as_deref());
+        let words: Vec<_> = words.filter(|words| !words.is_empty()).collect();
+        words.join(" ")
     }
+}
+
+/// Whether a Linux kernel with this command line has no PCI: `pci=` takes a list.
+fn switches_pci_off(line: &str) -> bool {
+    let lists = line
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("pci="));
+    lists
+        .flat_map(|list| list.split(','))
+        .any(|word| word == "off")
 }
 
 /// Asks for what the bare test guest would refuse, and then hang: it has no other way to say no than its console.

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::*;
-use crate::boot::DEFAULT_CMDLINE;
+use crate::boot::{DEFAULT_CMDLINE, NO_PCI};
 use crate::kvm::cpuid::baseline::Baseline;
+use crate::layout::Transport;
 use crate::sandbox::Mode;
 
 fn guest() -> GuestConfig {
@@ -20,6 +21,7 @@ fn guest() -> GuestConfig {
         nets: Vec::new(),
         disks: Vec::new(),
         balloon: None,
+        transport: Transport::Mmio,
         serial: SerialConfig::None,
         control: None,
         tls: None,
@@ -215,11 +217,29 @@ fn the_command_line_is_put_together_and_bounded() {
         };
         config.checked().map(|config| config.kernel_cmdline())
     };
-    assert_eq!(line(None, None).as_deref(), Ok(DEFAULT_CMDLINE));
+    assert_eq!(line(None, None), Ok(format!("{DEFAULT_CMDLINE} {NO_PCI}")));
     assert_eq!(
         line(None, Some("quiet")),
-        Ok(format!("{DEFAULT_CMDLINE} quiet"))
+        Ok(format!("{DEFAULT_CMDLINE} {NO_PCI} quiet"))
     );
+    let with_pci = GuestConfig {
+        transport: Transport::Pci,
+        ..guest()
+    };
+    assert_eq!(with_pci.kernel_cmdline(), DEFAULT_CMDLINE);
+    for (words, refused) in [
+        ("quiet pci=off", true),
+        ("pci=noacpi,off root=x", true),
+        ("pci=noacpi", false),
+        ("xpci=off", false),
+    ] {
+        let config = GuestConfig {
+            append: Some(words.to_owned()),
+            ..with_pci.clone()
+        };
+        let expected = refused.then_some(ConfigError::PciOff);
+        assert_eq!(config.checked().err(), expected, "{words}");
+    }
     assert_eq!(
         line(Some("root=x"), Some("quiet")).as_deref(),
         Ok("root=x quiet")

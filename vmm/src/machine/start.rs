@@ -19,7 +19,7 @@ use crate::config::{GuestConfig, KernelConfig, MemoryBacking, display_mac};
 use crate::console::Signals;
 use crate::kvm::cpuid::baseline::{self, Baseline};
 use crate::kvm::{self, cpuid, probe};
-use crate::layout;
+use crate::layout::{self, Transport};
 use crate::memory::{Backing, Filled};
 use crate::sandbox::Sandbox;
 use crate::tls;
@@ -95,10 +95,14 @@ fn start(
         arch_capabilities: None,
         counters: false,
         slots: backends.iter().map(Backend::kind).collect(),
-        lines: (0u32..)
-            .zip(&backends)
-            .map(|(slot, _)| layout::slot_gsi(slot))
-            .collect(),
+        transport: config.transport,
+        lines: match config.transport {
+            Transport::Mmio => (0u32..)
+                .zip(&backends)
+                .map(|(slot, _)| layout::slot_gsi(slot))
+                .collect(),
+            Transport::Pci => Vec::new(),
+        },
         heartbeat: is_pulse(config),
     };
     let making = Making {
@@ -120,6 +124,7 @@ fn start(
             .zip(&vm.shape().slots)
             .map(|(slot, _)| slot)
             .collect(),
+        transport: config.transport,
         serial: true,
         pvpanic: true,
     };

@@ -12,19 +12,24 @@ use devices::virtio::RegisterPage;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
-use crate::layout;
+use crate::layout::{self, Transport};
 
 /// KVM's number of the first of these slots; those of guest memory are below it.
 const FIRST_SLOT: u32 = 0x100;
 
-/// Pages for the devices in the first `count` virtio slots, shown to the guest where KVM can do that. They must
-/// outlive the VM.
+/// Pages for the devices in the first `count` virtio slots, shown to the guest where it reads its devices' registers
+/// there, and KVM can do that. They must outlive the VM.
 ///
 /// # Errors
 /// KVM's refusal.
-pub fn show_registers(kvm: &Kvm, vm: &VmFd, count: usize) -> io::Result<Vec<Arc<RegisterPage>>> {
+pub fn show_registers(
+    kvm: &Kvm,
+    vm: &VmFd,
+    count: usize,
+    transport: Transport,
+) -> io::Result<Vec<Arc<RegisterPage>>> {
     let pages: Vec<Arc<RegisterPage>> = (0..count).map(|_| Arc::default()).collect();
-    if !kvm.check_extension(Cap::ReadonlyMem) {
+    if transport == Transport::Pci || !kvm.check_extension(Cap::ReadonlyMem) {
         return Ok(pages);
     }
     for (slot, page) in (0u32..).zip(&pages) {

@@ -350,8 +350,8 @@ const WAKE_UPS: Group = &[
     ioctl(FIONBIO),
 ];
 
-/// A device's interrupt.
-const LINE: Group = &[ioctl(KVM_IRQ_LINE)];
+/// A device's interrupt: a line, or a message.
+const LINE: Group = &[ioctl(KVM_IRQ_LINE), ioctl(KVM_SIGNAL_MSI)];
 
 /// The first vCPU of a process installs the handler of the kick.
 const KICK: Group = &[call(libc::SYS_rt_sigaction)];

@@ -49,6 +49,7 @@ pub const KVM_GET_IRQCHIP: u64 = iowr::<kvm::kvm_irqchip>(0x62);
 pub const KVM_SET_IRQCHIP: u64 = ior::<kvm::kvm_irqchip>(0x63);
 pub const KVM_CREATE_PIT2: u64 = iow::<kvm::kvm_pit_config>(0x77);
 pub const KVM_IOEVENTFD: u64 = iow::<kvm::kvm_ioeventfd>(0x79);
+pub const KVM_SIGNAL_MSI: u64 = iow::<kvm::kvm_msi>(0xa5);
 pub const KVM_SET_CLOCK: u64 = iow::<kvm::kvm_clock_data>(0x7b);
 pub const KVM_GET_CLOCK: u64 = ior::<kvm::kvm_clock_data>(0x7c);
 pub const KVM_GET_PIT2: u64 = ior::<kvm::kvm_pit_state2>(0x9f);

@@ -76,7 +76,7 @@ impl BlankVm {
             GuestError::new(format!("give KVM {bytes} bytes of guest memory"), e)
         })?;
         // Before there are interrupt controllers: with them every slot takes KVM milliseconds.
-        let registers = memory::show_registers(kvm, &vm, making.backends.len())
+        let registers = memory::show_registers(kvm, &vm, making.backends.len(), shape.transport)
             .map_err(|e| GuestError::new("show the guest its devices' registers", e))?;
         kvm::create_interrupt_controllers(&vm).map_err(kvm_error("make a VM"))?;
         if !shape.counters {
@@ -91,7 +91,7 @@ impl BlankVm {
             making.serial_out,
             making.serial_room,
             shape.heartbeat,
-            &shape.lines,
+            (shape.transport, &shape.lines),
             making.backends.into_iter().zip(registers.iter().cloned()),
         )?;
         let description = shape.describe()?;

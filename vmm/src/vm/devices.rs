@@ -8,16 +8,20 @@ use std::sync::{Arc, Mutex};
 
 use devices::bus::{Bus, BusDevice};
 use devices::heartbeat::HeartbeatPort;
+use devices::pci::{CONFIG_PORTS_LEN, Function, PciBus};
 use devices::power::{I8042, I8042_LEN, POWER_LEN, PVPANIC_LEN, Power, PvPanic};
 use devices::serial::{SERIAL_LEN, Serial, SerialParts};
 use devices::virtio::balloon::{BalloonParts, Levels, VirtioBalloon};
 use devices::virtio::block::{BlockParts, VirtioBlock, disk::Disk};
+use devices::virtio::interrupts::Interrupts;
 use devices::virtio::net::{NetParts, Tap, VirtioNet};
+use devices::virtio::pci::{BAR_LEN, Vectors, doorbell};
 use devices::virtio::rng::VirtioRng;
 use devices::virtio::{
-    INTERRUPT_ACK, MmioParts, QUEUE_NOTIFY, RegisterPage, VirtioDevice, VirtioMmio,
+    INTERRUPT_ACK, MmioParts, PciParts, QUEUE_NOTIFY, RegisterPage, VirtioDevice, VirtioMmio,
+    VirtioPci,
 };
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use migration::guest::{GuestError, GuestRam, Heartbeat};
 use migration::state::VmState;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -26,8 +30,9 @@ use super::balloon::{self, Balloon};
 use super::disks::Disks;
 use super::gsi::Gsi;
 use super::io_thread::{self, IoThread, lock};
+use super::messages::Messages;
 use super::shape::{CardShape, DiskShape, SlotKind};
-use crate::layout;
+use crate::layout::{self, Transport};
 use crate::memory::Filled;
 use crate::vcpu::Buses;
 
@@ -79,12 +84,20 @@ impl Backend {
     }
 }
 
-/// A virtio slot, wired to KVM: doorbells as ioeventfds, and the acknowledgement of its interrupts as another
+/// How a slot interrupts.
+enum Interrupt {
+    /// By its line.
+    Line(Gsi),
+    /// By messages, as a PCI function.
+    Messages(Arc<Vectors>),
+}
+
+/// A virtio slot, wired to KVM: doorbells as ioeventfds, and the acknowledgement of a line's interrupts as another
 /// ioeventfd, which nobody reads.
 struct SlotParts {
     slot: u32,
     backend: Backend,
-    irq: Gsi,
+    interrupt: Interrupt,
     queues: Vec<EventFd>,
     page: Arc<RegisterPage>,
 }
@@ -96,6 +109,7 @@ pub struct DeviceParts {
     /// Signalled when the serial port has room for input again.
     serial_room: EventFd,
     heartbeat: bool,
+    transport: Transport,
     slots: Vec<SlotParts>,
 }
 
@@ -111,8 +125,8 @@ fn again(fd: &EventFd) -> Result<EventFd, GuestError> {
 }
 
 impl DeviceParts {
-    /// Wires up the serial port and the given backends, slot 0 first, each with its interrupt line and the page of its
-    /// registers.
+    /// Wires up the serial port and the given backends, slot 0 first, each with its interrupt line, if they have lines,
+    /// and the page of its registers.
     ///
     /// # Errors
     /// KVM refuses an ioeventfd, or no file descriptor is left.
@@ -121,19 +135,34 @@ impl DeviceParts {
         serial_out: Box<dyn Write + Send>,
         serial_room: EventFd,
         heartbeat: bool,
-        lines: &[u32],
+        (transport, lines): (Transport, &[u32]),
         backends: impl Iterator<Item = (Backend, Arc<RegisterPage>)>,
     ) -> Result<Self, GuestError> {
         let serial_irq = Gsi::new(vm, layout::SERIAL_GSI);
         let slots = (0..)
-            .zip(lines.iter().zip(backends))
-            .map(|(slot, (&line, (backend, page)))| SlotParts::wire(vm, slot, line, backend, page))
+            .zip(backends)
+            .map(|(slot, (backend, page))| {
+                let interrupt = match (transport, lines.get(slot as usize)) {
+                    (Transport::Mmio, Some(&line)) => Interrupt::Line(Gsi::new(vm, line)),
+                    (Transport::Mmio, None) => {
+                        let why = format!("virtio slot {slot} has no interrupt line");
+                        return Err(GuestError::bare(why));
+                    }
+                    (Transport::Pci, _) => {
+                        let queues = backend.kind().queues() as usize;
+                        let vectors = Vectors::new(queues, Box::new(Messages::new(vm)));
+                        Interrupt::Messages(Arc::new(vectors.map_err(refuse("wire a slot"))?))
+                    }
+                };
+                SlotParts::wire(vm, slot, interrupt, backend, page)
+            })
             .collect::<Result<_, _>>()?;
         Ok(Self {
             serial_irq,
             serial_out,
             serial_room,
             heartbeat,
+            transport,
             slots,
         })
     }
@@ -173,15 +202,36 @@ impl DeviceParts {
             .into_iter()
             .map(|slot| slot.assemble(ram, state))
             .collect::<Result<_, _>>()?;
+        let virtio: Vec<Unit> = virtio;
+        let pci = match self.transport {
+            Transport::Mmio => None,
+            Transport::Pci => Some(Arc::new(Mutex::new(pci_bus(&virtio, state)?))),
+        };
         let mut devices = Devices {
             serial: Arc::new(Mutex::new(serial)),
             heartbeat: heartbeat.map(|port| Arc::new(Mutex::new(port))),
             virtio,
+            pci,
             disks,
             buses: None,
         };
         devices.buses = Some(devices.plug()?);
         Ok(devices)
+    }
+}
+
+/// The bus of these functions, in the order of their slots.
+fn pci_bus(units: &[Unit], state: Option<&VmState>) -> Result<PciBus, GuestError> {
+    let functions = units
+        .iter()
+        .filter_map(|unit| unit.function.clone())
+        .map(|function| function as Arc<Mutex<dyn Function>>)
+        .collect();
+    match state {
+        Some(state) => state
+            .restore(0, functions)
+            .map_err(|e| GuestError::new("restore the PCI bus", e)),
+        None => PciBus::new(functions).map_err(refuse("make a PCI bus")),
     }
 }
 
@@ -194,33 +244,42 @@ impl SlotParts {
     fn wire(
         vm: &Arc<VmFd>,
         slot: u32,
-        line: u32,
+        interrupt: Interrupt,
         backend: Backend,
         page: Arc<RegisterPage>,
     ) -> Result<Self, GuestError> {
-        let doorbell = IoEventAddress::Mmio(layout::slot_address(slot) + QUEUE_NOTIFY);
+        let register = |offset| IoEventAddress::Mmio(layout::slot_address(slot) + offset);
         let mut queues = Vec::new();
         for index in 0..backend.kind().queues() {
             let fd = eventfd()?;
-            vm.register_ioevent(&fd, &doorbell, index).map_err(|e| {
+            let wired = match interrupt {
+                Interrupt::Line(_) => vm.register_ioevent(&fd, &register(QUEUE_NOTIFY), index),
+                Interrupt::Messages(_) => {
+                    let own = IoEventAddress::Mmio(layout::bar_address(slot) + doorbell(index));
+                    // Of any length, so that KVM need not look what is written, nor by which instruction.
+                    vm.register_ioevent(&fd, &own, NoDatamatch)
+                }
+            };
+            wired.map_err(|e| {
                 GuestError::new(format!("wire doorbell {index} of virtio slot {slot}"), e)
             })?;
             queues.push(fd);
         }
-        // KVM holds on to the eventfd by itself.
-        let (offset, used) = INTERRUPT_ACK;
-        let acknowledged = IoEventAddress::Mmio(layout::slot_address(slot) + offset);
-        vm.register_ioevent(&eventfd()?, &acknowledged, used)
-            .map_err(|e| {
-                GuestError::new(
-                    format!("wire the acknowledgements of virtio slot {slot}"),
-                    e,
-                )
-            })?;
+        if let Interrupt::Line(_) = interrupt {
+            // KVM holds on to the eventfd by itself.
+            let (offset, used) = INTERRUPT_ACK;
+            vm.register_ioevent(&eventfd()?, &register(offset), used)
+                .map_err(|e| {
+                    GuestError::new(
+                        format!("wire the acknowledgements of virtio slot {slot}"),
+                        e,
+                    )
+                })?;
+        }
         Ok(Self {
             slot,
             backend,
-            irq: Gsi::new(vm, line),
+            interrupt,
             queues,
             page,
         })
@@ -230,7 +289,7 @@ impl SlotParts {
         let Self {
             slot,
             backend,
-            irq,
+            interrupt,
             queues,
             page,
         } = self;
@@ -292,9 +351,13 @@ impl SlotParts {
                 Box::new(disk.map_err(refuse("make a disk"))?)
             }
         };
+        let (interrupts, vectors): (Box<dyn Interrupts>, _) = match interrupt {
+            Interrupt::Line(line) => (Box::new(line), None),
+            Interrupt::Messages(vectors) => (Box::new(vectors.clone()), Some(vectors)),
+        };
         let parts = MmioParts {
             ram: ram.clone(),
-            irq: Box::new(irq),
+            interrupts,
             queue_events: queues.iter().map(again).collect::<Result<_, _>>()?,
             page,
             device,
@@ -304,12 +367,29 @@ impl SlotParts {
             None => VirtioMmio::new(parts).map_err(refuse("make a virtio device"))?,
         };
         let mmio = Arc::new(Mutex::new(mmio));
+        let function = match vectors {
+            None => None,
+            Some(vectors) => {
+                let parts = PciParts {
+                    core: mmio.clone(),
+                    vectors,
+                    // All are below 4 GiB.
+                    base: u32::try_from(layout::bar_address(slot)).unwrap_or(u32::MAX),
+                };
+                let function = match state {
+                    Some(state) => state.restore::<VirtioPci>(slot, parts).map_err(restore)?,
+                    None => VirtioPci::new(parts).map_err(refuse("make a PCI function"))?,
+                };
+                Some(Arc::new(Mutex::new(function)))
+            }
+        };
         let io = io_thread::spawn(slot, &mmio, queues)?;
         Ok(Unit {
             slot,
             net,
             balloon: levels.map(|levels| Balloon::new(levels, mmio.clone())),
             mmio,
+            function,
             _io: io,
         })
     }
@@ -329,6 +409,8 @@ struct Unit {
     net: bool,
     balloon: Option<Balloon>,
     mmio: Arc<Mutex<VirtioMmio>>,
+    /// What the guest sees of it, where that is PCI.
+    function: Option<Arc<Mutex<VirtioPci>>>,
     /// End with the unit.
     _io: Vec<IoThread>,
 }
@@ -338,6 +420,8 @@ pub struct Devices {
     serial: Arc<Mutex<Serial>>,
     heartbeat: Option<Arc<Mutex<HeartbeatPort>>>,
     virtio: Vec<Unit>,
+    /// The bus that they are on, if they are on one.
+    pci: Option<Arc<Mutex<PciBus>>>,
     /// Behind the units: their threads have ended when the locks go.
     disks: Disks,
     buses: Option<Buses>,
@@ -362,10 +446,26 @@ impl Devices {
             let len = u64::from(layout::HEARTBEAT_PORTS);
             port(layout::HEARTBEAT_PORT, len, heartbeat.clone())?;
         }
+        if let Some(pci) = &self.pci {
+            port(layout::PCI_CONFIG_PORT, CONFIG_PORTS_LEN, pci.clone())?;
+        }
         for unit in &self.virtio {
-            let base = layout::slot_address(unit.slot);
-            mmio.insert(base, layout::VIRTIO_MMIO_SIZE, unit.mmio.clone())
-                .map_err(|e| GuestError::new(format!("put a device at {base:#x}"), e))?;
+            let plugged = match &unit.function {
+                Some(function) => {
+                    let base = layout::bar_address(unit.slot);
+                    mmio.insert(base, BAR_LEN, function.clone())
+                }
+                None => {
+                    let base = layout::slot_address(unit.slot);
+                    mmio.insert(base, layout::SLOT_SIZE, unit.mmio.clone())
+                }
+            };
+            plugged.map_err(|e| {
+                GuestError::new(
+                    format!("put the device of slot {} on the bus", unit.slot),
+                    e,
+                )
+            })?;
         }
         Ok(Buses {
             pio: Arc::new(pio),
@@ -414,7 +514,13 @@ impl Devices {
         if let Some(heartbeat) = &self.heartbeat {
             state.save(0, &*lock(heartbeat)).map_err(encode)?;
         }
+        if let Some(pci) = &self.pci {
+            state.save(0, &*lock(pci)).map_err(encode)?;
+        }
         for unit in &self.virtio {
+            if let Some(function) = &unit.function {
+                state.save(unit.slot, &*lock(function)).map_err(encode)?;
+            }
             lock(&unit.mmio)
                 .save_into(unit.slot, state)
                 .map_err(encode)?;

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use devices::heartbeat::HeartbeatPort;
+use devices::pci::PciBus;
 use devices::serial::Serial;
-use devices::virtio::{VirtioBalloon, VirtioBlock, VirtioMmio, VirtioNet, VirtioRng};
+use devices::virtio::{VirtioBalloon, VirtioBlock, VirtioMmio, VirtioNet, VirtioPci, VirtioRng};
 use kvm_bindings::kvm_cpuid_entry2;
 use migration::guest::Description;
 use migration::pages::{MemoryLayout, Region};
@@ -17,6 +18,7 @@ use super::shape::{self, CardShape, DiskShape, Shape, SlotKind};
 use crate::kvm::cpuid::baseline::Baseline;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::kvm::vm_state::VmCommonState;
+use crate::layout::Transport;
 
 #[path = "../../../devices/tests/support/golden.rs"]
 mod golden_file;
@@ -47,6 +49,8 @@ fn place(kind: Kind) -> (PathBuf, &'static str, u32) {
         Kind::VIRTIO_BLK => (of_devices(), "virtio_blk", VirtioBlock::VERSION),
         Kind::VIRTIO_RNG => (of_devices(), "virtio_rng", VirtioRng::VERSION),
         Kind::VIRTIO_BALLOON => (of_devices(), "virtio_balloon", VirtioBalloon::VERSION),
+        Kind::VIRTIO_PCI => (of_devices(), "virtio_pci", VirtioPci::VERSION),
+        Kind::PCI_BUS => (of_devices(), "pci_bus", PciBus::VERSION),
         Kind::HEARTBEAT => (of_devices(), "heartbeat", HeartbeatPort::VERSION),
         other => panic!("{other} has no golden bytes"),
     }
@@ -127,6 +131,7 @@ fn guest() -> Shape {
             SlotKind::Block(disk()),
             SlotKind::Rng,
         ],
+        transport: Transport::Mmio,
         lines: vec![16, 9, 5],
         heartbeat: true,
     }
@@ -223,9 +228,10 @@ fn older_cpu_models_are_read() {
 }
 
 /// To versions 1 and 2 of the device list a network card has one queue pair; version 1 knows no disks; to all before
-/// version 4 the slots have the lines from 8 on.
+/// version 4 the slots have the lines from 8 on; to version 4 they have lines.
 #[test]
 fn older_device_lists_are_read() {
+    is_read_as(Kind::DEVICE_LIST, 4, Kind::CPU_MODEL, &guest());
     let card = SlotKind::Net(CardShape::PLAIN);
     let older = [
         (1, vec![card, SlotKind::Rng]),
@@ -257,13 +263,38 @@ fn a_balloon_is_in_the_device_list() {
     assert_eq!(shape.describe().unwrap(), said);
 }
 
+/// Slots that send messages have no lines.
+#[test]
+fn what_slots_are_behind_is_in_the_device_list() {
+    let with = Shape {
+        transport: Transport::Pci,
+        lines: Vec::new(),
+        ..guest()
+    };
+    let said = with.describe().unwrap();
+    let shape = Shape::parse(&said).unwrap();
+    assert_eq!(shape.transport, Transport::Pci);
+    assert_eq!(shape.describe().unwrap(), said);
+    let both = Shape {
+        lines: vec![16, 17, 18],
+        ..with
+    };
+    let text = Shape::parse(&both.describe().unwrap())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("3 interrupt lines") && text.contains("need 0"),
+        "{text}"
+    );
+}
+
 /// What is said of disks and cards fits the slots, or the guest is refused before anything is made.
 #[test]
 fn devices_that_do_not_fit_their_slots_are_refused() {
     let with_lines = |slots: &[u32], disks: &[DiskShape], cards: &[CardShape], lines: &[u32]| {
         let mut said = guest().describe().unwrap();
         let mut sections = VmState::default();
-        let list = (true, slots, disks, cards, lines);
+        let list = (true, slots, disks, cards, lines, Transport::Mmio);
         sections
             .put(Kind::DEVICE_LIST, 0, shape::DEVICES_VERSION, &list)
             .unwrap();
@@ -277,7 +308,10 @@ fn devices_that_do_not_fit_their_slots_are_refused() {
     };
     for lines in [&[16][..], &[16, 17, 18]] {
         let text = with_lines(&[4, 4], &[], &[], lines);
-        let wanted = format!("2 virtio devices and {} interrupt lines", lines.len());
+        let wanted = format!(
+            "{} interrupt lines for virtio devices that need 2",
+            lines.len()
+        );
         assert!(text.contains(&wanted), "{text}");
     }
     for (lines, wanted) in [

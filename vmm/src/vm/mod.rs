@@ -3,9 +3,9 @@
 //! Each is a type of its own, and a transition consumes the one and gives the other: only a paused VM can be
 //! saved, only a blank one loaded. What is common to all three is [`Core`].
 //!
-//! Lock order: a vCPU or I/O thread holds one device's lock at a time and takes nothing under it. Whoever
-//! owns the VM (the main thread, or the migration thread during a move) takes device locks one by one, and
-//! never while it waits for a vCPU.
+//! Lock order: PCI bus, PCI function, device, lane, what an interrupt takes (a line's turn, a function's vectors). A vCPU
+//! or I/O thread takes them in this order and no two of a kind. Whoever owns the VM (the main thread, or the migration
+//! thread during a move) takes device locks one by one, and never while it waits for a vCPU.
 
 mod balloon;
 mod batch;
@@ -18,6 +18,7 @@ mod gsi;
 mod host;
 mod io_thread;
 mod log;
+mod messages;
 mod room;
 mod shape;
 mod work;

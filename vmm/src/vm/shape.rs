@@ -13,6 +13,7 @@ use crate::config::MAX_CPUS;
 use crate::kvm::cpuid::{self, baseline::Baseline};
 use crate::kvm::vcpu_state::{self, VcpuCaps};
 use crate::kvm::{mitigations, msr};
+use crate::layout::Transport;
 
 mod cpu_model;
 mod device_list;
@@ -41,7 +42,9 @@ pub struct Shape {
     pub counters: bool,
     /// What sits in slot 0, 1, …
     pub slots: Vec<SlotKind>,
-    /// The interrupt line of each: its guest was told when it booted.
+    /// What they are behind.
+    pub transport: Transport,
+    /// The interrupt line of each, if they have lines: its guest was told when it booted.
     pub lines: Vec<u32>,
     /// Whether it has the heartbeat port of the bare test guest.
     pub heartbeat: bool,
@@ -63,7 +66,7 @@ impl Shape {
             arch_capabilities: self.arch_capabilities,
             counters: self.counters,
         };
-        let devices = DeviceList::new(self.heartbeat, &self.slots, &self.lines);
+        let devices = DeviceList::new(self.heartbeat, &self.slots, &self.lines, self.transport);
         sections
             .put(Kind::CPU_MODEL, 0, CPU_VERSION, &cpu)
             .map_err(encode)?;
@@ -116,6 +119,7 @@ impl Shape {
             counters: cpu.counters,
             slots: devices.slots()?,
             heartbeat: devices.heartbeat,
+            transport: devices.transport,
             lines: devices.lines()?,
         })
     }
@@ -205,6 +209,7 @@ mod tests {
             arch_capabilities: None,
             counters: false,
             slots: vec![SlotKind::Rng],
+            transport: Transport::Mmio,
             lines: vec![16],
             heartbeat: false,
         }

@@ -11,15 +11,15 @@ use vmm_sys_util::eventfd::EventFd;
 use super::page::RegisterPage;
 use super::{CONFIG_INTERRUPT, NEEDS_RESET, USED_INTERRUPT, signal};
 use crate::GuestRam;
-use crate::line::Line;
 use crate::virtio::device::{Lane, QueueIo};
+use crate::virtio::interrupts::Interrupts;
 use crate::virtio::queue::{QueueError, Ring};
 
 /// What registers and lanes both come to, each from its own thread.
 pub(super) struct Shared {
     pub(super) device_type: u32,
     pub(super) ram: GuestRam,
-    pub(super) irq: Box<dyn Line>,
+    pub(super) interrupts: Box<dyn Interrupts>,
     /// One a queue.
     pub(super) queue_events: Vec<EventFd>,
     /// What the driver reads. A lane sets an interrupt there behind the entries that it is about; a driver acknowledges
@@ -44,19 +44,20 @@ impl Shared {
                 signal(event);
             }
         }
-        let mut due = false;
-        let asked = queues.rings.iter_mut().try_for_each(|ring| {
-            due |= ring.interrupt_due(&self.ram)?;
+        let mut due = 0;
+        let mut rings = (queues.first..).zip(&mut queues.rings);
+        let asked = rings.try_for_each(|(index, ring)| {
+            due |= u64::from(ring.interrupt_due(&self.ram)?) << index;
             Ok(())
         });
-        if due {
-            self.interrupt(USED_INTERRUPT);
+        if due != 0 {
+            self.used(due);
         }
         if let Err(error) = done.and(asked)
             && self.give_up(&error.to_string())
         {
             // Only a device that the driver has set up works.
-            self.interrupt(CONFIG_INTERRUPT);
+            self.config_changed();
         }
     }
 
@@ -70,9 +71,15 @@ impl Shared {
         first
     }
 
-    pub(super) fn interrupt(&self, why: u32) {
-        self.page.add_interrupts(why);
-        self.irq.pulse();
+    /// Buffers of these queues, one a bit, were used.
+    pub(super) fn used(&self, queues: u64) {
+        self.page.add_interrupts(USED_INTERRUPT);
+        self.interrupts.used(queues);
+    }
+
+    pub(super) fn config_changed(&self) {
+        self.page.add_interrupts(CONFIG_INTERRUPT);
+        self.interrupts.config_changed();
     }
 }
 

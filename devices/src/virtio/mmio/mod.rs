@@ -4,8 +4,8 @@
 //! It holds the queues and hands them to the device for one burst at a time. The VMM's I/O thread calls
 //! [`VirtioMmio::queue_event`] and [`VirtioMmio::backend_event`]; vCPUs come in by the registers; both under one lock.
 //! Where the device has lanes ([`VirtioMmio::lanes`]) their queues are served by threads of their own, without that
-//! lock. It is taken before a lane's, never after; but for that both are leaves: nothing else is locked while they are
-//! held.
+//! lock. It is taken before a lane's, never after; under both nothing else is locked but what an interrupt takes
+//! ([`MmioParts::interrupts`]), which is a leaf.
 
 mod lanes;
 mod page;
@@ -21,12 +21,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::lanes::{Queues, Shared};
 use super::device::{QueueIo, VirtioDevice};
+use super::interrupts::Interrupts;
 use super::queue::Ring;
 use crate::GuestRam;
-use crate::line::Line;
 
 pub use lanes::MmioLane;
 pub use page::RegisterPage;
+pub(super) use registers::Selection;
 pub use snapshot::MmioState;
 
 /// Bytes of address space of the registers and the configuration space; a slot may have more.
@@ -66,8 +67,8 @@ const CONFIG_INTERRUPT: u32 = virtio_mmio::VIRTIO_MMIO_INT_CONFIG;
 pub struct MmioParts {
     /// Guest memory.
     pub ram: GuestRam,
-    /// The interrupt line.
-    pub irq: Box<dyn Line>,
+    /// How the driver hears of what the device has done.
+    pub interrupts: Box<dyn Interrupts>,
     /// One eventfd a queue, non-blocking: what the ioeventfds signal and the I/O thread waits for.
     pub queue_events: Vec<EventFd>,
     /// Where the registers can be read from, untouched. The VMM may show it to the guest.
@@ -87,6 +88,9 @@ pub struct VirtioMmio {
     /// The queues behind those of the lanes.
     own: Queues,
     paused: bool,
+    /// It may read and write guest memory: a PCI function's bus mastering is on. Not part of its state: it follows from
+    /// the function's.
+    masters: bool,
     /// The next resume is the first after a restore.
     restored: bool,
     shared: Arc<Shared>,
@@ -206,10 +210,23 @@ impl VirtioMmio {
         if self.is_active() {
             self.kick();
             if std::mem::take(&mut self.restored) {
-                self.shared.interrupt(USED_INTERRUPT | CONFIG_INTERRUPT);
+                self.shared.used(u64::MAX);
+                self.shared.config_changed();
             }
         }
         self.restored = false;
+    }
+
+    /// Whether it may read and write guest memory from now on, as it may at first. What came while it might not is looked
+    /// at when it may.
+    pub(super) fn let_master(&mut self, masters: bool) {
+        if std::mem::replace(&mut self.masters, masters) == masters {
+            return;
+        }
+        self.direct_lanes();
+        if self.works() {
+            self.kick();
+        }
     }
 
     /// Tells the network once where the guest is now. To be repeated a few times after a move, since any
@@ -225,7 +242,7 @@ impl VirtioMmio {
     pub fn config_changed(&mut self) {
         self.shared.page.show_config(&*self.device);
         if self.works() {
-            self.shared.interrupt(CONFIG_INTERRUPT);
+            self.shared.config_changed();
         }
     }
 
@@ -240,7 +257,7 @@ impl VirtioMmio {
 
     /// Whether the device may touch its queues now.
     fn works(&self) -> bool {
-        !self.paused && self.in_use()
+        !self.paused && self.masters && self.in_use()
     }
 
     /// Whether the driver uses the device and neither side has given it up.
@@ -280,7 +297,7 @@ impl VirtioMmio {
     /// The device is out of order until the driver resets it. Said once: it does no work until then.
     fn needs_reset(&mut self, why: &str) {
         if self.shared.give_up(why) && self.status() & DRIVER_OK != 0 {
-            self.shared.interrupt(CONFIG_INTERRUPT);
+            self.shared.config_changed();
         }
     }
 

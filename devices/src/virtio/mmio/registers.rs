@@ -48,7 +48,31 @@ fn set_half(value: &mut u64, select: u32, half: u32) {
     }
 }
 
+/// What a driver has selected.
+pub(in crate::virtio) struct Selection {
+    pub device_features_sel: u32,
+    pub driver_features_sel: u32,
+    /// The half of the driver's features that is written.
+    pub driver_features: u32,
+    pub queue_sel: u32,
+}
+
 impl VirtioMmio {
+    /// What the driver has selected; it waits for no queue.
+    pub(in crate::virtio) fn selection(&self) -> Selection {
+        Selection {
+            device_features_sel: self.device_features_sel,
+            driver_features_sel: self.driver_features_sel,
+            driver_features: half(self.driver_features, self.driver_features_sel),
+            queue_sel: self.queue_sel,
+        }
+    }
+
+    /// The selected queue as it is now; None where there is none.
+    pub(in crate::virtio) fn selected_queue(&mut self) -> Option<RingState> {
+        self.with_selected(|ring| ring.save())
+    }
+
     /// Does something with the queue that the driver has selected; None where there is none.
     fn with_selected<R>(&mut self, act: impl FnOnce(&mut Ring) -> R) -> Option<R> {
         self.with_ring(usize::try_from(self.queue_sel).ok()?, act)

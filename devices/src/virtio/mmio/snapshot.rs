@@ -73,6 +73,7 @@ impl Snapshot for VirtioMmio {
             lanes,
             own,
             paused: _,
+            masters: _,
             restored: _,
             shared,
             // Has its own section.
@@ -81,7 +82,7 @@ impl Snapshot for VirtioMmio {
         let Shared {
             device_type,
             ram: _,
-            irq: _,
+            interrupts: _,
             queue_events: _,
             page,
             told: _,
@@ -107,7 +108,7 @@ impl Snapshot for VirtioMmio {
     fn restore(state: MmioState, parts: MmioParts) -> Result<Self, String> {
         let MmioParts {
             ram,
-            irq,
+            interrupts,
             queue_events,
             page,
             device,
@@ -152,7 +153,7 @@ impl Snapshot for VirtioMmio {
         let shared = Arc::new(Shared {
             device_type: state.device_type,
             ram,
-            irq,
+            interrupts,
             queue_events,
             page,
             told: AtomicBool::new(false),
@@ -176,6 +177,7 @@ impl Snapshot for VirtioMmio {
                 rings: rings.collect(),
             },
             paused: true,
+            masters: true,
             restored: true,
             shared,
             device,

@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{BootError, Entry, Kernel, Machine, load};
-use crate::layout;
+use crate::layout::{self, Transport};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -102,6 +102,7 @@ fn machine() -> Machine {
     Machine {
         vcpus: 2,
         virtio_slots: vec![0, 15],
+        transport: Transport::Mmio,
         serial: true,
         pvpanic: true,
     }

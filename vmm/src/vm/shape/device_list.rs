@@ -7,11 +7,12 @@ use migration::guest::GuestError;
 use migration::state::{Kind, StateError, VmState};
 use serde::{Deserialize, Serialize};
 
-use crate::layout::{self, VIRTIO_SLOTS};
+use crate::layout::{self, Transport, VIRTIO_SLOTS};
 
 /// Version of the device list. Of those that are still read, version 1 knows no disks, to versions 1 and 2 a network
-/// card has one queue pair, and to all three the slots have the interrupt lines of that time.
-pub const DEVICES_VERSION: u32 = 4;
+/// card has one queue pair, to all three the slots have the interrupt lines of that time, and to all four they are behind
+/// virtio-mmio.
+pub const DEVICES_VERSION: u32 = 5;
 /// virtio device type of a network card (virtio 1.2, 5.1).
 const TYPE_NET: u32 = 1;
 /// virtio device type of a disk (virtio 1.2, 5.2).
@@ -97,8 +98,20 @@ pub(super) struct DeviceList {
     pub disks: Vec<DiskShape>,
     /// The network cards among them, in the same order.
     pub cards: Vec<CardShape>,
-    /// The interrupt lines (GSIs) of the slots, in the same order.
+    /// The interrupt lines (GSIs) of the slots, in the same order; none where they send messages.
     pub lines: Vec<u32>,
+    /// What all slots are behind.
+    pub transport: Transport,
+}
+
+/// Its fourth version.
+#[derive(Debug, Serialize, Deserialize)]
+struct DeviceListV4 {
+    heartbeat: bool,
+    slots: Vec<u32>,
+    disks: Vec<DiskShape>,
+    cards: Vec<CardShape>,
+    lines: Vec<u32>,
 }
 
 /// Its third version.
@@ -125,7 +138,27 @@ struct DeviceListV1 {
     slots: Vec<u32>,
 }
 
-impl From<DeviceListV3> for DeviceList {
+impl From<DeviceListV4> for DeviceList {
+    fn from(list: DeviceListV4) -> Self {
+        let DeviceListV4 {
+            heartbeat,
+            slots,
+            disks,
+            cards,
+            lines,
+        } = list;
+        Self {
+            heartbeat,
+            slots,
+            disks,
+            cards,
+            lines,
+            transport: Transport::Mmio,
+        }
+    }
+}
+
+impl From<DeviceListV3> for DeviceListV4 {
     fn from(list: DeviceListV3) -> Self {
         let DeviceListV3 {
             heartbeat,
@@ -177,7 +210,7 @@ impl From<DeviceListV1> for DeviceListV2 {
 
 impl DeviceList {
     /// That of a guest here.
-    pub fn new(heartbeat: bool, slots: &[SlotKind], lines: &[u32]) -> Self {
+    pub fn new(heartbeat: bool, slots: &[SlotKind], lines: &[u32], transport: Transport) -> Self {
         Self {
             heartbeat,
             slots: slots.iter().map(|slot| slot.device_type()).collect(),
@@ -194,12 +227,13 @@ impl DeviceList {
                 })
                 .collect(),
             lines: lines.to_vec(),
+            transport,
         }
     }
 
     /// That of a description, of whatever version.
     pub fn read(sections: &VmState) -> Result<Self, StateError> {
-        let third = match sections.section(Kind::DEVICE_LIST, 0)?.version {
+        let third: DeviceListV3 = match sections.section(Kind::DEVICE_LIST, 0)?.version {
             1 => sections
                 .get::<DeviceListV1>(Kind::DEVICE_LIST, 0, 1)
                 .map(|list| DeviceListV2::from(list).into())?,
@@ -207,9 +241,13 @@ impl DeviceList {
                 .get::<DeviceListV2>(Kind::DEVICE_LIST, 0, 2)
                 .map(DeviceListV3::from)?,
             3 => sections.get(Kind::DEVICE_LIST, 0, 3)?,
+            4 => {
+                let fourth: DeviceListV4 = sections.get(Kind::DEVICE_LIST, 0, 4)?;
+                return Ok(fourth.into());
+            }
             _ => return sections.get(Kind::DEVICE_LIST, 0, DEVICES_VERSION),
         };
-        Ok(third.into())
+        Ok(DeviceListV4::from(third).into())
     }
 
     /// What sits in the slots of a guest from elsewhere.
@@ -253,10 +291,14 @@ impl DeviceList {
     /// # Errors
     /// They are no lines of slots.
     pub fn lines(self) -> Result<Vec<u32>, GuestError> {
-        let (lines, slots) = (self.lines, self.slots.len());
-        if lines.len() != slots {
+        let lines = self.lines;
+        let needed = match self.transport {
+            Transport::Mmio => self.slots.len(),
+            Transport::Pci => 0,
+        };
+        if lines.len() != needed {
             return Err(GuestError::bare(format!(
-                "the guest has {slots} virtio devices and {} interrupt lines for them: run the same ferry on both ends",
+                "the guest has {} interrupt lines for virtio devices that need {needed}: run the same ferry on both ends",
                 lines.len()
             )));
         }
