@@ -7,11 +7,11 @@ use super::team::{Keeper, Team, image, kernel_words, mac, tap};
 use crate::Error;
 use crate::ferry::Ferry;
 
-/// Boots the next guest, and waits until it answers.
+/// Boots the next guest, whose card is behind `virtio` (mmio or pci), and waits until it answers.
 ///
 /// # Errors
 /// It does not come up.
-pub fn add(team: &mut Team<'_>, memory: &str, limit: Duration) -> Result<(), Error> {
+pub fn add(team: &mut Team<'_>, virtio: &str, memory: &str, limit: Duration) -> Result<(), Error> {
     let (number, guest) = (team.number, team.keepers.len());
     let tap = tap(number, guest);
     team.host.add_tap(&tap, Some(&team.bridge()))?;
@@ -35,6 +35,8 @@ pub fn add(team: &mut Team<'_>, memory: &str, limit: Duration) -> Result<(), Err
         &words,
         "--net",
         &net,
+        "--virtio",
+        virtio,
     ];
     let ferry = Ferry::start(Some(team.host), &args)?;
     team.join(Keeper::Ferry(ferry), limit)

@@ -21,6 +21,6 @@ mod qemu;
 mod table;
 mod team;
 
-pub use plan::{Figures, PROGRAMS, Plan, Row};
+pub use plan::{Figures, PROGRAMS, Plan, Row, USUAL};
 pub use table::table;
 pub use team::Direction;

@@ -13,8 +13,10 @@ use crate::Error;
 use crate::ferry::Netns;
 use crate::qemu::Package;
 
-/// The programs that can take part.
-pub const PROGRAMS: [&str; 4] = ["native", "ferry", "qemu", "qemu-vhost"];
+/// The programs that can take part; the last only if it is named: Ferry's cards behind PCI are the usual ones.
+pub const PROGRAMS: [&str; 5] = ["native", "ferry", "qemu", "qemu-vhost", "ferry-mmio"];
+/// Those that do.
+pub const USUAL: [&str; 4] = ["native", "ferry", "qemu", "qemu-vhost"];
 /// How many guests there are in a row.
 pub const GUESTS: [usize; 3] = [1, 2, 4];
 /// What a guest of an emulated host may take until it answers.
@@ -25,7 +27,7 @@ const MEMORY: &str = "192M";
 /// A row of the figures.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
-    /// native, ferry, qemu or qemu-vhost.
+    /// One of [`PROGRAMS`].
     pub program: String,
     /// See [`Direction::name`].
     pub direction: String,
@@ -193,7 +195,8 @@ impl Plan {
                 ("qemu" | "qemu-vhost", Some(package)) => {
                     qemu::add(&mut team, package, name == "qemu-vhost", MEMORY, BOOT)?;
                 }
-                _ => ferry::add(&mut team, MEMORY, BOOT)?,
+                ("ferry-mmio", _) => ferry::add(&mut team, "mmio", MEMORY, BOOT)?,
+                _ => ferry::add(&mut team, "pci", MEMORY, BOOT)?,
             }
         }
         Ok(team)

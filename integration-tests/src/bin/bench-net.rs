@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use integration_tests::Error;
-use integration_tests::bench_net::{Figures, PROGRAMS, Plan, table};
+use integration_tests::bench_net::{Figures, PROGRAMS, Plan, USUAL, table};
 use integration_tests::nested::{Errand, Place, default_summary, write_summary};
 
 const NAME: &str = "bench-net";
@@ -26,7 +26,7 @@ const MEMORY_MIB: u32 = 6144;
 #[derive(Parser)]
 struct Cli {
     /// Which programs take part
-    #[arg(long, value_delimiter = ',', default_values = PROGRAMS, value_parser = PROGRAMS)]
+    #[arg(long, value_delimiter = ',', default_values = USUAL, value_parser = PROGRAMS)]
     programs: Vec<String>,
     /// Runs of each row, of which the median counts
     #[arg(long, default_value_t = 7)]
