@@ -46,7 +46,8 @@ pub struct Args {
     #[arg(long, short, value_name = "FILE", conflicts_with = "pulse")]
     initramfs: Option<PathBuf>,
 
-    /// The kernel command line, in place of `console=ttyS0 panic=-1 reboot=acpi` (with --virtio mmio, and pci=off)
+    /// The kernel command line, in place of `console=ttyS0 panic=-1 reboot=acpi` (and `pci=off` with --virtio
+    /// mmio)
     #[arg(long, value_name = "TEXT", conflicts_with = "pulse")]
     cmdline: Option<String>,
 
@@ -98,8 +99,8 @@ pub struct Args {
     balloon: Option<BalloonConfig>,
 
     /// How the guest comes to its network devices, disks and the like: pci, a bus, and an interrupt message for each
-    /// queue (MSI-X); or mmio, registers and one interrupt line each, for kernels without PCI: there is nothing to
-    /// search for at boot, and each interrupt costs the guest more
+    /// queue (MSI-X); or mmio, registers and one interrupt line each, for kernels without PCI: nothing has to be
+    /// searched for at boot, but each interrupt costs the guest more
     #[arg(long, value_name = "HOW", default_value = "pci")]
     virtio: Transport,
 
