@@ -47,10 +47,11 @@ impl Line for Gsi {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use kvm_bindings::{
         KVM_IRQCHIP_IOAPIC, kvm_ioapic_state, kvm_ioapic_state__bindgen_ty_1, kvm_irqchip,
     };
+    use kvm_ioctls::VcpuFd;
 
     use super::*;
     use crate::{kvm, layout};
@@ -59,9 +60,8 @@ mod tests {
     const SVR: usize = 0xf0;
     const IRR_64: usize = 0x220;
 
-    /// What is raised is in the state that would be saved, at once.
-    #[test]
-    fn a_pulse_is_an_interrupt_as_soon_as_it_is_over() {
+    /// A VM with a vCPU whose local APIC is enabled.
+    pub fn vm_with_apic() -> (Arc<VmFd>, VcpuFd) {
         let kvm = kvm::open().unwrap();
         let vm = Arc::new(kvm::create_vm(&kvm).unwrap());
         kvm::create_interrupt_controllers(&vm).unwrap();
@@ -70,6 +70,18 @@ mod tests {
         // Enabled by software; the spurious vector 0xff.
         (lapic.regs[SVR], lapic.regs[SVR + 1]) = (-1, 1);
         vcpu.set_lapic(&lapic).unwrap();
+        (vm, vcpu)
+    }
+
+    /// The vectors from 64 on that are requested of it, one a bit.
+    pub fn requested(vcpu: &VcpuFd) -> i8 {
+        vcpu.get_lapic().unwrap().regs[IRR_64]
+    }
+
+    /// What is raised is in the state that would be saved, at once.
+    #[test]
+    fn a_pulse_is_an_interrupt_as_soon_as_it_is_over() {
+        let (vm, vcpu) = vm_with_apic();
         let gsis = [layout::slot_gsi(0), layout::SERIAL_GSI];
         let mut ioapic = kvm_ioapic_state {
             base_address: layout::IOAPIC_START,
@@ -85,13 +97,12 @@ mod tests {
         };
         chip.chip.ioapic = ioapic;
         vm.set_irqchip(&chip).unwrap();
-        let requested = || vcpu.get_lapic().unwrap().regs[IRR_64];
-        assert_eq!(requested(), 0);
+        assert_eq!(requested(&vcpu), 0);
         for (already, gsi) in [0, 1].into_iter().zip(gsis) {
             let line = Gsi::new(&vm, gsi);
-            assert_eq!(requested(), already);
+            assert_eq!(requested(&vcpu), already);
             line.pulse();
-            assert_eq!(requested(), already << 1 | 1, "GSI {gsi}");
+            assert_eq!(requested(&vcpu), already << 1 | 1, "GSI {gsi}");
         }
     }
 }

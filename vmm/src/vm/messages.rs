@@ -49,25 +49,13 @@ impl MessageSink for Messages {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gsi::tests::{requested, vm_with_apic};
     use super::*;
-    use crate::kvm;
-
-    /// Offsets in a local APIC's page: SVR, and the word of IRR with the vectors from 64 on.
-    const SVR: usize = 0xf0;
-    const IRR_64: usize = 0x220;
 
     /// What is sent is in the state that would be saved, at once; and what nobody understands is nothing.
     #[test]
     fn a_message_is_an_interrupt_as_soon_as_it_is_sent() {
-        let kvm = kvm::open().unwrap();
-        let vm = Arc::new(kvm::create_vm(&kvm).unwrap());
-        kvm::create_interrupt_controllers(&vm).unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
-        let mut lapic = vcpu.get_lapic().unwrap();
-        // Enabled by software; the spurious vector 0xff.
-        (lapic.regs[SVR], lapic.regs[SVR + 1]) = (-1, 1);
-        vcpu.set_lapic(&lapic).unwrap();
-        let requested = || vcpu.get_lapic().unwrap().regs[IRR_64];
+        let (vm, vcpu) = vm_with_apic();
         let messages = Messages::new(&vm);
         // A local APIC that there is not, a delivery mode that there is not, vector 0.
         for (id, data) in [(7, 64), (0, 64 | 3 << 8), (0, 0)] {
@@ -77,10 +65,10 @@ mod tests {
         for address in [0, 0xfed0_0000, 0x1_fee0_0000, u64::MAX] {
             messages.send(address, 64);
         }
-        assert_eq!(requested(), 0);
+        assert_eq!(requested(&vcpu), 0);
         for (vector, expected) in [(64, 1), (66, 5)] {
             messages.send(layout::LAPIC_START, vector);
-            assert_eq!(requested(), expected);
+            assert_eq!(requested(&vcpu), expected);
         }
     }
 }
