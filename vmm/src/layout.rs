@@ -61,10 +61,11 @@
 //!   GSI 0..9           the legacy lines; COM1's and that of slot 15 are the only ones in use
 //! ```
 
+use std::str::FromStr;
+
 use devices::virtio::pci::BAR_LEN;
 use migration::pages::{LayoutError, MAX_MEMORY, MemoryLayout, REGION_ALIGN, Region};
 use serde::{Deserialize, Serialize};
-use std::str::FromStr;
 use thiserror::Error;
 
 /// Low RAM ends here at the latest, 3 GiB; the last GiB below 4 GiB belongs to devices.
