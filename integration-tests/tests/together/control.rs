@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use integration_tests::ferry::{Fault, Migration, Relay, Spot};
 use serde_json::Value;
@@ -139,6 +139,22 @@ fn a_guest_that_ends_by_itself_on_the_way_is_not_moved() {
             .unwrap()
             .write(1 << 20, &nonsense)
             .unwrap();
+        // It comes to that when it is next awake, and may not have been moved by then. The process may end before it is
+        // asked how the guest is.
+        let beats = || {
+            lab.guest
+                .status()
+                .ok()
+                .map(|all| all["heartbeat"]["count"].clone())
+        };
+        let deadline = Instant::now() + STEP;
+        while let Some(before) = beats() {
+            thread::sleep(Duration::from_millis(300));
+            if beats().is_none_or(|now| now == before) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the guest goes on");
+        }
     };
     let (moved, ()) = lab.held(address, Spot::pages(0, 5), &[], crash);
     assert_eq!(moved.status, 3, "{moved:?}");
