@@ -94,10 +94,7 @@ impl Msix {
         if count != vectors || count > MAX_VECTORS {
             return Err(format!("{count} MSI-X vectors for a function of {vectors}"));
         }
-        let beyond = u32::try_from(count).map_or(0, |count| {
-            self.pending.checked_shr(count).unwrap_or_default()
-        });
-        if beyond != 0 {
+        if (count..MAX_VECTORS).any(|vector| self.pending >> vector & 1 == 1) {
             return Err(format!(
                 "pending MSI-X vectors {:#x} of {count}",
                 self.pending

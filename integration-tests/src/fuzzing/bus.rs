@@ -67,14 +67,11 @@ impl Machine {
         let function = Arc::new(Mutex::new(VirtioPci::new(behind).unwrap()));
         let pci = PciBus::new(vec![function.clone()]).unwrap();
         let pci = Arc::new(Mutex::new(pci));
-        pio.insert(layout::PCI_CONFIG_PORT.into(), CONFIG_PORTS_LEN, pci)
-            .unwrap();
-        let mut slot = |number, device: Arc<Mutex<dyn BusDevice>>| {
-            let base = layout::slot_address(number);
-            mmio.insert(base, layout::SLOT_SIZE, device).unwrap();
-        };
-        for (number, device) in (0..).zip(&slots) {
-            slot(number, device.clone());
+        port(layout::PCI_CONFIG_PORT, CONFIG_PORTS_LEN, pci);
+        for (slot, device) in (0..).zip(&slots) {
+            let base = layout::slot_address(slot);
+            mmio.insert(base, layout::SLOT_SIZE, device.clone())
+                .unwrap();
         }
         mmio.insert(layout::bar_address(2), BAR_LEN, function.clone())
             .unwrap();

@@ -84,6 +84,11 @@ fn encode(aml: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
+/// An address or a length of the devices', all of which are below 4 GiB.
+fn low(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
 /// One register of a byte in I/O space.
 fn register(port: u16) -> GAS {
     GAS::new(
@@ -119,8 +124,6 @@ fn fadt(dsdt: u64, machine: &Machine) -> acpi_tables::fadt::FADT {
 
 /// Interrupt controllers: a local APIC per vCPU, whose id is the vCPU's index, and one IOAPIC from GSI 0 on.
 fn madt(machine: &Machine) -> MADT {
-    // Both addresses are below 4 GiB.
-    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
     let lapic = LocalInterruptController::Address(low(layout::LAPIC_START));
     let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, lapic);
     for id in 0..machine.vcpus {
@@ -197,9 +200,6 @@ fn pvpanic() -> Vec<u8> {
 
 /// A virtio-mmio slot, by the name that Linux's driver looks for.
 fn virtio(slot: u32) -> Vec<u8> {
-    // The slots lie below 4 GiB and are a page each.
-    let address = u32::try_from(layout::slot_address(slot)).unwrap_or(u32::MAX);
-    let length = u32::try_from(layout::SLOT_SIZE).unwrap_or(u32::MAX);
     encode(&Device::new(
         Path::new(&format!("VR{slot:02}")),
         vec![
@@ -208,7 +208,11 @@ fn virtio(slot: u32) -> Vec<u8> {
             &Name::new(
                 Path::new("_CRS"),
                 &ResourceTemplate::new(vec![
-                    &Memory32Fixed::new(true, address, length),
+                    &Memory32Fixed::new(
+                        true,
+                        low(layout::slot_address(slot)),
+                        low(layout::SLOT_SIZE),
+                    ),
                     &edge_interrupt(layout::slot_gsi(slot)),
                 ]),
             ),
@@ -219,8 +223,6 @@ fn virtio(slot: u32) -> Vec<u8> {
 /// The PCI bus: its one number, the ports of its configuration, and where its devices' registers are. What is on it
 /// the guest finds out by itself; interrupt pins there are none.
 fn pci() -> Vec<u8> {
-    // All of them lie below 4 GiB.
-    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
     let (first, bytes) = (
         layout::BARS_START,
         BAR_LEN * u64::from(layout::VIRTIO_SLOTS),

@@ -201,8 +201,7 @@ impl DeviceParts {
             .slots
             .into_iter()
             .map(|slot| slot.assemble(ram, state))
-            .collect::<Result<_, _>>()?;
-        let virtio: Vec<Unit> = virtio;
+            .collect::<Result<Vec<_>, _>>()?;
         let pci = match self.transport {
             Transport::Mmio => None,
             Transport::Pci => Some(Arc::new(Mutex::new(pci_bus(&virtio, state)?))),
