@@ -324,6 +324,7 @@ impl<G: RunningGuest> Precopy<G> {
             let cap = trip.options.bandwidth.filter(|_| !packed);
             let cap = cap.unwrap_or(u64::MAX);
             self.costs.bandwidth = per_second(bytes, seconds).min(cap).max(1);
+            self.link.limit_unsent(self.costs.bandwidth);
         }
     }
 

@@ -196,6 +196,10 @@ impl Transport for Lending {
         self.stream.share_processor();
     }
 
+    fn limit_unsent(&self, bytes: u32) {
+        self.stream.limit_unsent(bytes);
+    }
+
     fn poll_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }

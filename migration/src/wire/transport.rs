@@ -128,6 +128,13 @@ pub trait Transport: Send + Debug {
     /// waiting. Ends with a processor each would wait for each other. It is a wish.
     fn share_processor(&self) {}
 
+    /// Takes no more than so many bytes that cannot go yet; what is under way does not count. A page that only waits in
+    /// the kernel is sent as it was when it was taken, and what the guest writes to it meanwhile has to be sent again.
+    /// It is a wish.
+    fn limit_unsent(&self, bytes: u32) {
+        let _ = bytes;
+    }
+
     /// Where bytes are kept instead of carried: makes what was taken so far last.
     ///
     /// # Errors
@@ -195,6 +202,11 @@ impl Transport for TcpStream {
 
     fn share_processor(&self) {
         let _ = SockRef::from(self).set_send_buffer_size(SHARED_BUFFER);
+    }
+
+    fn limit_unsent(&self, bytes: u32) {
+        // TCP_NOTSENT_LOWAT, tcp(7): calls that wait and poll(2) go by it alike.
+        let _ = SockRef::from(self).set_tcp_notsent_lowat(bytes);
     }
 
     fn poll_fd(&self) -> BorrowedFd<'_> {
@@ -283,5 +295,30 @@ mod tests {
         stream.share_processor();
         // The kernel doubles it.
         assert_eq!(buffer(), 2 * SHARED_BUFFER);
+    }
+
+    /// Only what has left does not count: nobody reads here, so a window of the receiver's goes, and then no more.
+    #[test]
+    fn little_waits_in_the_kernel_where_that_is_wished() {
+        let taken = |limit: Option<u32>| {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+            SockRef::from(&listener)
+                .set_recv_buffer_size(64 << 10)
+                .unwrap();
+            let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let _peer = listener.accept().unwrap();
+            stream.prepare(Duration::from_secs(5)).unwrap();
+            if let Some(bytes) = limit {
+                stream.limit_unsent(bytes);
+            }
+            let much = vec![0; 16 << 10];
+            let sent = std::iter::from_fn(|| stream.send(&[Out::bytes(&much)], Waits::No).ok());
+            sent.sum::<usize>()
+        };
+        let (usual, limited) = (taken(None), taken(Some(64 << 10)));
+        assert!(
+            limited < 512 << 10 && usual > 1 << 20,
+            "{limited} of {usual}"
+        );
     }
 }

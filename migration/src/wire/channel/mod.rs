@@ -196,6 +196,11 @@ impl Channel {
         self.transport.share_processor();
     }
 
+    /// Little waits in the kernel from now on; see [`Transport::limit_unsent`].
+    pub(crate) fn limit_unsent(&self, bytes: u32) {
+        self.transport.limit_unsent(bytes);
+    }
+
     /// Bytes that the kernel has taken so far.
     pub fn sent_bytes(&self) -> u64 {
         self.sent

@@ -383,6 +383,10 @@ impl Transport for Tls {
         self.inner.share_processor();
     }
 
+    fn limit_unsent(&self, bytes: u32) {
+        self.inner.limit_unsent(bytes);
+    }
+
     fn poll_fd(&self) -> BorrowedFd<'_> {
         self.inner.poll_fd()
     }
