@@ -16,14 +16,15 @@
 //!   % longer ([`STEP`], [`WITHIN`]), by half of its time so far at most ([`PATIENCE`]), and not past half of the
 //!   rounds and the time that are allowed ([`ALLOWED`]). What is left of a guest that writes twice as fast or faster
 //!   falls no further than to half of its working set, and soon no more.
-//! - From then on the guest is held down to [`AIM`] of what the link carries, so that each round leaves a quarter, also
-//!   where less would fit the limit: what it would save the guest, a longer blackout takes. At a standstill it would
-//!   lose about a sixth less of its work, but that would be a blackout. Held to an eighth, it would lose 5 to 14 % less
-//!   and see nothing of its own time for longer: gaps of 60 to 170 ms between its beats were seen at 4 and 8 times the
-//!   link, 20 to 50 ms at a quarter. Held down less, it would lose more, and take longer.
+//! - From then on the guest is held down to [`AIM`] of what the link carries, so that each round leaves a quarter at
+//!   most, and further as long as a vCPU that writes keeps a 32nd of its own speed ([`SLOW`]) or writes a sixteenth of
+//!   the link ([`ALONE`]); also where less would fit the limit: what it would save the guest, a longer blackout takes. At
+//!   a standstill it would lose least, but that would be a blackout. The slower it is, the longer it sees nothing of its
+//!   own time: gaps of 4 to 50 ms between its beats were seen at twice to eight times the link, and at a 64th of its
+//!   speed twice as long ones, for no work saved. At a quarter of the link throughout it lost 10 to 20 % more.
 //! - How fast it writes at a given throttle is measured, not computed: guests have idle time to catch up in, and other
 //!   things to do than write. Where the dirty log knows which vCPU writes, those that write too much are slowed down
-//!   and no others ([`Writers`]). The throttle is raised at once and let go of within a second or so, since a guest
+//!   and no others ([`Writers`]). The throttle is raised at once and let go of within two seconds or so, since a guest
 //!   that sweeps through its memory writes nothing that counts for a while, and then all the more.
 //!
 //! `tests/engine/convergence.rs` has the simulation in which these figures were chosen.
@@ -45,8 +46,12 @@ const LASTING: Duration = Duration::from_millis(200);
 const PART: u64 = 8;
 /// A round that leaves less than this share of its pages is progress.
 const SHRINKS: f64 = 0.7;
-/// The share of the link that a slowed guest may write.
+/// The share of the link that a slowed guest may write at most.
 const AIM: f64 = 0.25;
+/// The share of its own speed that a vCPU which writes keeps within that ...
+const SLOW: f64 = 1.0 / 32.0;
+/// ... or more, where that is less than this share of the link.
+const ALONE: f64 = 1.0 / 16.0;
 /// In so many seconds half of the highest rate seen is forgotten.
 const HALF_LIFE: f64 = 0.5;
 /// Waiting is worth its while as long as what is left falls by this part ...
@@ -174,7 +179,8 @@ impl Throttling for Auto {
         // At the end of a round the link stands still for a moment, and the guest does not.
         let still = (costs.round_trip * 2 + costs.sync).as_secs_f64();
         let carried = (pages / (pages / link + still)).min(seen);
-        let percents = self.writers.held_to(AIM * carried, limits.throttle);
+        let alone = |full: f64| (SLOW * full).max(ALONE * link);
+        let percents = (self.writers).held_to(AIM * carried, alone, limits.throttle);
         Throttle::smooth(percents, limits.downtime)
     }
 }

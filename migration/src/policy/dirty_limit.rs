@@ -60,7 +60,8 @@ impl Throttling for DirtyLimit {
             return Throttle::default();
         }
         let least = precise(LEAST / PAGE_SIZE);
-        let percents = (self.writers).held_to((AIM * link).max(least), limits.throttle);
+        let percents =
+            (self.writers).held_to((AIM * link).max(least), |_| f64::INFINITY, limits.throttle);
         Throttle::smooth(percents, limits.downtime)
     }
 }

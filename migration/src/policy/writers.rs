@@ -55,10 +55,16 @@ impl Writers {
         }
     }
 
-    /// The throttle under which all together write no more than `wanted` pages a second, none of them above `most`.
-    pub fn held_to(&self, wanted: f64, most: ThrottlePercent) -> Percents {
+    /// The throttle under which all together write no more than `wanted` pages a second, and each that would write more
+    /// than what `alone` gives for it no more than that; none of them above `most`.
+    pub fn held_to(
+        &self,
+        wanted: f64,
+        alone: impl Fn(f64) -> f64,
+        most: ThrottlePercent,
+    ) -> Percents {
         let level = level(&self.full, wanted);
-        let percent = |full: &f64| percent_for(level / full.max(1e-6), most);
+        let percent = |full: &f64| percent_for(level.min(alone(*full)) / full.max(1e-6), most);
         match &self.full[..] {
             [] => Percents::default(),
             [all] => Percents::All(percent(all)),
@@ -128,8 +134,12 @@ mod tests {
     }
 
     fn percents(writers: &Writers, wanted: f64) -> Vec<u8> {
-        let percents = writers.held_to(wanted, ThrottlePercent::MAX).list(3);
-        percents.iter().map(|percent| percent.get()).collect()
+        let percents = writers.held_to(wanted, |_| f64::INFINITY, ThrottlePercent::MAX);
+        percents
+            .list(3)
+            .iter()
+            .map(|percent| percent.get())
+            .collect()
     }
 
     #[test]

@@ -298,7 +298,10 @@ fn who_computes_or_writes_little_is_left_alone_where_the_log_knows_who_writes() 
                     "{policy:?} {pattern:?} {times}: {ran:?}"
                 );
                 assert!(ran.rounds[0].throttle.get() == 0, "throttled in round 0");
-                assert_eq!(ran.lost_by_vcpu[..2], [Duration::ZERO; 2], "{ran:?}");
+                assert_eq!(ran.lost_by_vcpu[0], Duration::ZERO, "{ran:?}");
+                // Where a sweep writes nothing that counts for a while, the other one is what little is written.
+                let little = ran.lost_by_vcpu[1].as_secs_f64();
+                assert!(little < total_s(&ran) / 200.0, "{ran:?}");
                 if times >= 3.0 && policy == ThrottlePolicy::Auto && pattern != Pattern::Bursts {
                     assert!(ran.lost_by_vcpu[2] > Duration::ZERO, "{ran:?}");
                     // Without that all of them pay.

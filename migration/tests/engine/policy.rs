@@ -444,15 +444,16 @@ fn auto_slows_down_late_strongly_and_lets_go() {
         mid(1, 1_000, 131_072, 28_725, 14_000),
         mid(1, 1_100, 131_072, 31_597, 17_000),
         mid(1, 2_000, 131_072, 57_450, 42_000),
-        // Half the link at a quarter of its speed: an eighth of it is what makes a quarter of the link.
-        mid(1, 3_000, 131_072, 86_175, 56_350),
-        mid(1, 3_100, 131_072, 89_047, 57_068),
-        // It has stopped writing: in half a second its speed is doubled, in another second it has it all.
-        mid(1, 3_600, 131_072, 103_410, 57_068),
-        mid(1, 4_600, 131_072, 131_000, 57_068),
+        // An eighth of the link at a sixteenth of its speed: a 32nd is what makes a sixteenth of the link.
+        mid(1, 3_000, 131_072, 86_175, 45_500),
+        mid(1, 3_100, 131_072, 89_047, 45_680),
+        // It has stopped writing: in half a second its speed is doubled, in two more it has nearly all of it.
+        mid(1, 3_600, 131_072, 103_410, 45_680),
+        mid(1, 4_600, 131_072, 131_000, 45_680),
+        mid(1, 5_600, 131_072, 131_010, 45_680),
     ];
     let seen = percents(policy, ms(50), &looks);
-    assert_eq!(seen, [0, 0, 0, 74, 87, 87, 74, 0]);
+    assert_eq!(seen, [0, 0, 0, 94, 97, 97, 94, 76, 4]);
 }
 
 /// As much is written as is sent, and yet there is less left from round to round.
@@ -492,7 +493,7 @@ fn auto_leaves_a_guest_alone_that_gets_on_by_itself() {
     let spot = [
         end(9_000, 0, 9_000, 262_144, 100_000),
         mid(1, 1_000, 100_000, 28_725, 28_000),
-        end(12_500, 1, 3_500, 100_000, 30_000),
+        end(12_500, 1, 3_500, 100_000, 28_100),
     ];
     assert_eq!(percents(policy, ms(50), &spot)[2], 0);
 }
@@ -500,9 +501,11 @@ fn auto_leaves_a_guest_alone_that_gets_on_by_itself() {
 #[test]
 fn slices_are_as_short_as_they_can_be() {
     for (times, downtime, percent, slice) in [
-        (1.0, ms(50), 75, ms(1)),
-        (4.0, ms(50), 94, Duration::from_nanos(3_133_333)),
-        (4.0, ms(16), 94, ms(2)),
+        // It keeps a 16th of its speed and writes a 16th of the link, then a 32nd of it and up to a quarter.
+        (1.0, ms(50), 94, Duration::from_nanos(3_133_333)),
+        (1.0, ms(16), 94, ms(2)),
+        (4.0, ms(50), 97, Duration::from_micros(6_250)),
+        (8.0, ms(50), 97, Duration::from_micros(6_250)),
         (100.0, ms(50), 99, Duration::from_micros(6_250)),
         (100.0, ms(300), 99, Duration::from_micros(19_800)),
     ] {
@@ -526,7 +529,7 @@ fn slices_are_as_short_as_they_can_be() {
             downtime,
             ..limits()
         };
-        // No room for a page: then it is a quarter of the link, and no more.
+        // No room for a page: it is slowed down all the same.
         let full = Costs {
             stop: downtime,
             round_trip: Duration::ZERO,
