@@ -12,9 +12,10 @@ use std::io::Write;
 use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::devices::{Backend, DeviceParts, Devices};
+use super::devices::{DeviceParts, Devices};
 use super::log::LogChoice;
 use super::shape::Shape;
+use super::slot::Backend;
 use super::work::History;
 use super::{Core, PausedVm, STATE_VERSION};
 use crate::boot;
@@ -88,10 +89,9 @@ impl BlankVm {
         let throttle = Throttle::new(&vcpus);
         let parts = DeviceParts::wire(
             &vm,
+            &shape,
             making.serial_out,
             making.serial_room,
-            shape.heartbeat,
-            (shape.transport, &shape.lines),
             making.backends.into_iter().zip(registers.iter().cloned()),
         )?;
         let description = shape.describe()?;

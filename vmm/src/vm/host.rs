@@ -12,10 +12,10 @@ use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::blank::{BlankVm, Making};
-use super::devices::Backend;
 use super::log::LogChoice;
 use super::room::Gauges;
 use super::shape::{CardShape, DiskShape, Shape, SlotKind};
+use super::slot::Backend;
 use crate::memory::{Backing, Filled, Prefaulted};
 use crate::units::Size;
 use crate::vcpu::EventSender;

@@ -21,6 +21,7 @@ mod log;
 mod messages;
 mod room;
 mod shape;
+mod slot;
 mod work;
 
 use std::fmt;
@@ -49,12 +50,12 @@ use crate::vcpu::{CpuClock, EventSender, Throttle, VcpuHandle};
 
 pub use balloon::{Balloon, Host as BalloonHost};
 pub use blank::{BlankVm, Making};
-pub use devices::Backend;
 pub use host::{LocalParts, ReceivingHost};
 pub use io_thread::lock;
 pub use log::LogChoice;
 pub use room::Gauges;
 pub use shape::{CPU_VERSION, CardShape, DEVICES_VERSION, DiskShape, Shape, SlotKind};
+pub use slot::Backend;
 pub use work::PERIOD as WORK_PERIOD;
 
 use devices::Devices;
