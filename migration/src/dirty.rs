@@ -47,7 +47,7 @@ pub trait DirtyLog: Send + Sync {
 
     /// Makes writes to the pages of `set` within `range` visible again. To be called just before their
     /// bytes are read. `range` starts at a multiple of 64 and ends at one, or at the last page.
-    /// Does nothing where `take` itself re-arms.
+    /// What was written to them between the last `take` and this need not be in the next one: it is in those bytes.
     ///
     /// # Errors
     /// The pages could not be re-armed; they must not be sent.
@@ -64,8 +64,8 @@ pub trait DirtyLog: Send + Sync {
         Tracking::Bitmap
     }
 
-    /// How many pages each vCPU has logged since the log was started. A page counts once until it is taken, for the
-    /// vCPU that was the first to write it; one that is written again after that counts again. Numbers only grow until
+    /// How many pages each vCPU has logged since the log was started. A page counts once until it is taken or re-armed,
+    /// for the vCPU that was the first to write it; one that is written again after that counts again. Numbers only grow until
     /// the next start. `None` where the log cannot tell who writes.
     fn written_by_vcpu(&self) -> Option<Vec<u64>> {
         None

@@ -138,9 +138,18 @@ impl PageSet {
     pub fn subtract(&mut self, other: &PageSet) {
         let len = self.words.len();
         for at in other.used_words().take_while(|&at| at < len) {
-            self.words[at] &= !other.words[at];
-            if self.words[at] == 0 {
-                self.used[at / 64] &= !(1 << (at % 64));
+            self.remove(at, other.words[at]);
+        }
+    }
+
+    /// Takes out the pages of `range`, which starts at a multiple of 64 and ends at one or at the last page, that are in
+    /// the one set and not in the other, both of the same capacity.
+    pub fn subtract_within(&mut self, range: Range<u64>, set: &PageSet, but: &PageSet) {
+        let first = index(range.start / 64);
+        let words = set.words(range.clone()).iter().zip(but.words(range));
+        for (at, (&set, &but)) in (first..self.words.len()).zip(words) {
+            if self.words[at] != 0 {
+                self.remove(at, set & !but);
             }
         }
     }
@@ -197,6 +206,14 @@ impl PageSet {
     fn add(&mut self, at: usize, bits: u64) {
         self.words[at] |= bits;
         self.used[at / 64] |= u64::from(bits != 0) << (at % 64);
+    }
+
+    /// Takes bits out of a word.
+    fn remove(&mut self, at: usize, bits: u64) {
+        self.words[at] &= !bits;
+        if self.words[at] == 0 {
+            self.used[at / 64] &= !(1 << (at % 64));
+        }
     }
 
     /// The words that are not 0.

@@ -111,6 +111,14 @@ proptest! {
         let runs: Vec<_> = a.runs(0..LARGE, u64::MAX).collect();
         prop_assert_eq!(runs, naive_runs(&pages, 0..LARGE, u64::MAX));
 
+        let (start, end) = (from.min(LARGE) & !63, LARGE.min((from & !63) + 640));
+        let mut part = PageSet::full(LARGE);
+        part.subtract_within(start..end, &a, &b);
+        let kept = |page: &u64| {
+            !(start..end).contains(page) || !pages.contains(page) || other.contains(page)
+        };
+        prop_assert_eq!(&part, &set(LARGE, &(0..LARGE).filter(kept).collect()));
+
         a.subtract(&b);
         let less: BTreeSet<_> = pages.difference(&other).copied().collect();
         prop_assert_eq!(&a, &set(LARGE, &less));

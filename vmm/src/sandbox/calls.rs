@@ -401,7 +401,7 @@ const RING: Group = &[
 ];
 
 /// A range of the dirty log is armed before it is sent.
-const ARM: Group = &[ioctl(KVM_CLEAR_DIRTY_LOG)];
+const ARM: Group = &[ioctl(KVM_CLEAR_DIRTY_LOG), ioctl(KVM_RESET_DIRTY_RINGS)];
 
 /// Holes in memory of a file are found, and not read, before it is sent.
 const HOLES: Group = &[call(libc::SYS_mincore), call(libc::SYS_lseek)];

@@ -12,6 +12,8 @@ pub struct Found {
     /// The pages of each memory slot, by page index.
     slots: Vec<Range<u64>>,
     pages: PageSet,
+    /// Those of them that were read since the rings were handed back last: they are not protected yet.
+    open: PageSet,
     /// Pages of each vCPU since the log was started.
     written: Vec<u64>,
     /// Pages may be missing in all of that.
@@ -25,13 +27,14 @@ impl Found {
         Self {
             slots: layout.ranges().map(|(_, pages)| pages).collect(),
             pages: PageSet::empty(layout.pages()),
+            open: PageSet::empty(layout.pages()),
             written: vec![0; vcpus],
             lost: false,
             told: false,
         }
     }
 
-    /// An entry of a vCPU's ring. A page counts once until it is taken, for who was the first to write it: a KVM that
+    /// An entry of a vCPU's ring. A page counts once until it is taken or forgotten, for who was the first to write it: a KVM that
     /// emulates guest code makes an entry of each write, and a vCPU that writes one page all the time does not write
     /// much.
     pub fn note(&mut self, vcpu: usize, Place { slot, offset }: Place) {
@@ -47,6 +50,7 @@ impl Found {
                     *written += 1;
                 }
                 self.pages.insert(page);
+                self.open.insert(page);
             }
             _ => self.lose(&format!(
                 "the dirty ring of vCPU {vcpu} names page {offset} of memory slot {slot:#x}, which is not there"
@@ -84,11 +88,25 @@ impl Found {
         }
     }
 
+    /// All that was read so far has been handed back: it is protected again.
+    pub fn handed_back(&mut self) {
+        self.open.clear();
+    }
+
+    /// Forgets the pages of `set` within `range` that are protected again: they are about to be read, and what is
+    /// written to them after that makes an entry. Nothing is forgotten where pages may be missing.
+    pub fn rearm(&mut self, set: &PageSet, range: Range<u64>) {
+        if !self.lost {
+            self.pages.subtract_within(range, set, &self.open);
+        }
+    }
+
     /// Adds the pages to a set.
     pub fn take(&mut self, into: &mut PageSet) {
         self.peek(into);
         self.lost = false;
         self.pages.clear();
+        self.open.clear();
     }
 
     /// Pages of each vCPU since all was forgotten.
@@ -99,6 +117,7 @@ impl Found {
     /// Begins anew.
     pub fn forget(&mut self) {
         self.pages.clear();
+        self.open.clear();
         self.written.fill(0);
         self.lost = false;
     }

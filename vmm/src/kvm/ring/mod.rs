@@ -13,6 +13,9 @@
 //! comes before the page's bytes are read, as these are read only after KVM was told. So nothing is lost in the order:
 //! read the ring, hand back, read the pages.
 //!
+//! In the middle of a round the same is done every few milliseconds for pages that are yet to be sent: what was written
+//! to one that is protected again by now is in the bytes that are read, and it need not go once more.
+//!
 //! A processor with page-modification logging keeps up to 512 pages to itself until the vCPU leaves the guest. They are
 //! in the ring when the vCPU has stopped, so the last look at a guest that stands still sees all; looks before that may
 //! see a page one look later.

@@ -1,9 +1,9 @@
 //! The rings of a VM: who reads them when, and when they are handed back.
 
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use migration::guest::GuestError;
 use migration::pages::{MemoryLayout, PageSet};
@@ -17,6 +17,8 @@ use super::reader::{Course, Ring};
 const NOTHING_TO_CLEAR: Duration = Duration::from_millis(1);
 
 const OVERFLOW: &str = "a dirty ring was full to its last entry, and KVM may have left writes out";
+
+const HAND_BACK: &str = "hand KVM's dirty rings back";
 
 /// Tells KVM to take back what was read, and says how many entries that were.
 pub type Reset = dyn Fn() -> io::Result<u32> + Send + Sync;
@@ -33,6 +35,8 @@ struct Inner<M> {
     /// For each ring: its vCPU found it full and there was nothing to clear out, and there has been nothing since.
     stalled: Vec<bool>,
     found: Found,
+    /// When everything that was read was handed back last.
+    handed_back: Instant,
 }
 
 impl<M: Deref<Target = [Entry]>> Inner<M> {
@@ -42,6 +46,7 @@ impl<M: Deref<Target = [Entry]>> Inner<M> {
             rings,
             stalled,
             found,
+            ..
         } = self;
         let (Some(ring), Some(stalled)) = (rings.get_mut(vcpu), stalled.get_mut(vcpu)) else {
             return 0;
@@ -61,6 +66,7 @@ impl<M: Deref<Target = [Entry]>> Inner<M> {
             rings,
             stalled,
             found,
+            ..
         } = self;
         let (Some(ring), Some(stalled)) = (rings.get_mut(vcpu), stalled.get_mut(vcpu)) else {
             return Ok(());
@@ -87,6 +93,7 @@ impl<M: Deref<Target = [Entry]>> Inner<M> {
             rings,
             stalled,
             found,
+            handed_back,
         } = self;
         for (stalled, ring) in stalled.iter_mut().zip(&*rings) {
             *stalled &= ring.unreturned() == 0;
@@ -95,6 +102,8 @@ impl<M: Deref<Target = [Entry]>> Inner<M> {
         if overflow? {
             found.lose(OVERFLOW);
         }
+        found.handed_back();
+        *handed_back = Instant::now();
         Ok(())
     }
 }
@@ -110,6 +119,7 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
                 stalled: vec![false; rings.len()],
                 rings,
                 found,
+                handed_back: Instant::now(),
             }),
         }
     }
@@ -169,14 +179,35 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
     ) -> Result<(), GuestError> {
         let mut inner = self.lock();
         inner.read_all();
-        inner
-            .hand_back(&*self.reset)
-            .map_err(|source| GuestError::new("hand KVM's dirty rings back", source))?;
+        let handed_back = inner.hand_back(&*self.reset);
+        handed_back.map_err(|source| GuestError::new(HAND_BACK, source))?;
         if inner.found.is_lost() {
             // A page whose entry was lost is not protected, and nothing would tell of further writes to it.
             protect()?;
         }
         inner.found.take(into);
+        Ok(())
+    }
+
+    /// For pages of `set` within `range` that are about to be read: forgets those that were written since the last
+    /// [`take`](Self::take) and are protected again. So that they are, the rings are read and handed back where that was
+    /// not done for as long as `apart`: not more often, since the guest pays a fault for the next write to each page.
+    ///
+    /// # Errors
+    /// Pages could not be protected; nothing was forgotten.
+    pub fn rearm(
+        &self,
+        set: &PageSet,
+        range: Range<u64>,
+        apart: Duration,
+    ) -> Result<(), GuestError> {
+        let mut inner = self.lock();
+        if inner.handed_back.elapsed() >= apart {
+            inner.read_all();
+            let handed_back = inner.hand_back(&*self.reset);
+            handed_back.map_err(|source| GuestError::new(HAND_BACK, source))?;
+        }
+        inner.found.rearm(set, range);
         Ok(())
     }
 

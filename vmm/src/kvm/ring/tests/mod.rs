@@ -4,6 +4,7 @@ pub mod model;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use migration::pages::{MemoryLayout, PageSet, REGION_ALIGN, Region};
 use proptest::prelude::*;
@@ -65,6 +66,8 @@ enum Step {
     Meanwhile(Meanwhile),
     Collect,
     Round,
+    /// The same, with writes between two of its pieces, and rings that are handed back in it or are not.
+    SlowRound(Writes, bool),
     /// A vCPU leaves the guest although there is room by now.
     MakeRoom(usize),
     Count,
@@ -80,6 +83,7 @@ fn step(late: std::ops::Range<usize>) -> impl Strategy<Value = Step> {
         });
     prop_oneof![
         4 => writes.clone().prop_map(Step::Write),
+        2 => (writes.clone(), any::<bool>()).prop_map(|(writes, handed)| Step::SlowRound(writes, handed)),
         4 => (0..2 * SIZE, writes).prop_map(|(looks, writes)| Step::Meanwhile(Meanwhile { looks, writes })),
         2 => Just(Step::Collect),
         1 => Just(Step::Round),
@@ -104,6 +108,25 @@ fn play(steps: &[Step]) -> Move {
             Step::Meanwhile(what) => moved.meanwhile(what),
             Step::Collect => moved.rings.collect(),
             Step::Round => drop(moved.round()),
+            Step::SlowRound(writes, handed) => {
+                let apart = if handed {
+                    Duration::ZERO
+                } else {
+                    Duration::MAX
+                };
+                let Writes {
+                    vcpu,
+                    first,
+                    count,
+                    late,
+                } = writes;
+                moved.round_while(apart, &mut |piece| {
+                    let pages = (first..first + count).filter(|page| page % 16 == piece / 64);
+                    pages.for_each(|page| moved.write(vcpu, page * 7 % PAGES, late));
+                    // Reads the rings, and hands nothing back.
+                    moved.rings.written();
+                });
+            }
             Step::MakeRoom(vcpu) => moved.make_room_too_late(vcpu),
             Step::Count => {
                 let now = moved.rings.written();
@@ -202,6 +225,38 @@ fn the_counts_tell_who_writes() {
     assert_eq!(moved.rings.written(), [30, 2]);
     moved.rings.forget().unwrap();
     assert_eq!(moved.rings.written(), [0, 0]);
+}
+
+/// What is written to a page before it is read in a round, and known to be protected again, is in what is read.
+#[test]
+fn a_page_written_before_it_is_sent_is_not_sent_again() {
+    for (apart, again) in [
+        (Duration::ZERO, vec![3, 400, 500]),
+        (Duration::MAX, vec![3, 400, 500, 700]),
+    ] {
+        let moved = Move::new(2);
+        for page in [3, 400, 700] {
+            moved.write(0, page, 0);
+        }
+        let sent = moved.round_while(apart, &mut |first| {
+            if first == 512 {
+                // Sent already, sent already, not of this round, and yet to be sent.
+                for page in [3, 400, 500, 700] {
+                    moved.write(1, page, 0);
+                }
+                // Reads the rings, and hands nothing back.
+                moved.rings.written();
+            }
+        });
+        assert_eq!(sent.len(), 3);
+        let pages: Vec<_> = moved
+            .round()
+            .runs(0..PAGES, 1)
+            .map(|run| run.start)
+            .collect();
+        assert_eq!(pages, again);
+        moved.ends_whole();
+    }
 }
 
 #[test]

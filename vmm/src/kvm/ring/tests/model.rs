@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use migration::guest::GuestError;
 use migration::pages::{MemoryLayout, PageSet, REGION_ALIGN, Region};
@@ -244,16 +245,28 @@ impl Move {
 
     /// A round: takes the log, then reads the pages. Says which.
     pub fn round(&self) -> PageSet {
+        self.round_while(Duration::ZERO, &mut |_| {})
+    }
+
+    /// The same, piece by piece, with rings that are handed back so long apart; `meanwhile` is called before each piece,
+    /// with its first page.
+    pub fn round_while(&self, apart: Duration, meanwhile: &mut dyn FnMut(u64)) -> PageSet {
         let mut set = PageSet::empty(PAGES);
         let protect = || {
             self.vm.lock().unwrap().open.clear();
             Ok::<_, GuestError>(())
         };
         self.rings.take(&mut set, &protect).unwrap();
-        let (vm, mut arrived) = (self.vm.lock().unwrap(), self.arrived.lock().unwrap());
-        for page in set.runs(0..PAGES, 1) {
-            let page = index(page.start);
-            arrived[page] = vm.memory[page];
+        let piece = PAGES / 16;
+        for first in (0..PAGES).step_by(index(piece)) {
+            meanwhile(first);
+            let range = first..first + piece;
+            self.rings.rearm(&set, range.clone(), apart).unwrap();
+            let (vm, mut arrived) = (self.vm.lock().unwrap(), self.arrived.lock().unwrap());
+            for page in set.runs(range, 1) {
+                let page = index(page.start);
+                arrived[page] = vm.memory[page];
+            }
         }
         set
     }
