@@ -65,8 +65,8 @@ pub trait DirtyLog: Send + Sync {
     }
 
     /// How many pages each vCPU has logged since the log was started. A page counts once until it is taken or re-armed,
-    /// for the vCPU that was the first to write it; one that is written again after that counts again. Numbers only grow until
-    /// the next start. `None` where the log cannot tell who writes.
+    /// for the vCPU that was the first to write it; one that is written again after that counts again. Numbers only
+    /// grow until the next start. `None` where the log cannot tell who writes.
     fn written_by_vcpu(&self) -> Option<Vec<u64>> {
         None
     }

@@ -142,8 +142,8 @@ impl PageSet {
         }
     }
 
-    /// Takes out the pages of `range`, which starts at a multiple of 64 and ends at one or at the last page, that are in
-    /// the one set and not in the other, both of the same capacity.
+    /// Takes out the pages of `range`, which starts at a multiple of 64 and ends at one or at the last page, that are
+    /// in the one set and not in the other, both of the same capacity.
     pub fn subtract_within(&mut self, range: Range<u64>, set: &PageSet, but: &PageSet) {
         let first = index(range.start / 64);
         let words = set.words(range.clone()).iter().zip(but.words(range));

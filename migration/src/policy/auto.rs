@@ -18,10 +18,10 @@
 //!   falls no further than to half of its working set, and soon no more.
 //! - From then on the guest is held down to [`AIM`] of what the link carries, so that each round leaves a quarter at
 //!   most, and further as long as a vCPU that writes keeps a 32nd of its own speed ([`SLOW`]) or writes a sixteenth of
-//!   the link ([`ALONE`]); also where less would fit the limit: what it would save the guest, a longer blackout takes. At
-//!   a standstill it would lose least, but that would be a blackout. The slower it is, the longer it sees nothing of its
-//!   own time: gaps of 4 to 50 ms between its beats were seen at twice to eight times the link, and at a 64th of its
-//!   speed twice as long ones, for no work saved. At a quarter of the link throughout it lost 10 to 20 % more.
+//!   the link ([`ALONE`]); also where less would fit the limit: what it would save the guest, a longer blackout takes.
+//!   At a standstill it would lose least, but that would be a blackout. The slower it is, the longer it sees nothing of
+//!   its own time: gaps of 4 to 50 ms between its beats were seen at twice to eight times the link, and at a 64th of
+//!   its speed twice as long ones, for no work saved. At a quarter of the link throughout it lost 10 to 20 % more.
 //! - How fast it writes at a given throttle is measured, not computed: guests have idle time to catch up in, and other
 //!   things to do than write. Where the dirty log knows which vCPU writes, those that write too much are slowed down
 //!   and no others ([`Writers`]). The throttle is raised at once and let go of within two seconds or so, since a guest

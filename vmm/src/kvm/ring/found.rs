@@ -34,9 +34,9 @@ impl Found {
         }
     }
 
-    /// An entry of a vCPU's ring. A page counts once until it is taken or forgotten, for who was the first to write it: a KVM that
-    /// emulates guest code makes an entry of each write, and a vCPU that writes one page all the time does not write
-    /// much.
+    /// An entry of a vCPU's ring. A page counts once until it is taken or forgotten, for who was the first to write it:
+    /// a KVM that emulates guest code makes an entry of each write, and a vCPU that writes one page all the time does
+    /// not write much.
     pub fn note(&mut self, vcpu: usize, Place { slot, offset }: Place) {
         let pages = usize::try_from(slot)
             .ok()

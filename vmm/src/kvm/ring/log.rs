@@ -23,8 +23,8 @@ use crate::sandbox::{self, Kind};
 /// page a microsecond fills half of 65,536 entries in 33 ms.
 pub const LOOK: Duration = Duration::from_millis(5);
 
-/// So long apart rings are handed back in the middle of a round. A page that was written up to so long before it is sent
-/// goes again with the next; each page that is written all the time costs its vCPU a fault more in that time.
+/// So long apart rings are handed back in the middle of a round. A page that was written up to so long before it is
+/// sent goes again with the next; each page that is written all the time costs its vCPU a fault more in that time.
 const HAND_BACK: Duration = Duration::from_millis(10);
 
 /// The rings of a VM's vCPUs, joined with the marks of guest memory itself.

@@ -190,8 +190,9 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
     }
 
     /// For pages of `set` within `range` that are about to be read: forgets those that were written since the last
-    /// [`take`](Self::take) and are protected again. So that they are, the rings are read and handed back where that was
-    /// not done for as long as `apart`: not more often, since the guest pays a fault for the next write to each page.
+    /// [`take`](Self::take) and are protected again. So that they are, the rings are read and handed back where that
+    /// was not done for as long as `apart`: not more often, since the guest pays a fault for the next write to each
+    /// page.
     ///
     /// # Errors
     /// Pages could not be protected; nothing was forgotten.

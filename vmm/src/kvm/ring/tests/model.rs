@@ -248,8 +248,8 @@ impl Move {
         self.round_while(Duration::ZERO, &mut |_| {})
     }
 
-    /// The same, piece by piece, with rings that are handed back so long apart; `meanwhile` is called before each piece,
-    /// with its first page.
+    /// The same, piece by piece, with rings that are handed back so long apart; `meanwhile` is called before each
+    /// piece, with its first page.
     pub fn round_while(&self, apart: Duration, meanwhile: &mut dyn FnMut(u64)) -> PageSet {
         let mut set = PageSet::empty(PAGES);
         let protect = || {
