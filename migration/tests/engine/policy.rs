@@ -192,10 +192,10 @@ fn what_is_done_at_the_end_of_a_round() {
             tight,
             Expect::GiveUp("even with no page"),
         ),
-        // The blackout would be 10 ms shorter; but at 90 % that costs more than twice as much.
+        // The blackout would be 12 ms shorter; but at 90 % that costs more than three times as much.
         (
             "throttled, and another round costs more than it gains",
-            vec![r(gib, 2_000, 90), r(2_000, 1_300, 90)],
+            vec![r(gib, 2_000, 90), r(2_000, 1_460, 90)],
             0,
             limits(),
             Expect::Switch("hardly"),
