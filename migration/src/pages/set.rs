@@ -148,9 +148,7 @@ impl PageSet {
         let first = index(range.start / 64);
         let words = set.words(range.clone()).iter().zip(but.words(range));
         for (at, (&set, &but)) in (first..self.words.len()).zip(words) {
-            if self.words[at] != 0 {
-                self.remove(at, set & !but);
-            }
+            self.remove(at, set & !but);
         }
     }
 

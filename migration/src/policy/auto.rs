@@ -180,7 +180,7 @@ impl Throttling for Auto {
         let still = (costs.round_trip * 2 + costs.sync).as_secs_f64();
         let carried = (pages / (pages / link + still)).min(seen);
         let alone = |full: f64| (SLOW * full).max(ALONE * link);
-        let percents = (self.writers).held_to(AIM * carried, alone, limits.throttle);
+        let percents = self.writers.held_to(AIM * carried, alone, limits.throttle);
         Throttle::smooth(percents, limits.downtime)
     }
 }

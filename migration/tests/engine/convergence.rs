@@ -300,8 +300,11 @@ fn who_computes_or_writes_little_is_left_alone_where_the_log_knows_who_writes() 
                 assert!(ran.rounds[0].throttle.get() == 0, "throttled in round 0");
                 assert_eq!(ran.lost_by_vcpu[0], Duration::ZERO, "{ran:?}");
                 // Where a sweep writes nothing that counts for a while, the other one is what little is written.
-                let little = ran.lost_by_vcpu[1].as_secs_f64();
-                assert!(little < total_s(&ran) / 200.0, "{ran:?}");
+                let most = match (policy, pattern) {
+                    (ThrottlePolicy::Auto, Pattern::Sweep) => Duration::from_millis(50),
+                    _ => Duration::ZERO,
+                };
+                assert!(ran.lost_by_vcpu[1] <= most, "{ran:?}");
                 if times >= 3.0 && policy == ThrottlePolicy::Auto && pattern != Pattern::Bursts {
                     assert!(ran.lost_by_vcpu[2] > Duration::ZERO, "{ran:?}");
                     // Without that all of them pay.

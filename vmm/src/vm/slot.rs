@@ -138,10 +138,11 @@ impl SlotParts {
         backend: Backend,
         page: Arc<RegisterPage>,
     ) -> Result<Self, GuestError> {
-        let interrupt = Interrupt::new(vm, shape, slot, backend.kind().queues())?;
+        let count = backend.kind().queues();
+        let interrupt = Interrupt::new(vm, shape, slot, count)?;
         let register = |offset| IoEventAddress::Mmio(layout::slot_address(slot) + offset);
         let mut queues = Vec::new();
-        for index in 0..backend.kind().queues() {
+        for index in 0..count {
             let fd = eventfd()?;
             let wired = match interrupt {
                 Interrupt::Line(_) => vm.register_ioevent(&fd, &register(QUEUE_NOTIFY), index),

@@ -18,8 +18,6 @@ const NOTHING_TO_CLEAR: Duration = Duration::from_millis(1);
 
 const OVERFLOW: &str = "a dirty ring was full to its last entry, and KVM may have left writes out";
 
-const HAND_BACK: &str = "hand KVM's dirty rings back";
-
 /// Tells KVM to take back what was read, and says how many entries that were.
 pub type Reset = dyn Fn() -> io::Result<u32> + Send + Sync;
 
@@ -106,6 +104,13 @@ impl<M: Deref<Target = [Entry]>> Inner<M> {
         *handed_back = Instant::now();
         Ok(())
     }
+
+    /// Reads all rings and hands them back: every page found so far is protected again.
+    fn protect_found(&mut self, reset: &Reset) -> Result<(), GuestError> {
+        self.read_all();
+        self.hand_back(reset)
+            .map_err(|source| GuestError::new("hand KVM's dirty rings back", source))
+    }
 }
 
 impl<M: Deref<Target = [Entry]>> Rings<M> {
@@ -178,9 +183,7 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
         protect: &dyn Fn() -> Result<(), GuestError>,
     ) -> Result<(), GuestError> {
         let mut inner = self.lock();
-        inner.read_all();
-        let handed_back = inner.hand_back(&*self.reset);
-        handed_back.map_err(|source| GuestError::new(HAND_BACK, source))?;
+        inner.protect_found(&*self.reset)?;
         if inner.found.is_lost() {
             // A page whose entry was lost is not protected, and nothing would tell of further writes to it.
             protect()?;
@@ -204,9 +207,7 @@ impl<M: Deref<Target = [Entry]>> Rings<M> {
     ) -> Result<(), GuestError> {
         let mut inner = self.lock();
         if inner.handed_back.elapsed() >= apart {
-            inner.read_all();
-            let handed_back = inner.hand_back(&*self.reset);
-            handed_back.map_err(|source| GuestError::new(HAND_BACK, source))?;
+            inner.protect_found(&*self.reset)?;
         }
         inner.found.rearm(set, range);
         Ok(())

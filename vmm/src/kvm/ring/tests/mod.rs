@@ -22,6 +22,11 @@ fn read(ring: &mut Ring<Shared>) -> (Vec<u64>, Look) {
     (found, look)
 }
 
+/// The pages of a set, one by one.
+fn listed(set: &PageSet) -> Vec<u64> {
+    set.runs(0..PAGES, 1).map(|run| run.start).collect()
+}
+
 #[test]
 fn entries_are_read_once_and_in_order_round_and_round() {
     let shared = entries(8);
@@ -108,18 +113,20 @@ fn play(steps: &[Step]) -> Move {
             Step::Meanwhile(what) => moved.meanwhile(what),
             Step::Collect => moved.rings.collect(),
             Step::Round => drop(moved.round()),
-            Step::SlowRound(writes, handed) => {
+            Step::SlowRound(
+                Writes {
+                    vcpu,
+                    first,
+                    count,
+                    late,
+                },
+                handed,
+            ) => {
                 let apart = if handed {
                     Duration::ZERO
                 } else {
                     Duration::MAX
                 };
-                let Writes {
-                    vcpu,
-                    first,
-                    count,
-                    late,
-                } = writes;
                 moved.round_while(apart, &mut |piece| {
                     let pages = (first..first + count).filter(|page| page % 16 == piece / 64);
                     pages.for_each(|page| moved.write(vcpu, page * 7 % PAGES, late));
@@ -165,8 +172,7 @@ proptest! {
         }
         moved.ends_whole();
         (0..2).for_each(|vcpu| moved.write(vcpu, 7 * vcpu as u64, 0));
-        let pages: Vec<_> = moved.round().runs(0..PAGES, 1).map(|run| run.start).collect();
-        prop_assert_eq!(pages, [0, 7], "the rings are in order again");
+        prop_assert_eq!(listed(&moved.round()), [0, 7], "the rings are in order again");
     }
 }
 
@@ -249,12 +255,7 @@ fn a_page_written_before_it_is_sent_is_not_sent_again() {
             }
         });
         assert_eq!(sent.len(), 3);
-        let pages: Vec<_> = moved
-            .round()
-            .runs(0..PAGES, 1)
-            .map(|run| run.start)
-            .collect();
-        assert_eq!(pages, again);
+        assert_eq!(listed(&moved.round()), again);
         moved.ends_whole();
     }
 }
