@@ -102,12 +102,15 @@ pub struct Round {
     /// Until its last byte had arrived; of the last round, in which the guest stands still, until the network had taken
     /// it.
     pub duration_ms: f64,
-    /// Pages it had to deal with: `sent_pages` and `zero_pages` together.
+    /// Pages it had to deal with: `sent_pages`, `zero_pages` and `rewritten_pages` together.
     pub dirty_pages: u64,
     /// Pages sent with their bytes.
     pub sent_pages: u64,
     /// Pages of zeros, sent without bytes.
     pub zero_pages: u64,
+    /// Pages left to the next round, since they were written again before their turn.
+    #[serde(default)]
+    pub rewritten_pages: u64,
     /// All bytes on the wire, headers too.
     pub wire_bytes: u64,
     /// `wire_bytes` over the duration.

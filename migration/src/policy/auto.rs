@@ -12,10 +12,10 @@
 //!   the one before ([`SHRINKS`]), going on at full speed is nearly in vain.
 //! - Nearly: a guest that writes just as fast as the link carries, `n` pages of which any may be next, leaves `n/2`,
 //!   `n/3`, `n/4` pages, and each that is not left costs it nothing. What it pays once it is slowed down is in
-//!   proportion to what is left then. So that is put off as long as what is left falls by a tenth while the move gets 7
-//!   % longer ([`STEP`], [`WITHIN`]), by half of its time so far at most ([`PATIENCE`]), and not past half of the
-//!   rounds and the time that are allowed ([`ALLOWED`]). What is left of a guest that writes twice as fast or faster
-//!   falls no further than to half of its working set, and soon no more.
+//!   proportion to what is left then. So that is put off as long as what is left falls faster, in proportion, than the
+//!   move gets longer ([`STEP`]), by as long again at most ([`PATIENCE`]), and not past half of the rounds and the time
+//!   that are allowed ([`ALLOWED`]). What is left of a guest that writes twice as fast or faster falls no further than
+//!   to half of its working set, and soon no more.
 //! - From then on the guest is held down to [`AIM`] of what the link carries, so that each round leaves a quarter at
 //!   most, and further as long as a vCPU that writes keeps a 32nd of its own speed ([`SLOW`]) or writes a sixteenth of
 //!   the link ([`ALONE`]); also where less would fit the limit: what it would save the guest, a longer blackout takes.
@@ -54,14 +54,12 @@ const SLOW: f64 = 1.0 / 32.0;
 const ALONE: f64 = 1.0 / 16.0;
 /// In so many seconds half of the highest rate seen is forgotten.
 const HALF_LIFE: f64 = 0.5;
-/// Waiting is worth its while as long as what is left falls by this part ...
-const STEP: f64 = 0.1;
-/// ... while the move gets longer by this one.
-const WITHIN: f64 = 0.07;
+/// Waiting is worth its while as long as what is left falls by this part, while the move gets longer by no more than it.
+const STEP: f64 = 0.08;
 /// What is left is not known better than to this part of it; more than that above the last step is a rise.
 const SLACK: f64 = 0.02;
 /// So much time at most may be over when it ends, in times of that when it began.
-const PATIENCE: f64 = 1.5;
+const PATIENCE: f64 = 2.0;
 /// Of the rounds and of the time allowed, that part may be spent on it: a slowed guest needs a few of both.
 const ALLOWED: u32 = 2;
 
@@ -70,7 +68,7 @@ const ALLOWED: u32 = 2;
 pub struct Auto {
     /// The last look that said enough.
     before: Option<Look>,
-    /// Pages written again a second, as last measured.
+    /// Pages undone a second, as last measured.
     rate: f64,
     /// What that would be at full speed, and who it is; while throttled, the highest lately.
     writers: Writers,
@@ -101,15 +99,15 @@ impl Auto {
         let allowed =
             now < until.min(limits.total / ALLOWED) && look.round < limits.rounds / ALLOWED;
         let falls = left <= (1.0 + SLACK) * least;
-        allowed && falls && now.saturating_sub(then) < now.mul_f64(WITHIN)
+        allowed && falls && now.saturating_sub(then) < now.mul_f64(STEP)
     }
 
     /// Measures since the look before; `false` if that is too short to say anything.
     fn measure(&mut self, look: &Look) -> bool {
         let before = self.before.as_ref();
         let before = before.filter(|before| before.round == look.round);
-        let (unsent, written, from) = before.map_or((look.pages, 0, Duration::ZERO), |before| {
-            (before.unsent, before.written, before.duration)
+        let (unsent, undone, from) = before.map_or((look.pages, 0, Duration::ZERO), |before| {
+            (before.unsent, before.undone(), before.duration)
         });
         let time = look.duration.saturating_sub(from);
         let slowed = look.throttle.is_on();
@@ -123,7 +121,7 @@ impl Auto {
         };
         if enough {
             let seconds = time.as_secs_f64().max(1e-6);
-            self.rate = precise(look.written.saturating_sub(written)) / seconds;
+            self.rate = precise(look.undone().saturating_sub(undone)) / seconds;
             let remembered = match slowed {
                 true => (-seconds / HALF_LIFE).exp2(),
                 false => 0.0,
@@ -142,7 +140,8 @@ fn left_in_all(look: &Look, link: f64) -> f64 {
         true => precise(look.pages),
         false => link * look.duration.as_secs_f64(),
     };
-    precise(look.written) + precise(look.unsent).max(precise(look.pages) - arrived)
+    let sent_or_not = precise(look.pages.saturating_sub(look.rewritten));
+    precise(look.written) + precise(look.unsent).max(sent_or_not - arrived)
 }
 
 impl Throttling for Auto {

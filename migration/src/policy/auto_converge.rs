@@ -52,8 +52,8 @@ pub struct AutoConverge {
 impl AutoConverge {
     fn sync(&mut self, look: &Look) {
         self.last_sync = look.elapsed;
-        self.dirtied += look.written.saturating_sub(self.counted);
-        self.counted = if look.over { 0 } else { look.written };
+        self.dirtied += look.undone().saturating_sub(self.counted);
+        self.counted = if look.over { 0 } else { look.undone() };
         if look.elapsed <= self.period_began + PERIOD {
             return;
         }

@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use super::writers::Writers;
-use super::{Limits, Look, Throttle, Throttling, link_pages, precise, written_since};
+use super::{Limits, Look, Throttle, Throttling, link_pages, precise, undone_since};
 use crate::pages::PAGE_SIZE;
 use crate::predict::Costs;
 
@@ -47,7 +47,7 @@ impl Throttling for DirtyLimit {
         let Some(link) = link_pages(costs).filter(|_| look.round > 0 || look.over) else {
             return Throttle::default();
         };
-        if let Some((rate, seconds)) = written_since(&mut self.before, look, SHORTEST) {
+        if let Some((rate, seconds)) = undone_since(&mut self.before, look, SHORTEST) {
             let remembered = match look.throttle.is_on() {
                 true => (-seconds / HALF_LIFE).exp2(),
                 false => 0.0,

@@ -86,8 +86,10 @@ pub struct Look {
     pub pages: u64,
     /// Those of them that nobody has read yet: what is written to them now costs nothing.
     pub unsent: u64,
-    /// Pages written since they were sent, or that do not belong to the round: the next one has to send them.
+    /// Pages that the next round has to send: written since they were sent, or before their turn, or not of this round.
     pub written: u64,
+    /// Those of them that belong to the round and were not sent, since they were written again before their turn.
+    pub rewritten: u64,
     /// Pages that each vCPU has logged since the log was started ([`crate::dirty::DirtyLog::written_by_vcpu`]); empty
     /// where the log does not know.
     pub written_by_vcpu: Vec<u64>,
@@ -97,6 +99,13 @@ pub struct Look {
     pub over: bool,
     /// What has been in force since the look before.
     pub throttle: Throttle,
+}
+
+impl Look {
+    /// Pages that were the same on both ends, and are not any more: so much of what was sent was in vain.
+    fn undone(&self) -> u64 {
+        self.written.saturating_sub(self.rewritten)
+    }
 }
 
 /// A throttling policy.
@@ -120,12 +129,11 @@ pub fn throttling(policy: ThrottlePolicy) -> Box<dyn Throttling> {
     }
 }
 
-/// Pages written again a second, and over how many seconds that was measured: since the look `before` if that was in
-/// the same round, else since the round began. `None` if less than `shortest` has passed since that look, which then
-/// stays.
-fn written_since(before: &mut Option<Look>, look: &Look, shortest: Duration) -> Option<(f64, f64)> {
+/// Pages undone a second, and over how many seconds that was measured: since the look `before` if that was in the same
+/// round, else since the round began. `None` if less than `shortest` has passed since that look, which then stays.
+fn undone_since(before: &mut Option<Look>, look: &Look, shortest: Duration) -> Option<(f64, f64)> {
     let last = before.as_ref().filter(|last| last.round == look.round);
-    let (written, from) = last.map_or((0, Duration::ZERO), |last| (last.written, last.duration));
+    let (undone, from) = last.map_or((0, Duration::ZERO), |last| (last.undone(), last.duration));
     let time = look.duration.saturating_sub(from);
     if time < shortest && last.is_some() {
         return None;
@@ -133,7 +141,7 @@ fn written_since(before: &mut Option<Look>, look: &Look, shortest: Duration) -> 
     let seconds = time.as_secs_f64().max(1e-6);
     *before = Some(look.clone());
     Some((
-        precise(look.written.saturating_sub(written)) / seconds,
+        precise(look.undone().saturating_sub(undone)) / seconds,
         seconds,
     ))
 }

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    Limits, Look, Percents, Throttle, Throttling, link_pages, percent_for, speed, written_since,
+    Limits, Look, Percents, Throttle, Throttling, link_pages, percent_for, speed, undone_since,
 };
 use crate::predict::Costs;
 
@@ -36,7 +36,7 @@ impl Throttling for Sdps {
         let Some(link) = link_pages(costs).filter(|_| look.round > 0) else {
             return Throttle::default();
         };
-        let Some((rate, _)) = written_since(&mut self.before, look, SHORTEST) else {
+        let Some((rate, _)) = undone_since(&mut self.before, look, SHORTEST) else {
             return look.throttle.clone();
         };
         let now = speed(look.throttle.percents.strongest());

@@ -30,6 +30,9 @@ const STILL_SHRINKS: (u64, u64) = (9, 10);
 const HOPELESS: usize = 5;
 /// A round more is worth its while if it shortens the blackout by so much, and by a tenth.
 const WORTH: Duration = Duration::from_millis(1);
+/// How fast it falls is judged by so many rounds, as a round leaves this part of it more or less by chance.
+const LATELY: usize = 3;
+const CHANCE: u64 = 50;
 /// How fast a guest writes that is held down in slices of a few milliseconds shows in no less time than this: a round
 /// that is over sooner may have been all sleep, or none.
 const SLICES: Duration = Duration::from_millis(50);
@@ -54,6 +57,7 @@ pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limit
                 1..=WAITS if held_down(last) => pays(last, before, predicted, costs),
                 _ => false,
             };
+        let pays = pays || bound.is_none() && falls(last, before, elapsed, costs);
         return match pays {
             true => Decision::NextRound,
             false => within_limit(last, predicted, limits),
@@ -96,6 +100,25 @@ fn pays(last: &Facts, before: &[Facts], predicted: Duration, costs: &Costs) -> b
     let round = predict::transfer(last.remainder.saturating_mul(PAGE_SIZE), costs.bandwidth);
     let cost = round / 100 * u32::from(last.throttle.get());
     gain >= WORTH && gain >= predicted / 10 && gain >= cost / 3
+}
+
+/// Whether a guest at full speed is still worth waiting for: its blackout falls faster, in proportion, than the move
+/// gets longer. One that writes about as fast as the link carries leaves a little less with each round, for seconds.
+fn falls(last: &Facts, before: &[Facts], elapsed: Duration, costs: &Costs) -> bool {
+    let Some(at) = before.len().checked_sub(LATELY) else {
+        return false;
+    };
+    let least = before.iter().map(|round| round.remainder).min();
+    let least = least.unwrap_or(last.remainder);
+    if held_down(last) || last.remainder > least + least / CHANCE {
+        return false;
+    }
+    let lately = before[at + 1..].iter().chain([last]);
+    let time: Duration = lately.map(|round| round.duration).sum();
+    let then = predict::blackout(before[at].remainder, costs);
+    let gain = then.saturating_sub(predict::blackout(last.remainder, costs));
+    let [gain_s, then_s, time_s] = [gain, then, time].map(|time| time.as_secs_f64());
+    gain >= WORTH && gain_s * elapsed.as_secs_f64() >= then_s * time_s
 }
 
 /// Whether there is about as little left as there was in any of the last rounds, or waiting for that has been

@@ -123,6 +123,7 @@ mod tests {
             pages: 1000,
             unsent: 0,
             written: 1000,
+            rewritten: 0,
             written_by_vcpu: written_by_vcpu.to_vec(),
             wire_bytes: 0,
             over: false,

@@ -285,6 +285,7 @@ impl Run<'_> {
             pages: whole(round.pages),
             unsent: whole(round.unsent),
             written: self.written(),
+            rewritten: 0,
             written_by_vcpu: match self.knows_writers {
                 true => self.logged.iter().copied().map(whole).collect(),
                 false => Vec::new(),

@@ -1,13 +1,13 @@
 //! The worker that carries pages: looks which are zero, and sends them. Each stream of a move has one; together
 //! they share a round.
 
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::error::MoveError;
 use super::line::Line;
 use super::pacer::Pacer;
 use super::streams::{SIGN, Tally};
+use super::work_list::Piece;
 use crate::dirty::DirtyLog;
 use crate::guest::GuestRam;
 use crate::pages::{MemoryLayout, PageSet};
@@ -41,6 +41,8 @@ pub(super) struct Load<'a> {
     pub round: u32,
     /// How many lines carry them.
     pub streams: u16,
+    /// So many of them are armed before their turn, and left out if they are written again before it comes.
+    pub ahead: u64,
 }
 
 /// What was carried.
@@ -51,6 +53,8 @@ pub(super) struct Counts {
     pub zero_pages: u64,
     /// Zero pages that the destination was not told of: in the first round its memory is zero by itself.
     pub untold_pages: u64,
+    /// Pages left to the next round, since they were written again before their turn.
+    pub rewritten_pages: u64,
     /// Time spent in handing bytes to the connection, pacing included; of several streams the longest.
     pub sending: Duration,
 }
@@ -67,6 +71,7 @@ impl Counts {
             sent_pages: self.sent_pages + other.sent_pages,
             zero_pages: self.zero_pages + other.zero_pages,
             untold_pages: self.untold_pages + other.untold_pages,
+            rewritten_pages: self.rewritten_pages + other.rewritten_pages,
             sending: self.sending.max(other.sending),
         }
     }
@@ -131,15 +136,17 @@ impl<'a> Courier<'a> {
         })
     }
 
-    /// Carries the pages within `range`, which lies in one region, starts at a multiple of 64, and is armed.
-    pub fn carry(&mut self, range: &Range<u64>) -> Result<(), MoveError> {
-        let set = self.load.set;
-        let untold = self.counts.untold_pages;
+    /// Carries the pages of a piece.
+    pub fn carry(&mut self, piece: &Piece) -> Result<(), MoveError> {
+        let (set, range) = (self.load.set, &piece.range);
+        let (untold, rewritten) = (self.counts.untold_pages, self.counts.rewritten_pages);
         // Where the kernel does not say, a look does, and takes the page.
         let holes = touched::holes(self.load.ram, self.load.layout, set, range).unwrap_or_default();
         for run in set.runs(range.clone(), u64::MAX) {
             for page in run {
-                if !holes.contains(page) && !self.ram.is_zero(page) {
+                if piece.is_written_again(page) {
+                    self.counts.rewritten_pages += 1;
+                } else if !holes.contains(page) && !self.ram.is_zero(page) {
                     self.data.push(page);
                 } else if self.load.round > 0 {
                     self.zero.push(page);
@@ -152,6 +159,8 @@ impl<'a> Courier<'a> {
             }
         }
         self.tally.add(self.counts.untold_pages - untold, 0);
+        self.tally
+            .leave_out(self.counts.rewritten_pages - rewritten);
         self.flush()
     }
 

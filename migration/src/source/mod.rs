@@ -15,6 +15,7 @@ mod stop_and_copy;
 mod streams;
 mod trip;
 mod verify;
+mod work_list;
 
 pub use error::MoveError;
 pub(crate) use error::chain;

@@ -176,6 +176,7 @@ impl<P: PausedGuest> LastPages<P> {
             dirty_pages: counts.sent_pages + counts.zero_pages,
             sent_pages: counts.sent_pages,
             zero_pages: counts.zero_pages,
+            rewritten_pages: 0,
             wire_bytes,
             bandwidth_bytes_per_s: per_second(wire_bytes, duration.as_secs_f64()),
             dirty_bytes_per_s: 0,
@@ -211,6 +212,7 @@ impl<P: PausedGuest> LastPages<P> {
             set: &self.todo,
             round: self.round,
             streams: self.link.streams(),
+            ahead: 0,
         };
         // The guest stands still, so there is no reason for small chunks but that all streams have work.
         let chunk = chunk_pages(u64::MAX);

@@ -126,10 +126,10 @@ fn auto_completes_within_the_limit_up_to_eight_times_the_link() {
                     let guest = guest(pattern, working_set, times);
                     let ran = run(&guest, ThrottlePolicy::Auto, downtime);
                     assert!(completed(&ran, downtime), "{guest:?}: {ran:?}");
-                    // Round 0 takes 9.1 s, and the working set once more 4.6 s. Near the link's own speed it waits half
-                    // as long again.
+                    // Round 0 takes 9.1 s, and the working set once more 4.6 s. Near the link's own speed it waits as
+                    // long again as it has taken until then.
                     let (most, rounds) = match (0.9..=1.1).contains(&times) {
-                        true => (27.0, 60),
+                        true => (32.0, 85),
                         false => (20.0, 40),
                     };
                     assert!(ran.rounds.len() <= rounds, "{guest:?}: {ran:?}");
@@ -165,7 +165,7 @@ fn least_lost(times: f64, working_set: u64, total_s: f64) -> f64 {
 /// A third of what auto-converge loses, or one part in a hundred, where that can be had: a guest that writes once or
 /// twice what the link carries, anywhere in 512 MiB, cannot be moved so fast at that price by anybody. What is spent on
 /// a blackout shorter than asked for comes on top: rounds that shrink to a quarter each. Longer than auto-converge it
-/// takes only where it waits, by no more than half, and loses less than half of the work then.
+/// takes only where it waits, by no more than three quarters, and loses less than a quarter of the work then.
 #[test]
 fn auto_loses_a_third_of_what_auto_converge_does_and_is_no_slower() {
     for pattern in [Pattern::Uniform, Pattern::Sweep, Pattern::HotSpot] {
@@ -195,8 +195,8 @@ fn auto_loses_a_third_of_what_auto_converge_does_and_is_no_slower() {
                     );
                     assert!(lost_s(&auto) <= allowed + polish, "{guest:?}: {auto:?}");
                     let no_later = total_s(&auto) <= total_s(&qemu) + polish;
-                    let waits = total_s(&auto) <= total_s(&qemu) * 1.5
-                        && lost_s(&auto) < lost_s(&qemu) / 2.0
+                    let waits = total_s(&auto) <= total_s(&qemu) * 1.75
+                        && lost_s(&auto) < lost_s(&qemu) / 4.0
                         && times == 1.0;
                     assert!(no_later || waits, "{guest:?}: {auto:?}");
                 }
@@ -235,8 +235,8 @@ fn a_hot_spot_is_followed_down_to_what_is_written_all_the_time() {
         let ran = run(&guest, policy, limit);
         assert!(completed(&ran, limit), "{:?}", ran.decision);
         // The first round that leaves more than three quarters of its own pages would have meant 34 ms.
-        assert!(ran.blackout < ms(28), "{:?}", ran.blackout);
-        assert!(ran.rounds.len() < 12 && lost_s(&ran) == 0.0);
+        assert!(ran.blackout < ms(24), "{:?}", ran.blackout);
+        assert!(ran.rounds.len() < 16 && lost_s(&ran) == 0.0);
     }
 }
 
@@ -413,7 +413,7 @@ proptest! {
 #[test]
 fn auto_waits_where_that_saves_work() {
     let ran = run(&guest(Pattern::Uniform, 512, 1.0), ThrottlePolicy::Auto, 50);
-    assert!(lost_s(&ran) < 0.5 && total_s(&ran) < 26.0, "{ran:?}");
+    assert!(lost_s(&ran) < 0.2 && total_s(&ran) < 32.0, "{ran:?}");
     // Without rounds or time to spare it is slowed down as soon as going on is nearly in vain: 0.9 s are lost, in 18 s.
     for (rounds, total) in [(10, 3600), (1000, 20)] {
         let options = Options {
@@ -427,6 +427,16 @@ fn auto_waits_where_that_saves_work() {
         assert!(total_s(&hurried) < 19.0, "{hurried:?}");
         assert!(lost_s(&hurried) > 1.5 * lost_s(&ran), "{hurried:?}");
     }
+    // Where it would fit the limit as it is, its blackout is what is waited for.
+    let long = run(
+        &guest(Pattern::Uniform, 512, 1.0),
+        ThrottlePolicy::Auto,
+        300,
+    );
+    assert!(
+        lost_s(&long) == 0.0 && long.blackout < ms(150) && total_s(&long) < 31.0,
+        "{long:?}"
+    );
     let twice = run(&guest(Pattern::Uniform, 512, 2.0), ThrottlePolicy::Auto, 50);
     assert!(total_s(&twice) < 19.5, "{twice:?}");
 }

@@ -320,6 +320,7 @@ fn percents(policy: ThrottlePolicy, downtime: Duration, looks: &[At]) -> Vec<u8>
             pages: at.pages,
             unsent: at.unsent,
             written: at.written,
+            rewritten: 0,
             written_by_vcpu: Vec::new(),
             wire_bytes: (sent_before + sent) * 4096,
             over: at.over,
@@ -520,6 +521,7 @@ fn slices_are_as_short_as_they_can_be() {
             pages: 2_872,
             unsent: 0,
             written,
+            rewritten: 0,
             written_by_vcpu: Vec::new(),
             wire_bytes: 2 << 30,
             over: true,
@@ -554,6 +556,7 @@ fn limited(looks: &[(At, [u64; 3])]) -> Vec<[u8; 3]> {
             pages: at.pages,
             unsent: at.unsent,
             written: at.written,
+            rewritten: 0,
             written_by_vcpu: counts.to_vec(),
             wire_bytes: 0,
             over: at.over,
@@ -600,4 +603,32 @@ fn dirty_limit_slows_down_those_above_it() {
         [2_000, 20_000, 40_000],
     )]);
     assert_eq!(percents, [[0, 69, 85]]);
+}
+
+/// A page that was written again before its turn was different on the other end all the time: nothing was in vain.
+#[test]
+fn what_is_left_to_the_next_round_slows_nobody_down() {
+    let limits = Limits {
+        downtime: ms(50),
+        ..limits()
+    };
+    let costs = costs();
+    let throttle = |rewritten| {
+        let look = Look {
+            elapsed: ms(20_000),
+            round: 2,
+            duration: ms(250),
+            pages: 29_000,
+            unsent: 22_000,
+            written: 7_000,
+            rewritten,
+            written_by_vcpu: Vec::new(),
+            wire_bytes: 2 << 30,
+            over: false,
+            throttle: Throttle::default(),
+        };
+        throttling(ThrottlePolicy::Auto).decide(&look, &costs, &limits)
+    };
+    assert!(throttle(0).is_on());
+    assert!(!throttle(6_000).is_on());
 }

@@ -400,8 +400,12 @@ const RING: Group = &[
     ioctl(KVM_SET_USER_MEMORY_REGION),
 ];
 
-/// A range of the dirty log is armed before it is sent.
-const ARM: Group = &[ioctl(KVM_CLEAR_DIRTY_LOG), ioctl(KVM_RESET_DIRTY_RINGS)];
+/// A range of the dirty log is armed before it is sent, and looked at once more when it is its turn.
+const ARM: Group = &[
+    ioctl(KVM_CLEAR_DIRTY_LOG),
+    ioctl(KVM_RESET_DIRTY_RINGS),
+    ioctl(KVM_GET_DIRTY_LOG),
+];
 
 /// Holes in memory of a file are found, and not read, before it is sent.
 const HOLES: Group = &[call(libc::SYS_mincore), call(libc::SYS_lseek)];

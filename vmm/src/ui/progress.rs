@@ -234,6 +234,7 @@ mod tests {
             dirty_pages: 9_999_999,
             sent_pages: 9_999_999,
             zero_pages: 0,
+            rewritten_pages: 0,
             wire_bytes: 1 << 35,
             bandwidth_bytes_per_s: 117_500_000,
             dirty_bytes_per_s: 0,

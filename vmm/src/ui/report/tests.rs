@@ -12,6 +12,7 @@ fn round(index: u32) -> Round {
         dirty_pages: 262_144 >> index.min(9),
         sent_pages: 252_144 >> index.min(9),
         zero_pages: 10_000 >> index.min(9),
+        rewritten_pages: 0,
         wire_bytes: 1_034_000_000 >> index.min(9),
         bandwidth_bytes_per_s: 117_500_000,
         dirty_bytes_per_s: 40_000_000,
