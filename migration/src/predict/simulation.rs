@@ -28,6 +28,12 @@ const LOOKS: f64 = 4096.0;
 /// To see that a page is all zeros takes so many seconds; see docs/performance.md.
 const ZERO_SCAN: f64 = 2e-7;
 
+/// So often, in seconds, the engine looks which pages of a round are written again before their turn, by which they are
+/// armed so many seconds ahead, or so many pages.
+const LOOK: f64 = 0.010;
+const AHEAD: f64 = 0.020;
+const AHEAD_PAGES: f64 = 16_384.0;
+
 /// What does not matter to a real move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setting {
@@ -117,6 +123,7 @@ pub fn simulate(
         logged: vec![0.0; guest.vcpus()],
         knows_writers: setting.knows_writers,
         sent: 0.0,
+        rewritten: 0.0,
         strongest: ThrottlePercent::default(),
         rounds: Vec::new(),
     };
@@ -143,6 +150,8 @@ struct Run<'a> {
     knows_writers: bool,
     /// Pages.
     sent: f64,
+    /// Pages that the last round left to the next one.
+    rewritten: f64,
     strongest: ThrottlePercent,
     rounds: Vec<Facts>,
 }
@@ -152,6 +161,8 @@ struct Round {
     began: f64,
     pages: f64,
     unsent: f64,
+    /// Pages left to the next round.
+    rewritten: f64,
     /// When the policy was last asked.
     asked: f64,
 }
@@ -172,6 +183,7 @@ impl Run<'_> {
                     began: self.now - last.duration.as_secs_f64(),
                     pages: last.pages as f64,
                     unsent: 0.0,
+                    rewritten: self.rewritten,
                     asked: self.now,
                 };
                 self.ask(&round, true);
@@ -187,13 +199,22 @@ impl Run<'_> {
             began: self.now,
             pages,
             unsent: pages,
+            rewritten: 0.0,
             asked: self.now,
         };
         let page = (PAGE_SIZE + RUN_HEADER) as f64 / self.costs.bandwidth.max(1) as f64;
+        // Where pages lie does not matter to what is looked at: before the first look, the engine sends others.
+        let looked = match first {
+            true => 0.0,
+            false => (1.0 - LOOK / (pages * page)).max(0.0),
+        };
         for part in 0..self.parts.len() {
             for cell in self.parts[part].cells() {
+                let lately = (self.lately(part), looked);
                 let live = &mut self.parts[part];
-                let pages = live.send(cell);
+                let (pages, left) = live.send(cell, lately);
+                round.unsent = (round.unsent - left).max(0.0);
+                round.rewritten += left;
                 if pages <= 0.0 {
                     continue;
                 }
@@ -212,6 +233,7 @@ impl Run<'_> {
         }
         // What is under way arrives, an idle connection is measured, the log is read.
         self.pass((self.costs.round_trip * 2 + self.costs.sync).as_secs_f64());
+        self.rewritten = round.rewritten;
         self.rounds.push(Facts {
             pages: whole(round.pages),
             remainder: self.written(),
@@ -219,6 +241,16 @@ impl Run<'_> {
             throttle: self.throttle.percents.strongest(),
         });
         None
+    }
+
+    /// For how long the vCPU of a part has written in the time that pages are armed before they are sent.
+    fn lately(&self, part: usize) -> f64 {
+        let live = &self.parts[part];
+        let page = (PAGE_SIZE + RUN_HEADER) as f64 / self.costs.bandwidth.max(1) as f64;
+        // The last look was half as long ago as it is between two.
+        let seen = (AHEAD.min(AHEAD_PAGES * page) - LOOK / 2.0).max(0.0);
+        let share = self.throttle.share(usize::from(live.part.vcpu));
+        live.active(self.now - seen, self.now) * self.guest.speed(share)
     }
 
     /// Lets so many seconds of a round pass, and asks the policy whenever it wants to be asked. Gives the end of
@@ -285,7 +317,7 @@ impl Run<'_> {
             pages: whole(round.pages),
             unsent: whole(round.unsent),
             written: self.written(),
-            rewritten: 0,
+            rewritten: whole(round.rewritten),
             written_by_vcpu: match self.knows_writers {
                 true => self.logged.iter().copied().map(whole).collect(),
                 false => Vec::new(),

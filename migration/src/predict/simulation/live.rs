@@ -122,9 +122,10 @@ impl<'a> Live<'a> {
         0..self.cells
     }
 
-    /// Sends what is to be sent of a cell; says how many pages that are.
-    pub fn send(&mut self, cell: u32) -> f64 {
-        let sent = match &mut self.state {
+    /// Sends what is to be sent of a cell, but for what was written again in the last seconds of writing, where that is
+    /// looked at; says how many pages that are, and how many it leaves.
+    pub fn send(&mut self, cell: u32, (lately, looked): (f64, f64)) -> (f64, f64) {
+        let (sent, left) = match &mut self.state {
             State::Random {
                 rate,
                 cells,
@@ -132,33 +133,39 @@ impl<'a> Live<'a> {
                 clean,
             } => {
                 let Some((share, at)) = cells.get_mut(index(cell)) else {
-                    return 0.0;
+                    return (0.0, 0.0);
                 };
                 let then = *share * (-*rate * (*began - *at)).exp();
-                let sent = self.weight * (1.0 - then);
-                *share = 1.0 - then + then * (-*rate * (self.clock - *began)).exp();
+                let again = looked * (1.0 - (-*rate * lately).exp());
+                let sent = (1.0 - then) * (1.0 - again);
+                *share = sent + then * (-*rate * (self.clock - *began)).exp();
                 *at = self.clock;
-                *clean += sent;
-                sent
+                *clean += self.weight * sent;
+                (self.weight * sent, self.weight * (1.0 - then - sent))
             }
             State::Sweep { cells, .. } => match cells.get_mut(index(cell)) {
                 Some(cell @ Cell::Unsent) => {
                     *cell = Cell::Clean;
-                    self.weight
+                    (self.weight, 0.0)
                 }
-                _ => 0.0,
+                _ => (0.0, 0.0),
             },
         };
-        self.unsent = (self.unsent - sent).max(0.0);
-        sent
+        self.unsent = (self.unsent - sent - left).max(0.0);
+        (sent, left)
+    }
+
+    /// For how long there was writing between these two times.
+    pub fn active(&self, from: f64, to: f64) -> f64 {
+        match &self.part.bursts {
+            Some(bursts) => bursts.written_until(to) - bursts.written_until(from),
+            None => to - from,
+        }
     }
 
     /// Lets the time between these two pass; says for how long of it, at full speed or not, there was writing.
     pub fn pass(&mut self, from: f64, to: f64, speed: f64) -> f64 {
-        let active = match &self.part.bursts {
-            Some(bursts) => bursts.written_until(to) - bursts.written_until(from),
-            None => to - from,
-        };
+        let active = self.active(from, to);
         let time = active * speed;
         self.clock += time;
         match &mut self.state {
@@ -226,7 +233,7 @@ mod tests {
 
     fn send(live: &mut Live<'_>) -> f64 {
         live.begin_round();
-        live.cells().map(|cell| live.send(cell)).sum()
+        live.cells().map(|cell| live.send(cell, (0.0, 0.0)).0).sum()
     }
 
     fn sent<'a>(part: &'a Part, grain: u32) -> Live<'a> {
@@ -262,16 +269,33 @@ mod tests {
         let dirty = live.begin_round();
         assert!((dirty - 632.12).abs() < 0.01);
         // Half of the cells are sent, then as much time passes again.
-        let half: f64 = (0..5).map(|cell| live.send(cell)).sum();
+        let half: f64 = (0..5).map(|cell| live.send(cell, (0.0, 0.0)).0).sum();
         assert!((half - 316.06).abs() < 0.01 && live.written() < 1e-6);
         live.pass(2.0, 4.0, 1.0);
         // Written: of the sent half 63.2 %, of the clean third of the other as many.
         let expected = 500.0 * 0.632_12 + 500.0 * 0.367_88 * 0.632_12;
         assert!((live.written() - expected).abs() < 0.01);
-        let rest: f64 = (5..10).map(|cell| live.send(cell)).sum();
+        let rest: f64 = (5..10).map(|cell| live.send(cell, (0.0, 0.0)).0).sum();
         assert!((rest - 316.06).abs() < 0.01);
         assert!((live.written() - expected).abs() < 0.01);
         assert!((live.begin_round() - expected).abs() < 0.01);
+    }
+
+    /// Pages that are written all the time are left to the next round, and with them a few of all others.
+    #[test]
+    fn what_was_written_again_lately_is_not_sent() {
+        for (rate, expected) in [(100.0, 0.998_00), (1e6, 0.0)] {
+            let part = Part::random(1000, rate);
+            let mut live = Live::new(&part, 10, &mut Random::new(3));
+            let dirty = live.begin_round();
+            let (sent, left) = live
+                .cells()
+                .map(|cell| live.send(cell, (0.02, 1.0)))
+                .fold((0.0, 0.0), |all, one| (all.0 + one.0, all.1 + one.1));
+            assert!((sent - 1000.0 * expected).abs() < 0.01, "{sent}");
+            assert!((sent + left - dirty).abs() < 1e-6);
+            assert!((live.written() - left).abs() < 1e-6);
+        }
     }
 
     #[test]
