@@ -49,16 +49,14 @@ pub fn decide(rounds: &[Facts], elapsed: Duration, costs: &Costs, limits: &Limit
     let predicted = predict::blackout(last.remainder, costs);
     let bound = bound_reached(rounds.len(), elapsed, limits);
     if predicted <= limits.downtime {
-        let pays = bound.is_none()
-            && match stalled_rounds(rounds, STILL_SHRINKS) {
-                0 => pays(last, before, predicted, costs),
-                _ if !at_minimum(last, before, costs) => true,
-                // It may have been no more than the slices of the throttle.
-                1..=WAITS if held_down(last) => pays(last, before, predicted, costs),
-                _ => false,
-            };
-        let pays = pays || bound.is_none() && falls(last, before, elapsed, costs);
-        return match pays {
+        let pays = match stalled_rounds(rounds, STILL_SHRINKS) {
+            0 => pays(last, before, predicted, costs),
+            _ if !at_minimum(last, before, costs) => true,
+            // It may have been no more than the slices of the throttle.
+            1..=WAITS if held_down(last) => pays(last, before, predicted, costs),
+            _ => false,
+        };
+        return match bound.is_none() && (pays || falls(last, before, elapsed, costs)) {
             true => Decision::NextRound,
             false => within_limit(last, predicted, limits),
         };

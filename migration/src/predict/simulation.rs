@@ -18,6 +18,7 @@ use crate::guest::ThrottlePercent;
 use crate::options::{OnTimeout, Options};
 use crate::pages::PAGE_SIZE;
 use crate::policy::{Decision, Facts, Limits, Look, Throttle, Throttling, decide, throttling};
+use crate::source::{AHEAD_PAGES, AHEAD_TIME, LOOK};
 
 /// The most rounds that a simulated move takes, whatever is allowed: one that needs more does not end.
 pub const MAX_ROUNDS: u32 = 1000;
@@ -27,12 +28,6 @@ const SHORTEST: f64 = 1e-3;
 const LOOKS: f64 = 4096.0;
 /// To see that a page is all zeros takes so many seconds; see docs/performance.md.
 const ZERO_SCAN: f64 = 2e-7;
-
-/// So often, in seconds, the engine looks which pages of a round are written again before their turn, by which they are
-/// armed so many seconds ahead, or so many pages.
-const LOOK: f64 = 0.010;
-const AHEAD: f64 = 0.020;
-const AHEAD_PAGES: f64 = 16_384.0;
 
 /// What does not matter to a real move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +118,6 @@ pub fn simulate(
         logged: vec![0.0; guest.vcpus()],
         knows_writers: setting.knows_writers,
         sent: 0.0,
-        rewritten: 0.0,
         strongest: ThrottlePercent::default(),
         rounds: Vec::new(),
     };
@@ -150,8 +144,6 @@ struct Run<'a> {
     knows_writers: bool,
     /// Pages.
     sent: f64,
-    /// Pages that the last round left to the next one.
-    rewritten: f64,
     strongest: ThrottlePercent,
     rounds: Vec<Facts>,
 }
@@ -170,29 +162,21 @@ struct Round {
 impl Run<'_> {
     fn play(mut self) -> Simulated {
         loop {
-            if let Some(decision) = self.round() {
-                return self.over(decision);
-            }
+            let round = match self.round() {
+                Ok(round) => round,
+                Err(decision) => return self.over(decision),
+            };
             self.known = *self.costs;
             match decide(&self.rounds, duration(self.now), &self.known, &self.limits) {
                 Decision::NextRound => {}
                 decision => return self.over(decision),
             }
-            if let Some(last) = self.rounds.last() {
-                let round = Round {
-                    began: self.now - last.duration.as_secs_f64(),
-                    pages: last.pages as f64,
-                    unsent: 0.0,
-                    rewritten: self.rewritten,
-                    asked: self.now,
-                };
-                self.ask(&round, true);
-            }
+            self.ask(&round, true);
         }
     }
 
-    /// Sends all pages; gives the end of the move, if that comes in the middle.
-    fn round(&mut self) -> Option<Decision> {
+    /// Sends all pages; an error is the end of the move, if that comes in the middle.
+    fn round(&mut self) -> Result<Round, Decision> {
         let first = self.rounds.is_empty();
         let pages = self.parts.iter_mut().map(Live::begin_round).sum();
         let mut round = Round {
@@ -204,13 +188,17 @@ impl Run<'_> {
         };
         let page = (PAGE_SIZE + RUN_HEADER) as f64 / self.costs.bandwidth.max(1) as f64;
         // Where pages lie does not matter to what is looked at: before the first look, the engine sends others.
+        let look = LOOK.as_secs_f64();
         let looked = match first {
             true => 0.0,
-            false => (1.0 - LOOK / (pages * page)).max(0.0),
+            false => (1.0 - look / (pages * page)).max(0.0),
         };
+        // They are armed so long before their turn, and the last look was half as long ago as it is between two.
+        let ahead = AHEAD_TIME.as_secs_f64().min(AHEAD_PAGES as f64 * page);
+        let seen = (ahead - look / 2.0).max(0.0);
         for part in 0..self.parts.len() {
             for cell in self.parts[part].cells() {
-                let lately = (self.lately(part), looked);
+                let lately = (self.lately(part, seen), looked);
                 let live = &mut self.parts[part];
                 let (pages, left) = live.send(cell, lately);
                 round.unsent = (round.unsent - left).max(0.0);
@@ -227,30 +215,27 @@ impl Run<'_> {
                 self.sent += pages * (1.0 - zero);
                 let time = pages * ((1.0 - zero) * page + zero * ZERO_SCAN);
                 if let Some(over) = self.spend(time, &mut round) {
-                    return Some(over);
+                    return Err(over);
                 }
             }
         }
         // What is under way arrives, an idle connection is measured, the log is read.
         self.pass((self.costs.round_trip * 2 + self.costs.sync).as_secs_f64());
-        self.rewritten = round.rewritten;
+        round.unsent = 0.0;
         self.rounds.push(Facts {
             pages: whole(round.pages),
             remainder: self.written(),
             duration: duration(self.now - round.began),
             throttle: self.throttle.percents.strongest(),
         });
-        None
+        Ok(round)
     }
 
-    /// For how long the vCPU of a part has written in the time that pages are armed before they are sent.
-    fn lately(&self, part: usize) -> f64 {
+    /// For how long the vCPU of a part has written in the last `seconds`, in times of full speed.
+    fn lately(&self, part: usize, seconds: f64) -> f64 {
         let live = &self.parts[part];
-        let page = (PAGE_SIZE + RUN_HEADER) as f64 / self.costs.bandwidth.max(1) as f64;
-        // The last look was half as long ago as it is between two.
-        let seen = (AHEAD.min(AHEAD_PAGES * page) - LOOK / 2.0).max(0.0);
         let share = self.throttle.share(usize::from(live.part.vcpu));
-        live.active(self.now - seen, self.now) * self.guest.speed(share)
+        live.active(self.now - seconds, self.now) * self.guest.speed(share)
     }
 
     /// Lets so many seconds of a round pass, and asks the policy whenever it wants to be asked. Gives the end of

@@ -21,6 +21,7 @@ pub use error::MoveError;
 pub(crate) use error::chain;
 pub(crate) use pacer::Pacer;
 pub use snapshot::{Hold, Keep, Kept, Snapshotted, snapshot};
+pub(crate) use work_list::{AHEAD_PAGES, AHEAD_TIME, LOOK};
 
 use self::connecting::Connecting;
 use self::handover::Delivered;

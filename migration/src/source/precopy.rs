@@ -14,6 +14,7 @@ use super::pacer::Pacer;
 use super::stop_and_copy::StopAndCopy;
 use super::streams::{Midway, SIGN, carry};
 use super::trip::{Failed, Trip, give_back, per_second};
+use super::work_list::{AHEAD_PAGES, AHEAD_TIME};
 use crate::clock::millis;
 use crate::confined::{self, Role};
 use crate::event::Event;
@@ -32,12 +33,6 @@ const CHUNK_TIME: Duration = Duration::from_millis(20);
 /// Bounds of that in pages: 1 MiB, and 8 MiB, so that all streams come to an end together. Powers of two, so that
 /// from 2 MiB on no two streams send parts of one huge page, which both would touch first on the destination.
 const CHUNK_PAGES: Range<u64> = 256..2048;
-/// How much of the link's time pages are armed before they are sent: those that are written again within it are left to
-/// the next round ([`super::work_list`]). Each that is costs the guest a fault more; with 100 ms a guest that writes
-/// eight times what the link carries lost a quarter more work, and one at the link's own speed no less than with this.
-/// And the most of them: 64 MiB.
-const AHEAD_TIME: Duration = Duration::from_millis(20);
-const AHEAD_PAGES: u64 = 16_384;
 /// Over fewer bytes than the first, the time is all latency and says nothing of the bandwidth. Over fewer
 /// than the second it is partly that of the socket's own buffer, and does not replace a better measurement.
 const TELLING_BYTES: (u64, u64) = (256 << 10, 8 << 20);
@@ -152,7 +147,7 @@ impl<G: RunningGuest> Precopy<G> {
             log.take(&mut self.todo)?;
             self.costs.sync = began.elapsed();
             self.note(&mut round, trip);
-            if let Step::Stop { reason } = self.step(trip)? {
+            if let Step::Stop { reason } = self.step(&round, trip)? {
                 // At a bound there is no round more: it might leave more than the downtime allows, and the move that
                 // was about to succeed would be given up.
                 if settles == SETTLES || self.settle()? < SETTLED || self.is_bounded(trip) {
@@ -357,8 +352,8 @@ impl<G: RunningGuest> Precopy<G> {
         });
     }
 
-    /// Does what the policies say.
-    fn step(&mut self, trip: &mut Trip<'_>) -> Result<Step, MoveError> {
+    /// Does what the policies say behind that round.
+    fn step(&mut self, round: &Round, trip: &mut Trip<'_>) -> Result<Step, MoveError> {
         let limits = Limits::from(trip.options);
         let elapsed = trip.started.elapsed();
         match policy::decide(&self.facts, elapsed, &self.costs, &limits) {
@@ -374,11 +369,7 @@ impl<G: RunningGuest> Precopy<G> {
                 pages: last.pages,
                 unsent: 0,
                 written: last.remainder,
-                rewritten: trip
-                    .report
-                    .rounds
-                    .last()
-                    .map_or(0, |round| round.rewritten_pages),
+                rewritten: round.rewritten_pages,
                 written_by_vcpu: self.guest.dirty_log().written_by_vcpu().unwrap_or_default(),
                 wire_bytes: self.link.sent_bytes(),
                 over: true,
